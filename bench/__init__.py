@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench <op>`; see `bench/__main__.py`."""

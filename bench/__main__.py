@@ -1,0 +1,265 @@
+"""Time one op against its peers, in one run: `python -m bench <op> --problem ID ...` in the repository root.
+
+    python -m bench tensor_product_conv --problem mace-medium sevennet-0 \\
+        --against e3nn,e3nn-script,cueq,cueq-irmul --pass fwd,bwd,bwdbwd --json bench/results/conv.jsonl
+    python -m bench tensor_product_conv --problem mace-large --graph diamond:5 --backend native,reference
+    python -m bench spherical_harmonics --problem lmax3 lmax8 --points 100000 --against e3nn,sphericart,cueq
+
+Ops are the files bench_<op>.py; problems are those of eqtp/problems.py ("all": every one); peers are
+listed in bench/peers.py. Each problem is first checked at a small size: output and gradients of each
+pass, for each operand, path by path, against the reference in float64. A kernel that fails is not timed:
+the run ends with exit code 1.
+
+Peers take turns with us (harness.time_together). A peer that is not installed, or cannot do the problem,
+is named with its reason. A table goes to stdout, a progress bar to stderr. Columns: median, 20 and 80
+percentile; compulsory bytes and operations per second, and their fraction of what this machine was just
+measured to do; peak memory that one call adds; `ratio`: the peer's time over ours (the first backend).
+
+--json FILE gets one object per line, ours and peers': op, problem, pass, backend (or peer), dtype,
+threads, ms, ms_p20, ms_p80, ratio_to (peer: their ms / ours), bandwidth_fraction (of the read bandwidth),
+flop_fraction, peak_mb (null where the system cannot tell), gb_s, gflop_s, repeats, size, machine,
+versions; for a peer that is missing: op, problem, pass, backend, missing (why). What a pass is, and what
+its bytes are: bench/harness.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import eqtp
+from bench import harness, machine, peers
+from bench.harness import STAGES, TITLES, Missing, WrongKernel
+
+OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SAME_OPERATOR = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+}  # how closely an e3nn peer must agree to be compared
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    head, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("op", choices=OPS)
+    parser.add_argument(
+        "--problem", nargs="+", required=True, metavar="ID", help='problems of the op, or "all"'
+    )
+    parser.add_argument(
+        "--backend", type=names, default=["native"], help="our backends, the first is compared"
+    )
+    parser.add_argument("--against", type=names, default=[], metavar="PEERS", help=", ".join(peers.NAMES))
+    parser.add_argument(
+        "--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--edges", type=int, default=20_000, help="edges, or rows of tensor_product")
+    parser.add_argument(
+        "--graph", default="random", help="random, sorted, diamond:5, flashtp, ... (eqtp/problems.py)"
+    )
+    parser.add_argument("--points", type=int, default=100_000, help="vectors of spherical_harmonics")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds in which all take turns")
+    parser.add_argument(
+        "--min-time", type=float, default=1.0, help="seconds for each quick one, over all rounds"
+    )
+    parser.add_argument("--warmup", type=int, default=2, help="calls before the clock starts")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(argv)
+    module = importlib.import_module(f"bench.bench_{options.op}")
+    options.passes = options.passes or list(module.PASSES)
+    if options.problem == ["all"]:
+        options.problem = list(module.PROBLEMS)
+    for what, given, known in (
+        ("problem", options.problem, module.PROBLEMS),
+        ("pass", options.passes, module.PASSES),
+        ("peer", options.against, peers.NAMES),
+        ("backend", options.backend, (*eqtp.backends(), "auto")),
+    ):
+        for name in given:
+            if name not in known:
+                parser.error(f"{options.op}: unknown {what} {name!r}; known: {', '.join(known)}")
+    for name in ("nodes", "edges", "points", "repeat", "warmup", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def gate(module, problem: str, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Check our backends, and that each comparable peer computes the same operator, at a small size.
+
+    Returns the contestants that may be timed and the reason of each that may not. Raises WrongKernel.
+    """
+    dtype = DTYPES[options.dtype]
+    case = module.case(problem, dtype, **module.CHECK_SIZE)
+    inputs = tuple(case.inputs.values())
+    ready, missing = [], {}
+    for backend in options.backend:
+        try:
+            kernel = case.ours(backend)
+        except Missing as reason:
+            missing[backend] = str(reason)
+            continue
+        harness.check(case, kernel, f"backend {backend}", options.passes)
+        ready.append(backend)
+    for peer in options.against:
+        try:
+            f = case.peer(peer)
+            if peer in peers.E3NN:
+                harness.check(case, f, peer, ["fwd"], SAME_OPERATOR[dtype])
+            elif (shape := f(*inputs).shape) != case.cotangent.shape:
+                raise Missing(f"its output is {list(shape)}, ours is {list(case.cotangent.shape)}")
+            ready.append(peer)
+        except WrongKernel as reason:
+            missing[peer] = f"computes something else: {reason}"
+        except Missing as reason:
+            missing[peer] = str(reason)
+        except Exception as error:  # whatever a peer does, it is named with its reason
+            missing[peer] = harness.reason_of(error)
+    return ready, missing
+
+
+def records(case, options, pass_: str, timings: dict, rates: machine.Machine) -> list[dict]:
+    """One object per contestant, as the JSON file gets it."""
+    total = {kind: sum(getattr(case, kind)[stage] for stage in STAGES[pass_]) for kind in ("bytes", "flops")}
+    rows = []
+    for who, timing in timings.items():
+        ours = who in options.backend
+        rows.append({
+            "op": options.op,
+            "problem": case.problem,
+            "pass": pass_,
+            "backend": who,
+            "dtype": options.dtype,
+            "threads": options.threads,
+            "ms": timing.ms,
+            "ms_p20": timing.quantile(0.2),
+            "ms_p80": timing.quantile(0.8),
+            "ratio_to": {p: t.ms / timing.ms for p, t in timings.items() if ours and p in options.against},
+            "bandwidth_fraction": total["bytes"] / timing.ms / 1e6 / rates.read_gb_s,
+            "flop_fraction": total["flops"] / timing.ms / 1e6 / rates.gflop_s,
+            "peak_mb": timing.peak_mb,
+            "gb_s": total["bytes"] / timing.ms / 1e6,
+            "gflop_s": total["flops"] / timing.ms / 1e6,
+            "repeats": len(timing.calls),
+            "size": case.size | ({"graph": options.graph} if "nodes" in case.size else {}),
+            "machine": rates._asdict(),
+            "versions": {"eqtp": eqtp.__version__, **peers.versions()},
+        })  # fmt: skip
+    return rows
+
+
+def size_text(size: dict) -> str:
+    return ", ".join(
+        f"graph {value}" if key == "graph" else f"{value:,} {key}" for key, value in size.items()
+    )
+
+
+def table(rows: list[dict], missing: dict[str, str]) -> str:
+    """The rows of one problem and pass, and who is missing and why."""
+    lines = [""]
+    if rows:
+        row = rows[0]
+        title = (row["op"], row["problem"], TITLES[row["pass"]], row["dtype"], size_text(row["size"]))
+        columns = f"{'ms':>10} {'p20 - p80':>19} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {'of peak':>8}"
+        lines += ["  ".join(title), f"  {'':18}{columns} {'peak MB':>8} {'ratio':>8}"]
+    ratios = next((row["ratio_to"] for row in rows if row["ratio_to"]), {})
+    for row in rows:
+        who = row["backend"]
+        spread = f"{row['ms_p20']:.4g} - {row['ms_p80']:.4g}"
+        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
+        ratio = f"{ratios[who]:.1f}x" if who in ratios else ""
+        moved = f"{row['gb_s']:7.2f} {row['bandwidth_fraction']:8.1%}"
+        computed = f"{row['gflop_s']:8.2f} {row['flop_fraction']:8.1%}"
+        line = f"  {who:18}{row['ms']:10.4g} {spread:>19} {moved} {computed} {peak:>8} {ratio:>8}"
+        line += f"  {peers.NOTES.get(who, '')}"
+        lines.append(line.rstrip())
+    return "\n".join([*lines, *(f"  {who:18}missing: {why}" for who, why in missing.items())])
+
+
+def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
+    """Check one problem, then time all its passes."""
+    bar.set_description(f"{problem}: checking")
+    ready, missing = gate(module, problem, options)
+    sizes = {name: getattr(options, name) for name in ("nodes", "edges", "graph", "points")}
+    case = module.case(problem, DTYPES[options.dtype], **sizes)
+    inputs = tuple(case.inputs.values())
+    functions = {who: case.ours(who) if who in options.backend else case.peer(who) for who in ready}
+    for pass_ in options.passes:
+        calls = {
+            who: partial(harness.run_pass, f, inputs, case.cotangent, pass_) for who, f in functions.items()
+        }
+
+        def step(who: str, pass_: str = pass_) -> None:
+            bar.set_description(f"{problem} {TITLES[pass_]}: {who}")
+            bar.update()
+
+        timings, failed = harness.time_together(
+            calls, rounds=options.repeat, min_time=options.min_time, warmup=options.warmup, step=step
+        )
+        for backend in options.backend:  # ours may not fail where a peer may
+            if backend in failed:
+                raise WrongKernel(f"{problem}, {TITLES[pass_]}: backend {backend} raised {failed[backend]}")
+        rows = records(case, options, pass_, timings, rates)
+        away = missing | failed
+        write(table(rows, away), rows, [
+            {"op": options.op, "problem": problem, "pass": pass_, "backend": who, "missing": why}
+            for who, why in away.items()
+        ])  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    module = importlib.import_module(f"bench.bench_{options.op}")
+    rates = machine.measure(DTYPES[options.dtype])
+    versions = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
+    print(f"{rates}\neqtp {eqtp.__version__}, {versions}", flush=True)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text("")
+    turns = len(options.problem) * len(options.passes) * (options.repeat + 1)
+    timed = set()
+    with tqdm(total=turns * (len(options.backend) + len(options.against)), file=sys.stderr) as bar:
+
+        def write(text: str, rows: list[dict], missing: list[dict]) -> None:
+            timed.update(row["backend"] for row in rows)
+            bar.update(len(missing) * (options.repeat + 1))
+            bar.clear()
+            print(text, flush=True)
+            if options.json:
+                with options.json.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in [*rows, *missing])
+
+        try:
+            for problem in options.problem:
+                run_problem(module, problem, options, rates, bar, write)
+        except WrongKernel as error:
+            print(f"refused to time a wrong kernel: {error}", file=sys.stderr)
+            return 1
+    if not timed & set(options.backend):
+        print("none of our backends could run", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

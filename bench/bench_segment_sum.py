@@ -1,0 +1,47 @@
+"""Sum of edge rows into nodes. Problems are those of the convolution: rows as wide as its messages.
+
+The sum is linear, so its second-order gradient is zero and there is no bwdbwd pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import eqtp
+from bench import peers
+from bench.harness import Case, random, require
+from eqtp import problems
+
+PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
+PASSES = ("fwd", "bwd")
+CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+
+
+def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, **_) -> Case:
+    width = problems.tensor_product(problem_id).dim_out
+    ends = problems.graph(graph, nodes, edges)
+    src, dst = torch.from_numpy(ends.src), torch.from_numpy(ends.dst)  # [e], [e]
+    nodes, edges = ends.num_nodes, len(src)
+    csr = eqtp.Graph(src, dst, nodes, nodes)
+    inputs = {"x": random(edges, width, dtype=dtype, seed=1)}
+    cotangent = random(nodes, width, dtype=dtype, seed=2, grad=False)
+
+    def ours(backend: str) -> Callable:
+        require(backend, None, dtype)
+        return lambda x: eqtp.segment_sum(x, csr, backend=backend)
+
+    moved = (
+        edges + nodes
+    ) * width * dtype.itemsize + 8 * edges  # both ways: linear, so backward does not read x
+    return Case(
+        problem=problem_id,
+        size={"nodes": nodes, "edges": edges},
+        inputs=inputs,
+        cotangent=cotangent,
+        ours=ours,
+        peer=lambda name: peers.summation(name, dst, nodes),
+        bytes={"fwd": moved, "bwd": moved},
+        flops={"fwd": edges * width, "bwd": 0},
+    )

@@ -1,0 +1,60 @@
+"""The convolution: gather x[src], product with y and w of the edge, sum into dst. Peers: the same steps.
+
+The graph (CSR and its transpose) is built before the clock starts, as a model builds it once for all its
+layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import eqtp
+from bench import peers
+from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, row_flops, weights
+from bench.harness import Case, multilinear_bytes, random, require
+from eqtp import problems
+
+__all__ = ["CHECK_SIZE", "PASSES", "PROBLEMS", "case"]
+
+CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+
+
+def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, **_) -> Case:
+    problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
+    ends = problems.graph(graph, nodes, edges)
+    src, dst = torch.from_numpy(ends.src), torch.from_numpy(ends.dst)  # [e], [e]
+    nodes, edges = ends.num_nodes, len(src)
+    csr = eqtp.Graph(src, dst, nodes, nodes)
+    csr.transpose()
+    inputs = {
+        "x": random(nodes, plan.dim_in1, dtype=dtype, seed=1),
+        "y": random(edges, plan.dim_in2, dtype=dtype, seed=2),
+        "w": weights(problem, edges, dtype),
+    }
+    cotangent = random(nodes, plan.dim_out, dtype=dtype, seed=4, grad=False)
+
+    def ours(backend: str) -> Callable:
+        require(backend, plan, dtype)
+        return lambda x, y, w: eqtp.tensor_product_conv(x, y, w, plan, csr, backend=backend)
+
+    def peer(name: str) -> Callable:
+        product = peers.product(name, problem_id, dtype)
+        zeros = lambda x: x.new_zeros(nodes, plan.dim_out)  # noqa: E731
+        return lambda x, y, w: zeros(x).index_add_(0, dst, product(x[src], y, w))
+
+    return Case(
+        problem=problem_id,
+        size={"nodes": nodes, "edges": edges},
+        inputs=inputs,
+        cotangent=cotangent,
+        ours=ours,
+        peer=peer,
+        bytes=multilinear_bytes(inputs, cotangent, index_bytes=2 * 8 * edges),
+        flops={
+            stage: edges * count + (edges * plan.dim_out if stage == "fwd" else edges * plan.dim_in1)
+            for stage, count in row_flops(plan).items()
+        },
+        pieces=pieces(plan, ("x", "y", "w")),
+    )

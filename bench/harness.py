@@ -1,0 +1,244 @@
+"""What every benchmark does the same way: the passes, the correctness gate, the clock, memory and floors.
+
+A pass is one thing that is timed, for our kernels and for every peer through the same lines of `run_pass`:
+
+    fwd      out = f(x, y, w) under no_grad
+    bwd      out = f(x, y, w), then the gradients of x, y and w (all require grad) for a random cotangent
+             (printed as fwd+bwd: the time includes the forward)
+    bwdbwd   the same with a graph of the gradients, the sum of their squares as a force-like loss, and the
+             gradients of that loss for x, y and w (the time includes everything)
+
+A pass consists of stages (`STAGES`); its compulsory bytes and operations are their sums. In each stage
+every operand is read once and every result written once, nothing else:
+
+    fwd      reads x, y, w, indices                                 writes out
+    bwd      reads x, y, w, indices, the cotangent                  writes gx, gy, gw
+    bwdbwd   reads what bwd reads and cotangents of gx, gy, gw      writes the gradients of x, y, w
+
+The loss (squares and sums of gx, gy, gw) is inside the time but not in the bytes. Sorting the graph is not in
+the time: a model does it once for all its layers. Caches are warm. Inputs are random, never zeros.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from eqtp import backend as backends
+
+STAGES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "bwdbwd": ("fwd", "bwd", "bwdbwd")}
+TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd"}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the scale of each piece
+MAX_CALLS = 200  # in one round
+
+
+class Missing(Exception):
+    """A peer or a backend that cannot take part, with the reason as its text."""
+
+
+class WrongKernel(Exception):
+    """A kernel that does not agree with the float64 reference; it is not timed."""
+
+
+@dataclass
+class Case:
+    """One problem at one size, with all that is needed to check it and to time it."""
+
+    problem: str
+    size: dict[str, int]  # rows, nodes, edges or points, as they go into the JSON file
+    inputs: dict[str, torch.Tensor]  # the operands that are differentiated, by name, in order
+    cotangent: torch.Tensor  # [as the output]
+    ours: Callable[[str], Callable]  # backend -> f(*inputs); raises Missing
+    peer: Callable[[str], Callable]  # name -> f(*inputs); raises Missing
+    bytes: dict[str, int]  # compulsory bytes by stage
+    flops: dict[str, int]  # operations by stage
+    pieces: dict[str, list[slice]] = field(
+        default_factory=dict
+    )  # columns by path or irrep: compared one by one
+
+
+def require(backend: str, plan, dtype: torch.dtype) -> None:
+    """Raise Missing, with the reason, if one of our backends cannot run the plan (None: an op without a
+    plan)."""
+    reason = None if backend == "auto" else backends.why_not(backend, plan, torch.device("cpu"), dtype)
+    if reason:
+        raise Missing(reason)
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True) -> torch.Tensor:
+    """Normal random numbers, the same in every dtype up to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return values.to(dtype).requires_grad_(grad)
+
+
+def multilinear_bytes(
+    inputs: dict[str, torch.Tensor], out: torch.Tensor, index_bytes: int = 0
+) -> dict[str, int]:
+    """Compulsory bytes by stage as the head of this file says."""
+    size = lambda t: t.numel() * t.element_size()  # noqa: E731
+    operands, result = sum(map(size, inputs.values())), size(out)
+    return {
+        "fwd": operands + result + index_bytes,
+        "bwd": 2 * operands + result + index_bytes,
+        "bwdbwd": 3 * operands + result + index_bytes,
+    }
+
+
+def run_pass(f: Callable, inputs: tuple, cotangent: torch.Tensor, pass_: str) -> tuple[torch.Tensor, ...]:
+    """One timed call. Returns (out,), (out, *gradients) or the gradients of the force-like loss."""
+    if pass_ == "fwd":
+        with torch.no_grad():
+            return (f(*inputs),)
+    out = f(*inputs)
+    gradients = torch.autograd.grad(out, inputs, cotangent, create_graph=pass_ == "bwdbwd")
+    if pass_ == "bwd":
+        return (out, *gradients)
+    loss = sum(g.square().sum() for g in gradients)
+    return torch.autograd.grad(loss, inputs)
+
+
+def result_names(inputs: dict[str, torch.Tensor], pass_: str) -> list[tuple[str, str]]:
+    """(what it is, the operand whose columns it has) of each tensor that `run_pass` returns."""
+    first = [(f"gradient of {name}", name) for name in inputs]
+    second = [(f"second-order gradient of {name}", name) for name in inputs]
+    return {"fwd": [("output", "out")], "bwd": [("output", "out"), *first], "bwdbwd": second}[pass_]
+
+
+def expected(case: Case, pass_: str) -> tuple[torch.Tensor, ...]:
+    """What `run_pass` must return, from the reference in float64."""
+    inputs = tuple(t.detach().double().requires_grad_() for t in case.inputs.values())
+    return run_pass(case.ours("reference"), inputs, case.cotangent.double(), pass_)
+
+
+def check(case: Case, f: Callable, who: str, passes: list[str], tolerance: float | None = None) -> None:
+    """Compare `f` with the float64 reference: output and each operand's gradients, one path or irrep at a
+    time.
+
+    Raises WrongKernel, one sentence that names the tensor and the columns, if a piece is off by more than the
+    tolerance relative to its largest entry, or is not finite.
+    """
+    inputs = tuple(case.inputs.values())
+    tolerance = tolerance or TOLERANCE[case.cotangent.dtype]
+    for pass_ in passes:
+        got, want = run_pass(f, inputs, case.cotangent, pass_), expected(case, pass_)
+        for (what, name), a, b in zip(result_names(case.inputs, pass_), got, want, strict=True):
+            if a.shape != b.shape:
+                raise WrongKernel(
+                    f"{case.problem}, {TITLES[pass_]}: {who}: {what} is {list(a.shape)}, not {list(b.shape)}"
+                )
+            for piece in case.pieces.get(name) or [slice(0, b.shape[-1])]:
+                scale = b[..., piece].abs().max().item() or 1.0
+                off = (a[..., piece].double() - b[..., piece]).abs().max().item() / scale
+                if not off <= tolerance:
+                    where = (
+                        f"{case.problem}, {TITLES[pass_]}: {who}: {what}, columns {piece.start}:{piece.stop}"
+                    )
+                    raise WrongKernel(f"{where}, is off by {off:.1e} of its scale, allowed {tolerance:.0e}")
+
+
+def reason_of(error: Exception) -> str:
+    """Kind and first line of an exception."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def _status(key: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
+
+
+def peak_mb(call: Callable[[], object]) -> float | None:
+    """Peak resident memory that one call adds, results included, in MB: VmHWM (reset before) minus VmRSS
+    before.
+
+    Free heap is given back to the system first, so that memory freed earlier does not hide what the call
+    takes. None where the system does not let a process reset its high-water mark.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = _status("VmRSS")
+    except (OSError, AttributeError):
+        call()
+        return None
+    call()
+    return max(0.0, _status("VmHWM") - before)
+
+
+@dataclass
+class Timing:
+    """Milliseconds of the calls of one contestant."""
+
+    calls: list[float] = field(default_factory=list)
+    peak_mb: float | None = None
+
+    def quantile(self, q: float) -> float:
+        ordered = sorted(self.calls)
+        at = q * (len(ordered) - 1)
+        low = math.floor(at)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+    @property
+    def ms(self) -> float:
+        return self.quantile(0.5)
+
+
+def warm_up(call: Callable[[], object], calls: int) -> tuple[float | None, float]:
+    """Call `calls` times, at least once. Returns the peak memory of the last call and its seconds."""
+    for _ in range(calls - 1):
+        call()
+    start = time.perf_counter()
+    peak = peak_mb(call)
+    return peak, time.perf_counter() - start
+
+
+def time_together(
+    contestants: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    min_time: float,
+    warmup: int,
+    step: Callable[[str], None] = lambda who: None,
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time all contestants in one run, round robin, so that a drift of the machine meets all of them.
+
+    In each of `rounds` rounds each contestant is called once if it is slow, and as often as it takes to fill
+    min_time / rounds seconds if it is quick. `step(who)` is called after each warm-up and after each turn.
+    Returns the timings, and the reason of each contestant that raised.
+    """
+    timings: dict[str, Timing] = {}
+    failed: dict[str, str] = {}
+    calls = {}
+    for who, call in contestants.items():
+        try:
+            peak, seconds = warm_up(call, warmup)
+        except Exception as error:  # a peer may fail in any way; it is named with its reason
+            failed[who] = reason_of(error)
+        else:
+            timings[who] = Timing(peak_mb=peak)
+            calls[who] = max(1, min(MAX_CALLS, math.ceil(min_time / rounds / max(seconds, 1e-6))))
+        step(who)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for who, timing in timings.items():
+                for _ in range(calls[who]):
+                    start = time.perf_counter()
+                    contestants[who]()
+                    timing.calls.append((time.perf_counter() - start) * 1e3)
+                step(who)
+    finally:
+        gc.enable()
+    return timings, failed

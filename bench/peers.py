@@ -1,0 +1,164 @@
+"""The peers: what users run today. A builder returns a function of our operands, or raises Missing with why.
+
+    e3nn            o3.TensorProduct and o3.SphericalHarmonics as they come on this torch (eager)
+    e3nn-script     the same through TorchScript, e3nn's older default
+    e3nn-compile    the same through torch.compile
+    cueq            cuequivariance_torch on the CPU (method "naive"), data in mul_ir layout
+    cueq-irmul      the same, data kept in ir_mul layout
+    sphericart      sphericart.torch.SphericalHarmonics
+    sphericart-solid  sphericart.torch.SolidHarmonics: r^l Y, no normalisation of the input
+    torch, pyg      index_add_ and torch_geometric.utils.scatter, for sums over edges
+
+cuEquivariance orders its outputs and weights differently, which changes values but neither sizes nor time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+
+from bench.harness import Missing
+from eqtp import problems
+
+E3NN = (
+    "e3nn",
+    "e3nn-script",
+    "e3nn-compile",
+)  # same operator, order and weights as ours: values can be compared
+CUEQ = ("cueq", "cueq-irmul")
+SPHERICART = ("sphericart", "sphericart-solid")
+SUMS = ("torch", "pyg")
+NO_CPU = {
+    "openequivariance": "OpenEquivariance does not run on a CPU",
+    "flashtp": "FlashTP does not run on a CPU",
+}
+NAMES = (*E3NN, *CUEQ, *SPHERICART, *SUMS, *NO_CPU)
+NOTES = {
+    "sphericart-solid": "does not normalise its input: less work"
+}  # where a peer does not do quite the same
+DISTRIBUTIONS = ("torch", "e3nn", "cuequivariance-torch", "sphericart-torch", "torch-geometric")
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each peer's distribution; those not installed are left out."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _import(module: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Missing(f"{module} is not installed ({error})") from None
+
+
+def _refuse(name: str, op: str):
+    if name in NO_CPU:
+        raise Missing(NO_CPU[name])
+    raise Missing(f"{name} has no {op}")
+
+
+@contextlib.contextmanager
+def _e3nn_mode(mode: str, dtype: torch.dtype) -> Iterator[None]:
+    """Constants born in `dtype`, code generated in `mode`."""
+    e3nn = _import("e3nn")
+    before, default = e3nn.get_optimization_defaults(), torch.get_default_dtype()
+    if "jit_mode" not in before and mode == "eager":
+        raise Missing("this e3nn has no eager mode")
+    torch.set_default_dtype(dtype)
+    e3nn.set_optimization_defaults(**({"jit_mode": mode} if "jit_mode" in before else {}))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        e3nn.set_optimization_defaults(**({"jit_mode": before["jit_mode"]} if "jit_mode" in before else {}))
+
+
+def _e3nn_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype) -> Callable:
+    o3 = _import("e3nn.o3")
+    plan = problems.plan(problem.id)
+    irreps = [o3.Irreps(str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
+    instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
+    with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
+        module = o3.TensorProduct(
+            *irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False
+        )
+    return torch.compile(module) if name == "e3nn-compile" else module
+
+
+def _cueq_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype) -> Callable:
+    cue, cuet = _import("cuequivariance"), _import("cuequivariance_torch")
+    in1, in2 = cue.Irreps("O3", problem.irreps_in1), cue.Irreps("O3", problem.irreps_in2)
+    out = in1 if problem.out == "in1" else cue.Irreps("O3", problem.out)
+    shared = problem.weights == "shared"
+    options = {
+        "layout": cue.mul_ir if name == "cueq" else cue.ir_mul,
+        "shared_weights": shared,
+        "internal_weights": False,
+        "method": "naive",
+        "dtype": dtype,
+        "math_dtype": dtype,
+    }
+    if problem.mode == "uvu":
+        module = cuet.ChannelWiseTensorProduct(in1, in2, [ir for _, ir in out], **options)
+    else:
+        module = cuet.FullyConnectedTensorProduct(in1, in2, out, **options)
+    if (module.irreps_out.dim, module.weight_numel) != (problem.dim_out, problem.weight_numel):
+        raise Missing(f"it computes another product: {module.irreps_out} with {module.weight_numel} weights")
+    return (lambda x1, x2, w: module(x1, x2, w.unsqueeze(0))) if shared else module
+
+
+@cache
+def product(name: str, problem_id: str, dtype: torch.dtype) -> Callable:
+    """f(x1 [z, dim1], x2 [z, dim2], w [z, numel] or [numel]) -> [z, dim_out] of a problem; raises Missing."""
+    problem = problems.tensor_product(problem_id)
+    if name in E3NN:
+        return _e3nn_product(name, problem, dtype)
+    if name in CUEQ:
+        return _cueq_product(name, problem, dtype)
+    return _refuse(name, "tensor product")
+
+
+@cache
+def harmonics(name: str, lmax: int, normalize: bool, dtype: torch.dtype) -> Callable:
+    """f(xyz [n, 3]) -> [n, (lmax+1)**2], all degrees to lmax; raises Missing."""
+    if name in E3NN:
+        o3 = _import("e3nn.o3")
+        with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
+            try:
+                module = o3.SphericalHarmonics(list(range(lmax + 1)), normalize, "component")
+            except NotImplementedError as error:
+                raise Missing(str(error).partition(",")[0]) from None
+        return torch.compile(module) if name == "e3nn-compile" else module
+    if name == "cueq":
+        cuet = _import("cuequivariance_torch")
+        try:
+            return cuet.SphericalHarmonics(list(range(lmax + 1)), normalize, method="naive", math_dtype=dtype)
+        except ValueError as error:
+            raise Missing(f"lmax {lmax}: {error}") from None
+    if name in SPHERICART:
+        if name == "sphericart" and not normalize:
+            raise Missing("it normalises its input: see sphericart-solid")
+        sphericart = _import("sphericart.torch")
+        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(
+            l_max=lmax
+        )
+    return _refuse(name, "spherical harmonics")
+
+
+def summation(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
+    """f(x [e, c]) -> [num_dst, c], the sum of the rows of x by dst; raises Missing."""
+    if name == "torch":
+        return lambda x: x.new_zeros(num_dst, x.shape[1]).index_add_(0, dst, x)
+    if name == "pyg":
+        scatter = _import("torch_geometric.utils").scatter
+        return lambda x: scatter(x, dst, dim=0, dim_size=num_dst, reduce="sum")
+    return _refuse(name, "segment sum")

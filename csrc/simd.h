@@ -1,0 +1,69 @@
+// Vectors of one SIMD level. A kernel file (<op>.cpp) is compiled once per level with EQTP_SIMD = base | avx2 | avx512
+// (CMakeLists.txt), and once without EQTP_SIMD for its binding. Everything a level compiles lives in its own namespace and
+// uses no inline function of the standard library, so that the linker can never mix code of two levels.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+
+namespace eqtp {
+
+// Declares `signature` once per level: EQTP_DECLARE_LEVELS(void fwd(const Args&))
+#if defined(__x86_64__)
+#define EQTP_DECLARE_LEVELS(...)         \
+  namespace base { __VA_ARGS__; }        \
+  namespace avx2 { __VA_ARGS__; }        \
+  namespace avx512 { __VA_ARGS__; }
+#define EQTP_PICK(f) (::eqtp::simd_level() == 4 ? avx512::f : ::eqtp::simd_level() == 3 ? avx2::f : base::f)
+#else
+#define EQTP_DECLARE_LEVELS(...) \
+  namespace base { __VA_ARGS__; }
+#define EQTP_PICK(f) (base::f)
+#endif
+
+int simd_level();        // 1 plain, 3 AVX2+FMA, 4 AVX-512; capped by the environment variable EQTP_SIMD (read once)
+inline int simd_bytes() { return simd_level() == 4 ? 64 : simd_level() == 3 ? 32 : 16; }
+
+#ifdef EQTP_SIMD
+namespace EQTP_SIMD {
+
+template <int BYTES>
+struct Integer;
+template <>
+struct Integer<4> { using type = int32_t; };
+template <>
+struct Integer<8> { using type = int64_t; };
+
+template <class T>
+struct Simd {
+  static constexpr int bytes = EQTP_SIMD_BYTES;
+  static constexpr int W = bytes / sizeof(T);  // lanes
+  typedef T V __attribute__((vector_size(EQTP_SIMD_BYTES), aligned(sizeof(T)), may_alias));
+  using Index = typename Integer<sizeof(T)>::type;
+  typedef Index I __attribute__((vector_size(EQTP_SIMD_BYTES), aligned(sizeof(T)), may_alias));  // masks and lane numbers
+};
+template <class T>
+using Vec = typename Simd<T>::V;
+
+template <class T>
+static inline __attribute__((always_inline)) Vec<T> load(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
+template <class T>
+static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) { *reinterpret_cast<Vec<T>*>(p) = v; }
+// Hides where a pointer came from, so that the compiler keeps it in one register and addresses with constants.
+template <class P>
+static inline __attribute__((always_inline)) P* plain(P* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+template <class T>
+static inline __attribute__((always_inline)) T sum(Vec<T> v) {
+  T t[Simd<T>::W];
+  store<T>(t, v);
+  for (int n = Simd<T>::W / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) t[i] += t[i + n];
+  return t[0];
+}
+
+}  // namespace EQTP_SIMD
+#endif
+
+}  // namespace eqtp

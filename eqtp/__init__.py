@@ -1,0 +1,39 @@
+"""eqtp: equivariant tensor products, fast on the CPU, right to the last derivative.
+
+    import eqtp
+    report = eqtp.accelerate(model)      # a SevenNet, or any module tree with e3nn products: in place, reversible
+
+Ops, plans and modules are listed in `__all__`; `python -m eqtp` says what this machine can run.
+"""
+
+from eqtp import nn, so3
+from eqtp.accelerate import Report, accelerate
+from eqtp.backend import backends, explain, set_backend
+from eqtp.graph import Graph
+from eqtp.irreps import Irrep, Irreps
+from eqtp.ops.segment_sum import segment_mean, segment_sum
+from eqtp.ops.spherical_harmonics import spherical_harmonics
+from eqtp.ops.tensor_product import tensor_product
+from eqtp.ops.tensor_product_conv import tensor_product_conv
+from eqtp.plan import TensorProductPlan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Graph",
+    "Irrep",
+    "Irreps",
+    "Report",
+    "TensorProductPlan",
+    "accelerate",
+    "backends",
+    "explain",
+    "nn",
+    "segment_mean",
+    "segment_sum",
+    "set_backend",
+    "so3",
+    "spherical_harmonics",
+    "tensor_product",
+    "tensor_product_conv",
+]

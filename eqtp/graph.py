@@ -1,0 +1,115 @@
+"""Graphs: the edges of a neighbour list, sorted once by destination (CSR), shared by all layers that use them."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from eqtp import native
+from eqtp.autograd import define
+
+
+def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
+    if native.why_not(index.device, torch.float32) is None:
+        ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
+        bad = native.csr(index, num, ptr, order)
+        if bad >= 0:
+            raise ValueError(f"Graph: dst must be in [0, {num}), got {int(index[bad])} at edge {bad}")
+        return ptr, order
+    count = torch.bincount(index, minlength=num)  # [num]
+    return torch.cat([count.new_zeros(1), count.cumsum(0)]), torch.argsort(index, stable=True)
+
+
+def _build(src, dst, num_src, num_dst):
+    if src.numel():
+        low, high = (int(v) for v in torch.aminmax(src))
+        if low < 0 or high >= num_src:
+            raise ValueError(f"Graph: src must be in [0, {num_src}), got {low if low < 0 else high}")
+    src, dst = (t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst))
+    return src, dst, *_sorted(dst, num_dst)
+
+
+def _fake(src, dst, num_src, num_dst):
+    e = src.shape[0]
+    new = lambda n: src.new_empty(n, dtype=torch.int64)  # noqa: E731
+    return new(e), new(e), new(num_dst + 1), new(e)
+
+
+_op = define(
+    "graph",
+    "(Tensor src, Tensor dst, SymInt num_src, SymInt num_dst) -> (Tensor, Tensor, Tensor, Tensor)",
+    _build,
+    _fake,
+)
+
+
+class Graph:
+    """Edges from sources to destinations.
+
+    src, dst: [e] int32 or int64, any order; edge n goes from source src[n] to destination dst[n] (dst receives). num_src, num_dst: rows of
+    the source features and of the output; they are independent (ghost atoms, bipartite graphs), and zero is valid.
+
+    Attributes: src, dst [e] int64; ptr [num_dst + 1] and order [e] int64: the edges into n are order[ptr[n] : ptr[n + 1]], in the order they
+    were given; num_src, num_dst, num_edges.
+
+    Raises TypeError for a dtype that is not int32 or int64, ValueError for a shape, device or index range that is wrong.
+    """
+
+    def __init__(self, src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int):
+        for name, t in (("src", src), ("dst", dst)):
+            if not isinstance(t, torch.Tensor):
+                raise TypeError(f"Graph: {name} must be a tensor, got {type(t).__name__}")
+            if t.dtype not in (torch.int32, torch.int64):
+                raise TypeError(f"Graph: {name} must be int32 or int64, got {t.dtype}")
+            if t.ndim != 1:
+                raise ValueError(f"Graph: {name} must be [e], got {list(t.shape)}")
+        if src.shape[0] != dst.shape[0]:
+            raise ValueError(f"Graph: src and dst must have one length, got {src.shape[0]} and {dst.shape[0]}")
+        if src.device != dst.device:
+            raise ValueError(f"Graph: src and dst must be on one device, got {src.device} and {dst.device}")
+        for name, n in (("num_src", num_src), ("num_dst", num_dst)):
+            if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
+                raise TypeError(f"Graph: {name} must be an int, got {type(n).__name__}")
+            if n < 0:
+                raise ValueError(f"Graph: {name} must not be negative, got {n}")
+        self.num_src, self.num_dst, self.num_edges = num_src, num_dst, src.shape[0]
+        self.src, self.dst, self.ptr, self.order = _op(src, dst, num_src, num_dst)
+        self._transpose = None
+
+    def transpose(self) -> Graph:
+        """The graph with every edge turned round; built once."""
+        if self._transpose is None:
+            self._transpose = Graph(self.dst, self.src, self.num_dst, self.num_src)
+            self._transpose._transpose = self
+        return self._transpose
+
+    def __repr__(self) -> str:
+        return f"Graph({self.num_edges} edges, {self.num_src} -> {self.num_dst} nodes, {self.src.device})"
+
+
+_recent: list[Graph] = []  # newest last
+_lock = threading.Lock()
+
+
+def shared(src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, keep: int = 4) -> Graph:
+    """A Graph of these edges; the same object for the same edges, so that the layers of a model share one.
+
+    The last `keep` graphs are remembered and compared by value (never by address: a neighbour list that was changed in place is another
+    graph). Under torch.compile and torch.export nothing is remembered.
+    """
+    if torch.compiler.is_compiling() or src.is_meta or torch._C._are_functorch_transforms_active():
+        return Graph(src, dst, num_src, num_dst)
+    with _lock:
+        for n, g in enumerate(_recent):
+            if (g.num_edges, g.num_src, g.num_dst, g.src.device) != (src.shape[0], num_src, num_dst, src.device):
+                continue
+            if torch.equal(g.dst, dst.to(torch.int64)) and torch.equal(g.src, src.to(torch.int64)):
+                _recent.append(_recent.pop(n))
+                return g
+    g = Graph(src, dst, num_src, num_dst)
+    with _lock:
+        _recent.append(g)
+        del _recent[:-keep]
+    return g

@@ -1,0 +1,174 @@
+"""The self-check of `eqtp.accelerate`: a replacement is accepted only if its numbers agree (requirements R1, R3, R24)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from eqtp.e3nn import exact_tables
+
+# Largest difference that a module may show, relative to the scale of each tensor; against the original in float64.
+# float64: what e3nn's own coefficients of high degree are worth. float32: rounding of the sums.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def check_module(seam, original, replacement, path: str, like: torch.Tensor) -> dict[str, float]:
+    """Output and gradients (inputs and parameters) of both on random inputs; dtype -> largest relative difference.
+
+    The reference is the original in float64, with exact coefficients. The replacement is run in float64 and in the dtype of
+    ``like``. Raises RuntimeError with the module's name, the tensor and the difference.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = [t.to(like.device, like.dtype) for t in seam.probe(original, generator)]
+    reference = _bare_copy(original).double()
+    tolerance = dict(TOLERANCE)
+    if exact_tables(reference):  # coefficients that stay as they are, rounded to float32 perhaps
+        tolerance[torch.float64] = 1e-6
+    expected = _evaluate(seam, reference, [t.double() for t in inputs])
+    found = {}
+    for dtype in dict.fromkeys((torch.float64, like.dtype)):
+        module = _bare_copy(replacement).to(dtype)
+        name = str(dtype).removeprefix("torch.")
+        got = _evaluate(seam, module, [t.to(dtype) for t in inputs])
+        differences = {key: _difference(got[key], expected[key]) for key in expected}
+        key = max(differences, key=differences.get)
+        found[name] = differences[key]
+        if not differences[key] <= tolerance[dtype]:
+            raise RuntimeError(
+                f"accelerate: {path} ({type(original).__name__}) does not agree with its replacement: {key} differs by "
+                f"{differences[key]:.1e} of its scale in {name} (allowed {tolerance[dtype]:.0e}); nothing was replaced"
+            )
+    return found
+
+
+def _bare_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy without forward and backward hooks: the user's should not see the self-check."""
+    module = copy.deepcopy(module)
+    for child in module.modules():
+        for name, value in child.__dict__.items():
+            if "ward_" in name and name.endswith("_hooks"):
+                value.clear()
+    return module
+
+
+def _evaluate(seam, module, inputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Output of the module and the gradients of <cotangent, output> with respect to its inputs and parameters."""
+    module.requires_grad_(True)
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    parameters = {name: p for name, p in module.named_parameters() if p.numel()}
+    with torch.enable_grad():
+        out = seam.call(module, inputs)
+        generator = torch.Generator().manual_seed(1)
+        cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+        leaves = [*inputs, *parameters.values()]
+        gradients = [None] * len(leaves)  # an output that depends on nothing
+        if out.requires_grad:
+            gradients = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+    names = ["output", *(f"gradient of input {n}" for n in range(len(inputs)))]
+    names += [f"gradient of {name}" for name in parameters]
+    tensors = [out, *(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves, strict=True))]
+    return dict(zip(names, (t.detach() for t in tensors), strict=True))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference relative to the largest entry of b; infinite for other shapes or NaN."""
+    if a.shape != b.shape:
+        return float("inf")
+    if b.numel() == 0:
+        return 0.0
+    scale, difference = b.double().abs().max().item(), (a.double() - b.double()).abs().max().item()
+    if not difference >= 0:
+        return float("inf")
+    return difference / scale if scale > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+class ModelCheck:
+    """Outputs of the whole model on an example, before; `compare` runs it again after.
+
+    A difference is allowed up to the module tolerance relative to the output's scale, plus ``NOISE`` times what a change of
+    the example's last digits does to the output of the original: forces that cancel to nothing have no scale of their own.
+    """
+
+    NOISE = 30
+
+    def __init__(self, model: torch.nn.Module, example):
+        self.example = example
+        reference = model
+        if any(b.dtype == torch.float64 for b in model.buffers()):
+            reference = copy.deepcopy(model)
+            exact_tables(reference)
+        self.expected = _run(reference, example)
+        moved = _run(reference, _map_floats(example, _last_digits))
+        self.noise = {k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()}
+
+    def compare(self, model: torch.nn.Module) -> dict[str, float]:
+        """Output name -> difference relative to scale. Raises RuntimeError if one is too large or missing."""
+        got, found = _run(model, self.example), {}
+        for name, expected in self.expected.items():
+            if name not in got or got[name].shape != expected.shape:
+                raise RuntimeError(f"accelerate: output {name} of the model is missing or has another shape; undone")
+            difference = (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+            scale = expected.double().abs().max().item() if expected.numel() else 0.0
+            allowed = TOLERANCE.get(expected.dtype, 1e-2) * scale + self.NOISE * self.noise[name]
+            if not difference <= allowed:
+                raise RuntimeError(
+                    f"accelerate: output {name} of the whole model changed by {difference:.1e} (largest entry {scale:.1e}, "
+                    f"allowed {allowed:.1e}); everything was undone"
+                )
+            found[name] = difference / scale if scale > 0 else 0.0
+        return found
+
+
+def _run(model, example) -> dict[str, torch.Tensor]:
+    """Floating-point outputs by name; random numbers and buffers of the model are as before afterwards."""
+    example = _map_floats(example, lambda t: t)
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        out = model(*example) if isinstance(example, tuple) else model(example)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in buffers and buffer.shape == buffers[name].shape:
+                buffer.copy_(buffers[name])
+    outputs = {name: t.detach().clone() for name, t in _tensors(out, "output") if t.is_floating_point()}
+    if not outputs:
+        raise ValueError("accelerate: the model returned no floating-point tensor for the example, nothing to compare")
+    return outputs
+
+
+def _last_digits(t: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    sign = torch.randn(t.shape, generator=generator, dtype=torch.float64).sign().to(t.device)
+    return (t.double() * (1 + torch.finfo(t.dtype).eps * sign)).to(t.dtype)
+
+
+def _map_floats(value, function):
+    """A copy of a nest of tensors with ``function`` applied to its floating-point tensors."""
+    if isinstance(value, torch.Tensor):
+        new = value.detach().clone()
+        new = function(new) if value.is_floating_point() else new
+        return new.requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return type(value)((k, _map_floats(v, function)) for k, v in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_floats(v, function) for v in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_floats(v, function) for v in value)
+    new = copy.copy(value)
+    if hasattr(value, "keys") and hasattr(value, "__getitem__"):  # torch_geometric's Data
+        for key in list(value.keys() if callable(value.keys) else value.keys):
+            new[key] = _map_floats(value[key], function)
+    return new
+
+
+def _tensors(value, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for n, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{n}]")
+    elif hasattr(value, "keys") and hasattr(value, "__getitem__"):
+        for key in list(value.keys() if callable(value.keys) else value.keys):
+            yield from _tensors(value[key], f"{name}[{key!r}]" if isinstance(value, dict) else f"{name}.{key}")

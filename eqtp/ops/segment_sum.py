@@ -1,0 +1,82 @@
+"""Sum and mean of edge rows over the edges into each destination.
+
+    out[n] = sum over edges e with dst[e] = n of x[e],      mean: divided by the number of edges, zero where there are none.
+
+Sum and gather (g[dst]) are each other's adjoint, so the derivative of either is the other.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eqtp import backend as backends
+from eqtp import native
+from eqtp.autograd import define, differentiable
+from eqtp.graph import Graph
+
+
+def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """x [e, ...] -> [num_dst, ...]"""
+    return x.new_zeros(graph.num_dst, *x.shape[1:]).index_add(0, graph.dst, x)
+
+
+def _sum(x, dst, ptr, order):
+    out = x.new_empty(len(ptr) - 1, x.shape[1])
+    native.segment_sum(x, ptr, order, out)
+    return out
+
+
+_sum_op = define(
+    "segment_sum",
+    "(Tensor x, Tensor dst, Tensor ptr, Tensor order) -> Tensor",
+    _sum,
+    lambda x, dst, ptr, order: x.new_empty(ptr.shape[0] - 1, x.shape[1]),
+)
+_gather_op = define(
+    "segment_gather",
+    "(Tensor g, Tensor dst, Tensor ptr, Tensor order) -> Tensor",
+    lambda g, dst, ptr, order: g.index_select(0, dst),
+    lambda g, dst, ptr, order: g.new_empty(dst.shape[0], g.shape[1]),
+)
+
+
+def _linear(op, adjoint):
+    """A linear op of its first argument, whose backward is its adjoint and whose tangent is itself."""
+    call = differentiable(
+        op,
+        lambda args, needs, grads: [adjoint()(grads[0], *args[1:]), None, None, None],
+        lambda args, tangents: call(tangents[0], *args[1:]),
+    )
+    return call
+
+
+_segment_sum = _linear(_sum_op, lambda: _segment_gather)
+_segment_gather = _linear(_gather_op, lambda: _segment_sum)
+
+
+def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
+    """Sum of the rows of x over the edges into each destination.
+
+    x: [e, ...]. Returns [graph.num_dst, ...], zeros where a destination has no edges. Deterministic: the rows of a destination are added in
+    the order of the edges, whatever the number of threads. Raises TypeError or ValueError, naming the argument.
+    """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"segment_sum: graph must be an eqtp.Graph, got {type(graph).__name__}")
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(f"segment_sum: x must be a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.ndim < 1 or x.shape[0] != graph.num_edges:
+        raise ValueError(f"segment_sum: x must be [{graph.num_edges}, ...], got {list(x.shape)}")
+    if x.device != graph.src.device:
+        raise ValueError(f"segment_sum: graph is on {graph.src.device}, x is on {x.device}")
+    if backends.resolve(backend, None, x.device, x.dtype) == "reference":
+        return reference(x, graph)
+    rows = x if x.ndim == 2 else x.reshape(x.shape[0], x.shape[1:].numel())
+    out = _segment_sum(rows, graph.dst, graph.ptr, graph.order)
+    return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])
+
+
+def segment_mean(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
+    """Mean of the rows of x over the edges into each destination, zero where there are none. Shapes and errors as `segment_sum`."""
+    count = graph.ptr.diff().clamp(min=1) if isinstance(graph, Graph) else None  # [num_dst]
+    total = segment_sum(x, graph, backend)
+    return total / count.to(total.dtype).reshape(-1, *[1] * (total.ndim - 1))

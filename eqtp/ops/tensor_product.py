@@ -1,0 +1,136 @@
+"""Tensor product of O(3) features, one per row.
+
+    y[z, w, k] = sum over paths of scale * sum over u, v, i, j of
+                 weight[z, u, v, w] w3j[i, j, k] x1[z, u, i] x2[z, v, j]
+
+u, v, w are the multiplicities of the path's blocks, tied or summed as its mode says (`eqtp.plan.MODES`); i,
+j, k the components. Source: e3nn.o3.TensorProduct.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eqtp import backend as backends
+from eqtp import native
+from eqtp.autograd import register_multilinear
+from eqtp.plan import MODES, TensorProductPlan
+
+
+def reference(
+    x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan
+) -> torch.Tensor:
+    """Plain torch, differentiable by torch itself to any order, every mode. Does not check its arguments.
+
+    x1 [z, dim_in1], x2 [z, dim_in2], w [z, weight_numel] or shared [weight_numel] (None if there are no
+    weights) -> [z, dim_out], in the dtype of x1.
+    """
+    z = x1.shape[0]
+    at1, at2, _ = plan.offsets
+    blocks = [x1.new_zeros(z, mul_ir.dim) for mul_ir in plan.irreps_out]  # each [z, mul3 * (2*l3+1)]
+    for p in plan.paths:
+        if p.num_pairs == 0 or p.mul3 == 0:
+            continue
+        pair, weight, out = MODES[p.mode]
+        c = torch.tensor(plan.coefficients(p), dtype=x1.dtype, device=x1.device)  # [2*l1+1, 2*l2+1, 2*l3+1]
+        a = x1[:, at1[p.i1]].reshape(z, p.mul1, 2 * p.l1 + 1)  # [z, mul1, 2*l1+1]
+        b = x2[:, at2[p.i2]].reshape(z, p.mul2, 2 * p.l2 + 1)  # [z, mul2, 2*l2+1]
+        if pair == "q":  # pairs of channels u < v
+            u, v = torch.triu_indices(p.mul1, p.mul2, 1, device=x1.device)
+            a, b = a[:, u], b[:, v]  # [z, pairs, 2*l1+1], [z, pairs, 2*l2+1]
+        m = torch.einsum("zvj,ijk->zvik", b, c)  # [z, mul2, 2*l1+1, 2*l3+1]
+        xx = torch.einsum("zui,zvik->zuvk" if pair == "uv" else "zui,zuik->zuk", a, m)  # [z, *pair, 2*l3+1]
+        if p.has_weight:
+            part = w[..., p.weight_offset : p.weight_offset + p.weight_numel]
+            part = part.reshape(*w.shape[:-1], *p.weight_shape)
+            batch = "z" if w.ndim == 2 else ""
+            y = torch.einsum(f"{batch}{weight},z{pair}k->z{out}k", part, xx)  # [z, *out, 2*l3+1]
+        else:
+            y = torch.einsum(f"z{pair}k->z{out.replace('w', '')}k", xx)
+        blocks[p.io] = blocks[p.io] + y.reshape(z, p.mul3 * (2 * p.l3 + 1))
+    return torch.cat(blocks, dim=1) if blocks else x1.new_zeros(z, 0)
+
+
+def _fwd(x1, x2, w, plan):
+    out = x1.new_empty(x1.shape[0], native.dims(plan).out)
+    native.convolve(plan, (), (x1, x2, w), (out, None, None, None))
+    return out
+
+
+def _bwd(g, x1, x2, w, wanted, plan):
+    gx1, gx2, gw = native.empty((x1, x2, w), wanted)
+    native.convolve(plan, (), (x1, x2, w, g), (None, gx1, gx2, gw))
+    return native.present(x1, gx1, gx2, gw)
+
+
+def _bwdbwd(g, x1, x2, w, cx1, cx2, cw, wanted, plan):
+    out, gx1, gx2, gw = native.empty((g, x1, x2, w), wanted)
+    native.convolve(plan, (), (x1, x2, w, g, cx1, cx2, cw), (out, gx1, gx2, gw))
+    return native.present(x1, out, gx1, gx2, gw)
+
+
+_op = register_multilinear(
+    "tensor_product",
+    ("x1", "x2", "w"),
+    "str plan",
+    _fwd,
+    _bwd,
+    _bwdbwd,
+    lambda x1, x2, w, plan: x1.new_empty(x1.shape[0], native.dims(plan).out),
+)
+
+
+def check(op: str, name1: str, x1, rows1: int, name2: str, x2, rows2: int, w, plan: TensorProductPlan):
+    """Checks the operands of a product for `op`; returns w, made empty, [0], where the plan has no weights."""
+    if not isinstance(plan, TensorProductPlan):
+        raise TypeError(f"{op}: plan must be a TensorProductPlan, got {type(plan).__name__}")
+    for name, t, count, dim in ((name1, x1, rows1, plan.dim_in1), (name2, x2, rows2, plan.dim_in2)):
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+        if t.ndim != 2 or t.shape[0] != count or t.shape[1] != dim:
+            raise ValueError(f"{op}: {name} must be [{count}, {dim}], got {list(t.shape)}")
+    if not x1.is_floating_point():
+        raise TypeError(f"{op}: {name1} must be floating point, got {x1.dtype}")
+    n = plan.weight_numel
+    if w is None:
+        if n:
+            raise ValueError(f"{op}: w must be [{rows2}, {n}] or [{n}], got None")
+        w = x1.new_empty(0)
+    if not isinstance(w, torch.Tensor):
+        raise TypeError(f"{op}: w must be a tensor, got {type(w).__name__}")
+    if not (w.ndim == 1 and w.shape[0] == n) and not (w.ndim == 2 and w.shape[0] == rows2 and w.shape[1] == n):
+        raise ValueError(f"{op}: w must be [{rows2}, {n}] or [{n}], got {list(w.shape)}")
+    for name, t in ((name2, x2), ("w", w)):
+        if t.dtype != x1.dtype:
+            raise TypeError(f"{op}: {name} must have the dtype of {name1}, {x1.dtype}, got {t.dtype}")
+        if t.device != x1.device:
+            raise ValueError(f"{op}: {name} must be on the device of {name1}, {x1.device}, got {t.device}")
+    return w
+
+
+def per_row(w: torch.Tensor, count: int) -> torch.Tensor:
+    """Weights as [count, numel]; shared ones are not copied."""
+    return w.expand(count, -1) if w.ndim == 1 else w
+
+
+def tensor_product(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    w: torch.Tensor | None,
+    plan: TensorProductPlan,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Tensor product of the rows of x1 and x2.
+
+    x1: [z, dim_in1]. x2: [z, dim_in2]. w: [z, weight_numel] weights per row, or [weight_numel] shared, or None for a plan without
+    weights. Layout mul_ir (channel-major, m fastest), as the plan's irreps say. Returns [z, dim_out]. z = 0 is valid.
+
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
+
+    Source: e3nn.o3.TensorProduct (same coefficients, normalizations and weight order).
+    """
+    w = check("tensor_product", "x1", x1, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0,
+              "x2", x2, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0, w, plan)  # fmt: skip
+    if backends.resolve(backend, plan, x1.device, x1.dtype) == "reference":
+        return reference(x1, x2, w, plan)
+    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key)

@@ -1,0 +1,54 @@
+"""Builds eqtp._native with CMake. Needs a C++17 compiler; torch is not needed to build."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def pybind11_argument() -> str:
+    """Where CMake finds pybind11: its own package, or (on a machine without it) the headers inside torch."""
+    try:
+        import pybind11
+
+        return f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
+    except ImportError:
+        spec = importlib.util.find_spec("torch")
+        include = Path(spec.origin).parent / "include" if spec and spec.origin else None
+        if include is None or not (include / "pybind11" / "pybind11.h").exists():
+            raise RuntimeError("eqtp needs pybind11 to build: pip install pybind11") from None
+        return f"-DEQTP_PYBIND11_INCLUDE={include}"
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext):
+        out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / ext.name
+        build.mkdir(parents=True, exist_ok=True)
+        arguments = [
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('EQTP_BUILD_TYPE', 'Release')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DEQTP_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
+            pybind11_argument(),
+        ]
+        ninja = shutil.which("ninja")
+        if ninja:
+            arguments.append("-GNinja")
+        cache = build / "CMakeCache.txt"  # an isolated build's ninja lives in a folder that is gone the next time
+        if cache.exists() and f"CMAKE_MAKE_PROGRAM:FILEPATH={ninja}" not in cache.read_text():
+            cache.unlink()
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or str(min(os.cpu_count() or 1, 8))
+        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments])
+        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs])
+
+
+setup(ext_modules=[Extension("eqtp._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,224 @@
+"""Trained SevenNet-0 and SevenNet-l3i5 on 40 real crystals: eqtp against e3nn, derivatives, undo, one graph per forward."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sevenn", reason="sevenn is not installed")
+
+import ase
+import ase.io
+import sevenn._keys as KEY
+
+import eqtp.graph
+from eqtp.accelerate import accelerate
+from eqtp.integrations import sevennet
+
+DATA = Path(__file__).parents[1] / "examples" / "data" / "mptrj_40.xyz"
+# eV/atom, eV/A, eV/A^3. float32: about twice what a rotation of the crystal changes in e3nn's own results
+TOLERANCE = {torch.float32: (2e-6, 1e-5, 1e-6), torch.float64: (1e-10, 1e-10, 1e-10)}
+DFT_ERROR = {"7net-0": (7.82, 31.74), "7net-l3i5": (5.30, 24.64)}  # meV/atom, meV/A
+
+
+@cache
+def frames():
+    return ase.io.read(DATA, ":")
+
+
+@cache
+def models(name, dtype):
+    """(SevenNet on e3nn, the same on eqtp). Tests do not change them."""
+    before = sevennet.load(name, dtype)
+    after = copy.deepcopy(before)
+    accelerate(after)
+    return before, after
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", DFT_ERROR)
+def test_same_energies_forces_stresses(name, dtype):
+    before, after = models(name, dtype)
+    energy_errors, force_errors = [], []
+    for atoms in frames():
+        data = sevennet.graph_data(atoms, before.cutoff, dtype)
+        old, new = sevennet.predict(before, data), sevennet.predict(after, data)
+        assert all(t.dtype == dtype for t in new.values())
+        difference = {key: (old[key] - new[key]).abs().max().item() for key in old}
+        assert difference["energy"] / len(atoms) <= TOLERANCE[dtype][0], atoms
+        assert difference["forces"] <= TOLERANCE[dtype][1], atoms
+        assert difference["stress"] <= TOLERANCE[dtype][2], atoms
+        energy_errors.append(abs(new["energy"].item() - atoms.get_potential_energy()) / len(atoms))
+        force_errors.append(np.abs(new["forces"].numpy() - atoms.get_forces()).ravel())
+    found = 1e3 * np.mean(energy_errors), 1e3 * np.concatenate(force_errors).mean()
+    assert found == pytest.approx(DFT_ERROR[name], abs=0.01)
+
+
+def test_data_is_what_its_readme_says():
+    assert len(frames()) == 40 and sum(map(len, frames())) == 532
+    assert {len(atoms) for atoms in frames()} <= set(range(2, 25))
+    assert len({z for atoms in frames() for z in atoms.numbers}) == 53
+    assert DATA.stat().st_size < 500_000 and (DATA.parent / "LICENSE-mattersim.txt").exists()
+
+
+def test_what_is_replaced_and_what_is_kept():
+    model = sevennet.load("7net-0")
+    state = model.state_dict(keep_vars=True)
+    report = accelerate(model, example=sevennet.graph_data(frames()[0], model.cutoff))
+    kinds = [(entry.name, entry.kind, entry.reason) for entry in report.replaced]
+    assert kinds == [
+        ("edge_embedding.spherical.sph", "SphericalHarmonics", "native"),
+        *((f"{n}_convolution", "IrrepsConvolution", "native") for n in range(5)),
+    ]
+    kept = {entry.name: (entry.kind, entry.reason) for entry in report.kept}
+    assert list(kept) == [f"{n}_equivariant_gate.gate.mul" for n in range(5)]
+    assert {kind for kind, _ in kept.values()} == {"ElementwiseTensorProduct"}
+    assert all("mode uuu" in reason for name, (_, reason) in kept.items() if name[0] != "4")
+    assert "no paths" in kept["4_equivariant_gate.gate.mul"][1]
+    assert report.max["float64"] < 1e-11 and report.max["float32"] < 1e-5
+    assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(report.model_difference)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(state) and all(after[key] is state[key] for key in state)
+
+
+def test_undo_is_bitwise():
+    model = sevennet.load("7net-0")
+    data = sevennet.graph_data(frames()[1], model.cutoff)
+    modules, before = dict(model.named_modules()), sevennet.predict(model, data)
+    report = accelerate(model)
+    during = sevennet.predict(model, data)
+    report.undo()
+    after = sevennet.predict(model, data)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert not torch.equal(during["forces"], before["forces"]), "eqtp did not run"
+
+
+def test_refuses_a_wrong_coefficient_in_one_layer():
+    model = sevennet.load("7net-0")
+    with torch.no_grad():
+        dict(model.named_buffers())["3_convolution.convolution._compiled_main_left_right._w3j_2_1_2"].neg_()
+    with pytest.raises(RuntimeError, match=r"3_convolution \(IrrepsConvolution\) does not agree with its replacement"):
+        accelerate(model)
+    assert type(model.get_submodule("0_convolution")).__name__ == "IrrepsConvolution"
+
+
+def test_graph_is_built_once_per_structure(monkeypatch):
+    """Five layers, forward and backward: one sort by destination, and at most one of the transposed graph."""
+    _, model = models("7net-0", torch.float32)
+    built, original = [], eqtp.graph.Graph.__init__
+
+    def init(self, src, dst, *args):
+        built.append((src.shape[0], dst.clone()))
+        original(self, src, dst, *args)
+
+    monkeypatch.setattr(eqtp.graph.Graph, "__init__", init)
+    for n, edges in enumerate((3, 7)):
+        built.clear()
+        data = sevennet.graph_data(frames()[edges], model.cutoff)
+        sevennet.predict(model, data)
+        assert 1 <= len(built) <= 2, n
+        assert torch.equal(built[0][1], data[KEY.EDGE_IDX][0])
+
+
+def energy(model, data, positions):
+    """Energy [] as a function of positions [n, 3], differentiable to any order; the edges are those of ``data``."""
+    data = data.clone()
+    src, dst = data[KEY.EDGE_IDX]
+    shift = data[KEY.EDGE_VEC] - (data[KEY.POS][dst] - data[KEY.POS][src])  # [e, 3], of the periodic images
+    data[KEY.EDGE_VEC] = positions[dst] - positions[src] + shift
+    data = model._preprocess(data)
+    for name, module in model.named_children():
+        if name != "force_output":
+            data = module(data)
+    return data[KEY.PRED_TOTAL_ENERGY]
+
+
+@cache
+def small_cell():
+    """Three atoms of three kinds in a triclinic cell, without symmetry; some edges lie along the axes (periodic images)."""
+    cell = [[4.1, 0.0, 0.0], [0.0, 3.9, 0.0], [0.3, -0.2, 4.6]]
+    return ase.Atoms("NaClO", scaled_positions=[[0, 0, 0], [0.52, 0.47, 0.45], [0.05, 0.48, 0.03]], cell=cell, pbc=True)
+
+
+def test_forces_are_the_finite_difference_of_the_energy():
+    """Five-point formula, step 0.004 A; forces from SevenNet's own output and from the positions."""
+    _, model = models("7net-0", torch.float64)
+    data = sevennet.graph_data(small_cell(), model.cutoff, torch.float64)
+    forces, x = sevennet.predict(model, data)["forces"], data[KEY.POS]
+    h, numeric = 4e-3, torch.zeros_like(x)
+    for n in range(x.numel()):
+        step = torch.zeros_like(x).view(-1)
+        step[n] = h
+        e = {k: energy(model, data, x + k * step.view_as(x)).item() for k in (-2, -1, 1, 2)}
+        numeric.view(-1)[n] = -(8 * (e[1] - e[-1]) - (e[2] - e[-2])) / (12 * h)
+    assert forces.abs().max() > 0.1
+    assert (forces - numeric).abs().max() / forces.abs().max() < 1e-7
+
+
+def test_hessian_is_symmetric_and_is_e3nns():
+    """Second derivatives through eqtp's double backward (R1)."""
+    before, after = models("7net-0", torch.float64)
+    data = sevennet.graph_data(small_cell(), after.cutoff, torch.float64)
+    hessians = []
+    for model in (before, after):
+        h = torch.autograd.functional.hessian(lambda x, model=model: energy(model, data, x), data[KEY.POS])
+        hessians.append(h.reshape(9, 9))  # [3 n, 3 n] eV/A^2
+    old, new = hessians
+    scale = new.abs().max()
+    assert scale > 1
+    assert (new - new.T).abs().max() / scale < 1e-12
+    assert (new - old).abs().max() / scale < 1e-10
+
+
+def test_isolated_atom_has_no_edges():
+    before, after = models("7net-0", torch.float32)
+    data = sevennet.graph_data(ase.Atoms("Fe", cell=[20, 20, 20], pbc=True), before.cutoff)
+    assert data[KEY.EDGE_IDX].shape == (2, 0)
+    old, new = sevennet.predict(before, data), sevennet.predict(after, data)
+    assert abs(old["energy"] - new["energy"]) <= 2e-6
+    assert torch.equal(new["forces"], torch.zeros(1, 3)) and torch.equal(new["stress"], old["stress"])
+
+
+def test_parallel_layer_with_ghost_atoms():
+    """The layer as LAMMPS runs it in parallel: ghost features appended, their rows dropped (R28)."""
+    layer = sevennet.load("7net-0").get_submodule("1_convolution")
+    layer.is_parallel = True
+    tree = torch.nn.Sequential(copy.deepcopy(layer))
+    accelerate(tree)
+    torch.manual_seed(0)
+    local, ghosts, edges = 4, 3, 20
+    data = {
+        layer.key_x: torch.randn(local, 480), KEY.NODE_FEATURE_GHOST: torch.randn(ghosts, 480),
+        layer.key_filter: torch.randn(edges, 9), layer.key_weight_input: torch.randn(edges, 8),
+        layer.key_edge_idx: torch.stack([torch.randint(0, local, (edges,)), torch.randint(0, local + ghosts, (edges,))]),
+        KEY.NLOCAL: torch.tensor([local]),
+    }  # fmt: skip
+    old, new = layer(dict(data))[layer.key_x], tree(dict(data))[layer.key_x]
+    assert new.shape == (local, old.shape[1])
+    assert (old - new).abs().max() / old.abs().max() < 1e-5
+
+
+def test_calculator_gives_the_same_molecular_dynamics():
+    """eqtp.accelerate(calculator.model): ten steps of Verlet from the same start (R30)."""
+    from ase import units
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+    from sevenn.calculator import SevenNetCalculator
+
+    ends = []
+    for fast in (False, True):
+        atoms = frames()[2].copy()
+        calculator = SevenNetCalculator("7net-0", device="cpu")
+        if fast:
+            accelerate(calculator.model)
+        atoms.calc = calculator
+        MaxwellBoltzmannDistribution(atoms, temperature_K=600, rng=np.random.default_rng(0))
+        VelocityVerlet(atoms, 1 * units.fs).run(10)
+        ends.append((atoms.get_positions(), atoms.get_total_energy()))
+    assert np.abs(ends[0][0] - frames()[2].get_positions()).max() > 1e-2
+    assert np.abs(ends[0][0] - ends[1][0]).max() < 1e-6
+    assert abs(ends[0][1] - ends[1][1]) < 1e-5 * len(frames()[2])
