@@ -13,13 +13,12 @@ the run ends with exit code 1.
 Peers take turns with us (harness.time_together). A peer that is not installed, or cannot do the problem,
 is named with its reason. A table goes to stdout, a progress bar to stderr. Columns: median, 20 and 80
 percentile; compulsory bytes and operations per second, and their fraction of what this machine was just
-measured to do; peak memory that one call adds; `ratio`: the peer's time over ours (the first backend).
+measured to do; peak memory that one call adds; `ratio`: the time over that of our first backend.
 
 --json FILE gets one object per line, ours and peers': op, problem, pass, backend (or peer), dtype,
 threads, ms, ms_p20, ms_p80, ratio_to (peer: their ms / ours), bandwidth_fraction (of the read bandwidth),
-flop_fraction, peak_mb (null where the system cannot tell), gb_s, gflop_s, repeats, size, machine,
-versions; for a peer that is missing: op, problem, pass, backend, missing (why). What a pass is, and what
-its bytes are: bench/harness.py.
+flop_fraction, peak_mb (null where the system cannot tell), gb_s, gflop_s, repeats, missing (peer or
+backend: why), size, machine, versions. What a pass is, and what its bytes are: bench/harness.py.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def gate(module, problem: str, options: argparse.Namespace) -> tuple[list[str], 
     return ready, missing
 
 
-def records(case, options, pass_: str, timings: dict, rates: machine.Machine) -> list[dict]:
+def records(case, options, pass_: str, timings: dict, missing: dict, rates: machine.Machine) -> list[dict]:
     """One object per contestant, as the JSON file gets it."""
     total = {kind: sum(getattr(case, kind)[stage] for stage in STAGES[pass_]) for kind in ("bytes", "flops")}
     rows = []
@@ -160,6 +159,7 @@ def records(case, options, pass_: str, timings: dict, rates: machine.Machine) ->
             "gb_s": total["bytes"] / timing.ms / 1e6,
             "gflop_s": total["flops"] / timing.ms / 1e6,
             "repeats": len(timing.calls),
+            "missing": missing,
             "size": case.size | ({"graph": options.graph} if "nodes" in case.size else {}),
             "machine": rates._asdict(),
             "versions": {"eqtp": eqtp.__version__, **peers.versions()},
@@ -173,20 +173,20 @@ def size_text(size: dict) -> str:
     )
 
 
-def table(rows: list[dict], missing: dict[str, str]) -> str:
-    """The rows of one problem and pass, and who is missing and why."""
+def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
+    """The rows of one problem and pass, and who is missing and why. `ours`: names of our backends."""
     lines = [""]
     if rows:
         row = rows[0]
         title = (row["op"], row["problem"], TITLES[row["pass"]], row["dtype"], size_text(row["size"]))
         columns = f"{'ms':>10} {'p20 - p80':>19} {'GB/s':>7} {'of read':>8} {'GFLOP/s':>8} {'of peak':>8}"
         lines += ["  ".join(title), f"  {'':18}{columns} {'peak MB':>8} {'ratio':>8}"]
-    ratios = next((row["ratio_to"] for row in rows if row["ratio_to"]), {})
+    base = next((row for row in rows if row["backend"] in ours), None)
     for row in rows:
         who = row["backend"]
         spread = f"{row['ms_p20']:.4g} - {row['ms_p80']:.4g}"
         peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
-        ratio = f"{ratios[who]:.1f}x" if who in ratios else ""
+        ratio = "" if base in (None, row) else f"{row['ms'] / base['ms']:.1f}x"
         moved = f"{row['gb_s']:7.2f} {row['bandwidth_fraction']:8.1%}"
         computed = f"{row['gflop_s']:8.2f} {row['flop_fraction']:8.1%}"
         line = f"  {who:18}{row['ms']:10.4g} {spread:>19} {moved} {computed} {peak:>8} {ratio:>8}"
@@ -209,7 +209,7 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
         }
 
         def step(who: str, pass_: str = pass_) -> None:
-            bar.set_description(f"{problem} {TITLES[pass_]}: {who}")
+            bar.set_description(f"{problem} {TITLES[pass_]}: {who}", refresh=False)
             bar.update()
 
         timings, failed = harness.time_together(
@@ -218,12 +218,10 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
         for backend in options.backend:  # ours may not fail where a peer may
             if backend in failed:
                 raise WrongKernel(f"{problem}, {TITLES[pass_]}: backend {backend} raised {failed[backend]}")
-        rows = records(case, options, pass_, timings, rates)
         away = missing | failed
-        write(table(rows, away), rows, [
-            {"op": options.op, "problem": problem, "pass": pass_, "backend": who, "missing": why}
-            for who, why in away.items()
-        ])  # fmt: skip
+        rows = records(case, options, pass_, timings, away, rates)
+        bar.update(len(missing) * (options.repeat + 1) + len(failed) * options.repeat)
+        write(table(rows, away, options.backend), rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -238,16 +236,17 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text("")
     turns = len(options.problem) * len(options.passes) * (options.repeat + 1)
     timed = set()
-    with tqdm(total=turns * (len(options.backend) + len(options.against)), file=sys.stderr) as bar:
+    with tqdm(
+        total=turns * (len(options.backend) + len(options.against)), file=sys.stderr, mininterval=0.5
+    ) as bar:
 
-        def write(text: str, rows: list[dict], missing: list[dict]) -> None:
+        def write(text: str, rows: list[dict]) -> None:
             timed.update(row["backend"] for row in rows)
-            bar.update(len(missing) * (options.repeat + 1))
             bar.clear()
             print(text, flush=True)
             if options.json:
                 with options.json.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in [*rows, *missing])
+                    file.writelines(json.dumps(line) + "\n" for line in rows)
 
         try:
             for problem in options.problem:

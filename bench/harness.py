@@ -196,11 +196,17 @@ class Timing:
 
 def warm_up(call: Callable[[], object], calls: int) -> tuple[float | None, float]:
     """Call `calls` times, at least once. Returns the peak memory of the last call and its seconds."""
+    seconds = 0.0
+
+    def timed() -> None:
+        nonlocal seconds
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+
     for _ in range(calls - 1):
         call()
-    start = time.perf_counter()
-    peak = peak_mb(call)
-    return peak, time.perf_counter() - start
+    return peak_mb(timed), seconds
 
 
 def time_together(

@@ -48,19 +48,44 @@ template <class T>
 static inline __attribute__((always_inline)) Vec<T> load(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
 template <class T>
 static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) { *reinterpret_cast<Vec<T>*>(p) = v; }
+// A store past the caches, for results that are too large to be found there again; p must be aligned to a vector. Ends with stream_end().
+static inline __attribute__((always_inline)) void stream(float* p, Vec<float> v) {
+#if EQTP_SIMD_BYTES == 64
+  __builtin_ia32_movntps512(p, v);
+#elif EQTP_SIMD_BYTES == 32
+  __builtin_ia32_movntps256(p, v);
+#else
+  store(p, v);
+#endif
+}
+static inline __attribute__((always_inline)) void stream(double* p, Vec<double> v) {
+#if EQTP_SIMD_BYTES == 64
+  __builtin_ia32_movntpd512(p, v);
+#elif EQTP_SIMD_BYTES == 32
+  __builtin_ia32_movntpd256(p, v);
+#else
+  store(p, v);
+#endif
+}
+static inline __attribute__((always_inline)) void stream_end() {
+#if EQTP_SIMD_BYTES >= 32
+  __builtin_ia32_sfence();
+#endif
+}
 // Hides where a pointer came from, so that the compiler keeps it in one register and addresses with constants.
 template <class P>
 static inline __attribute__((always_inline)) P* plain(P* p) {
   asm("" : "+r"(p));
   return p;
 }
+// Sum of the lanes, by halves: at each step lane l takes in lane l ^ n.
 template <class T>
 static inline __attribute__((always_inline)) T sum(Vec<T> v) {
-  T t[Simd<T>::W];
-  store<T>(t, v);
-  for (int n = Simd<T>::W / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) t[i] += t[i + n];
-  return t[0];
+  typedef typename Simd<T>::I I;
+  I lane;
+  for (int l = 0; l < Simd<T>::W; ++l) lane[l] = l;
+  for (int n = Simd<T>::W / 2; n > 0; n /= 2) v += __builtin_shuffle(v, lane ^ n);
+  return v[0];
 }
 
 }  // namespace EQTP_SIMD

@@ -68,6 +68,11 @@ struct PathPass {
     }
   }
 
+  static inline __attribute__((always_inline)) void put(const Block<T>& b, T* gw, V v) {
+    if (b.stream_gw) stream(gw, v);
+    else store(gw, v);
+  }
+
   static void bwd(const Path& p, const Tables<T>& t, const Block<T>& b) {
     const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3;
     const bool weighted = p.w >= 0;
@@ -88,7 +93,7 @@ struct PathPass {
             store(gx + i * W, load(gx + i * W) + s * gi);
             q += gi * load(x + i * W);
           }
-          store(gw, m[0] * q);
+          put(b, gw, m[0] * q);
           gm[0] += we * q;
         } else {
           V s[N1];  // [d1]
@@ -107,7 +112,7 @@ struct PathPass {
               store(row + i * W, wx);
             }
           }
-          store(gw, q);
+          put(b, gw, q);
         }
       }
       if (!b.want_gy) continue;
@@ -140,7 +145,7 @@ struct PathPass {
             store(out + i * W, load(out + i * W) + s * ti + ts * xi);
             q += gi * xi, tq += gi * ti;
           }
-          store(gw, m[0] * tq + tm[0] * q);
+          put(b, gw, m[0] * tq + tm[0] * q);
           gm += we * tq + te * q;
         } else {
           V wx[N1], wt[N1], s[N1], ts[N1];  // [d1] w x, its derivative, S and its derivative
@@ -163,7 +168,7 @@ struct PathPass {
             store(gx + i * W, load(gx + i * W) + we * ts[i] + te * s[i]);
             q += ts[i] * load(x + i * W) + s[i] * load(tx + i * W);
           }
-          store(gw, q);
+          put(b, gw, q);
         }
         x += d1 * W, tx += d1 * W, gx += d1 * W, row += d1 * W, g += d3 * W, out += d3 * W;
       }

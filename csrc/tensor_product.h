@@ -26,7 +26,7 @@ struct Block {
   T *gm, *row;                                 // scratch: [max_matrix, W], [max_row]
   const T *ones, *zeros;                       // [nv, W] weights of a path without weights, and their direction
   T* sink;                                     // [nv, W] where their gradient goes
-  bool want_gy;
+  bool want_gy, stream_gw;  // stream_gw: gw is large and aligned
 };
 
 enum Pass { FWD, BWD, BWDBWD };

@@ -112,6 +112,8 @@ static const T* weights(const Tables<T>& p, const T* row, T* t) {
   return t;
 }
 
+static constexpr int64_t STREAM = 16 << 20;  // bytes
+
 // What one thread needs besides the operands. Lengths are multiples of W, so every part is aligned as the first.
 template <class T>
 struct Room {
@@ -139,6 +141,7 @@ struct Walk {
   const T *xt, *txt;             // [num_src, xt] blocked operands (graph only)
   T* gxt;                        // [threads, num_src, xt] or null
   int64_t w_part;                // length of a row of weights over n_paths
+  bool stream_gw;
 
   bool rows() const { return a.rows; }
   int64_t edges_into(int64_t n) const { return rows() ? 1 : a.ptr[n + 1] - a.ptr[n]; }
@@ -174,7 +177,7 @@ struct Walk {
     int64_t ids[EDGES];
     const int64_t numel = t.padded ? t.wt : t.numel;
     b.n = count, b.g = r.g, b.out = r.out, b.gm = r.gm, b.row = r.row, b.ones = r.ones, b.zeros = r.zeros, b.sink = r.sink;
-    b.want_gy = a.gy != nullptr;
+    b.want_gy = a.gy != nullptr, b.stream_gw = stream_gw;
     for (int q = 0; q < count; ++q) {
       const int64_t e = ids[q] = rows() ? n : a.order[a.ptr[n] + first + q], s = rows() ? n : a.src[e];
       edge_matrix(t, a.y + e * a.y_stride, r.m + q * t.mt);
@@ -233,7 +236,9 @@ static void conv(Pass pass, const ConvArgs<T>& a, PathKernel<T> (*kernel_of)(Pas
   }
   const size_t nodes = graph ? size_t(features) * sizeof(T) : 0;
   Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(pass == BWDBWD ? nodes : 0), gxt(a.gx ? nodes * threads : 0);
-  Walk<T> walk{a, t, pass, kernels.as<PathKernel<T>>(), xt.as<T>(), txt.as<T>(), gxt.as<T>(), t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0};
+  Walk<T> walk{a, t, pass, kernels.as<PathKernel<T>>(), xt.as<T>(), txt.as<T>(), gxt.as<T>(), t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0, false};
+  // past the caches only where gw would not stay in them
+  walk.stream_gw = a.gw && !t.padded && t.numel % Simd<T>::W == 0 && reinterpret_cast<uintptr_t>(a.gw) % Simd<T>::bytes == 0 && a.num_edges * t.numel * int64_t(sizeof(T)) > STREAM;
   for (int q = 0; q < t.n_paths; ++q) kernels.as<PathKernel<T>>()[q] = kernel_of(pass, t.paths[q]);
   if (graph) spread_all(t, a.x, a.x_stride, a.num_src, xt.as<T>(), threads);
   if (graph && pass == BWDBWD) spread_all(t, a.tx, a.tx_stride, a.num_src, txt.as<T>(), threads);
@@ -249,6 +254,7 @@ static void conv(Pass pass, const ConvArgs<T>& a, PathKernel<T> (*kernel_of)(Pas
     const Range range = graph ? share(a.ptr, a.num_dst, thread, count) : share(a.num_dst, thread, count);
     T* const gx = graph && a.gx ? gxt.as<T>() + features * thread : nullptr;
     for (int64_t n = range.begin; n < range.end; ++n) walk.row(n, r, gx);
+    stream_end();
   };
   parallel(threads, body);
 

@@ -1,4 +1,4 @@
-"""Drop-in replacement: `accelerate(model)` puts eqtp's kernels into a model that was written with other libraries."""
+"""Drop-in replacement: `accelerate(model)` puts eqtp's kernels into a model written with other libraries."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Entry(NamedTuple):
 class Report:
     """What `accelerate` did. ``print(report)`` is a table; ``report.undo()`` puts every original module back.
 
-    replaced, kept: lists of `Entry`. max: dtype -> largest relative difference of any module in the self-check.
-    model_difference: output name -> relative difference of the whole model, where an example was given.
-    """
+    replaced, kept: lists of `Entry`. max: dtype -> largest relative difference of any module in the
+    self-check. model_difference: output name -> relative difference of the whole model, where an example was
+    given."""
 
     def __init__(self, model: torch.nn.Module, changes: _Changes):
         self.model, self.replaced, self.kept = model, changes.replaced, changes.kept
@@ -38,7 +38,8 @@ class Report:
         return {d: max(e.difference[d] for e in self.replaced if d in e.difference) for d in dtypes}
 
     def undo(self) -> None:
-        """Put the original modules back, with the parameters and buffers as they are now. A second call does nothing.
+        """Put the original modules back, with the parameters and buffers as they are now. A second call does
+        nothing.
 
         Raises RuntimeError, and changes nothing, if a replacement was itself replaced since.
         """
@@ -55,10 +56,14 @@ class Report:
         return f"Report({len(self.replaced)} replaced, {len(self.kept)} kept)"
 
     def __str__(self) -> str:
-        rows = [("replaced", *entry[:3]) for entry in self.replaced] + [("kept", *entry[:3]) for entry in self.kept]
+        rows = [("replaced", *entry[:3]) for entry in self.replaced] + [
+            ("kept", *entry[:3]) for entry in self.kept
+        ]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = [f"eqtp.accelerate: {len(self.replaced)} modules replaced, {len(self.kept)} kept"]
-        lines += [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {reason}" for a, b, c, reason in rows]
+        lines += [
+            f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {reason}" for a, b, c, reason in rows
+        ]
         if self.max:
             found = ", ".join(f"{difference:.1e} in {dtype}" for dtype, difference in self.max.items())
             lines.append(f"  self-check of each module, largest difference relative to scale: {found}")
@@ -69,20 +74,21 @@ class Report:
 
 
 def accelerate(model: torch.nn.Module, example=None, verify: bool = True) -> Report:
-    """Replace, in place, what eqtp has kernels for: SevenNet's convolutions, and e3nn's TensorProduct (with its subclasses)
-    and SphericalHarmonics anywhere in the module tree. Parameters, buffers and state_dict stay the same objects.
+    """Replace, in place, what eqtp has kernels for: SevenNet's convolutions, and e3nn's TensorProduct (with
+    its subclasses) and SphericalHarmonics anywhere in the module tree. Parameters, buffers and state_dict
+    stay the same objects.
 
     example
-        an input of the model; a tuple is passed as positional arguments, anything else as the only one. With it the whole
-        model is run before and after, and all its floating-point outputs are compared. It is copied, not changed.
+        an input of the model; a tuple is passed as positional arguments, anything else as the only one. With
+        it the whole model is run before and after, and all its floating-point outputs are compared. It is
+        copied, not changed.
     verify
-        run each replaced module and its replacement on random inputs: output and gradients, in float64 and in the module's
-        dtype. On a mismatch everything is undone.
+        run each replaced module and its replacement on random inputs: output and gradients, in float64 and in
+        the module's dtype. On a mismatch everything is undone.
 
-    Returns a `Report` with what was replaced, what was kept and why, and ``undo()``.
-    Raises TypeError if ``model`` is not a torch module, ValueError if nothing in it can be replaced, RuntimeError with the
-    module's name and the difference if a result does not agree.
-    """
+    Returns a `Report` with what was replaced, what was kept and why, and ``undo()``. Raises TypeError if
+    ``model`` is not a torch module, ValueError if nothing in it can be replaced, RuntimeError with the
+    module's name and the difference if a result does not agree."""
     if not isinstance(model, torch.nn.Module):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), torch.nn.Module) else ""
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}{hint}")
@@ -168,7 +174,9 @@ def _family(plan, like: torch.Tensor) -> tuple[str | None, str | None]:
         return None, str(error)
     if family != "reference":
         return family, None
-    reasons = [backend.why_not(f, plan, like.device, like.dtype) for f in backend.backends() if f != "reference"]
+    reasons = [
+        backend.why_not(f, plan, like.device, like.dtype) for f in backend.backends() if f != "reference"
+    ]
     return None, "; ".join(r for r in reasons if r) or "the reference backend was asked for"
 
 
@@ -182,7 +190,8 @@ def _scripted(path: str, module: torch.jit.ScriptModule) -> list[Entry]:
 def _nothing_replaced(model: torch.nn.Module, kept: list[Entry]) -> str:
     text = f"accelerate: nothing to replace in {type(model).__name__}"
     if not kept:
-        return f"{text}: it contains no module that eqtp knows ({', '.join('.'.join(known) for known in integrations.KNOWN)})"
+        known = ", ".join(".".join(name) for name in integrations.KNOWN)
+        return f"{text}: it contains no module that eqtp knows ({known})"
     entry, more = kept[0], len(kept) - 1
     where = f"{entry.name} ({entry.kind})" if entry.name else entry.kind
     return f"{text}: {where}: {entry.reason}" + (f", and {more} more" if more else "")

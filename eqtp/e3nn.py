@@ -14,7 +14,8 @@ from eqtp.so3 import wigner_3j
 
 
 class Tables(torch.nn.Module):
-    """Keeps the coefficient buffers of an e3nn module, so that its state_dict keys stay. eqtp does not read them."""
+    """Keeps the coefficient buffers of an e3nn module, so that its state_dict keys stay. eqtp does not read
+    them."""
 
     def __init__(self, buffers: dict[str, torch.Tensor]):
         super().__init__()
@@ -23,7 +24,8 @@ class Tables(torch.nn.Module):
 
 
 class TensorSquare(eqtp.nn.TensorProduct):
-    """Tensor product of x with itself, as e3nn.o3.TensorSquare: ``forward(x, weight=None)``, x [..., dim_in1]."""
+    """Tensor product of x with itself, as e3nn.o3.TensorSquare: ``forward(x, weight=None)``, x [...,
+    dim_in1]."""
 
     def forward(self, x, weight=None):
         return super().forward(x, x, weight)
@@ -48,8 +50,8 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
     """The eqtp module that does what this e3nn TensorProduct (or subclass) or SphericalHarmonics does.
 
     It holds the same Parameter and buffer objects under the same names, and the attributes that users read
-    (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other modules,
-    ValueError for what eqtp cannot do (a ``.right`` method, a subclass with its own ``forward``).
+    (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other
+    modules, ValueError for what eqtp cannot do (a ``.right`` method, a subclass with its own ``forward``).
     """
     seam = seam_of(module)
     if seam not in SEAMS.values():
@@ -63,7 +65,8 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
 
 
 def share_state(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Give ``target`` the Parameter and buffer objects of ``source``, by name; raises KeyError if a name is missing."""
+    """Give ``target`` the Parameter and buffer objects of ``source``, by name; raises KeyError if a name is
+    missing."""
     for kind in ("_parameters", "_buffers"):
         for path, module in target.named_modules():
             store = getattr(module, kind)  # of a scripted module: a wrapper that accepts item assignment
@@ -72,12 +75,12 @@ def share_state(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 
 def exact_tables(module: torch.nn.Module) -> list[str]:
-    """Write exact Clebsch-Gordan coefficients into the float64 buffers of e3nn TensorProducts inside ``module``; in place.
+    """Write exact Clebsch-Gordan coefficients into the float64 buffers of e3nn TensorProducts inside
+    ``module``; in place.
 
-    A model that was built or saved in float32 and then cast to float64 carries an error of 6e-8 otherwise. A buffer holds
-    the coefficients alone, or (in a copy of an e3nn module) times a path's factor; only one that agrees with that to 1e-6 is
-    touched. Returns the names of the others: they follow another convention.
-    """
+    A model that was built or saved in float32 and then cast to float64 carries an error of 6e-8 otherwise. A
+    buffer holds the coefficients alone, or (in a copy of an e3nn module) times a path's factor; only one that
+    agrees with that to 1e-6 is touched. Returns the names of the others: they follow another convention."""
     others = []
     for path, tp in module.named_modules():
         if seam_of(tp) is not SEAMS["TensorProduct"]:
@@ -86,8 +89,12 @@ def exact_tables(module: torch.nn.Module) -> list[str]:
         for name, buffer in tp.named_buffers(prefix=path):
             if buffer.ndim != 3 or buffer.dtype != torch.float64:
                 continue
-            table = torch.from_numpy(wigner_3j(*((n - 1) // 2 for n in buffer.shape)).copy()).to(buffer.device)
-            exact = next((f * table for f in factors if (f * table - buffer).abs().max() < 1e-6 * max(1.0, f)), None)
+            table = torch.from_numpy(wigner_3j(*((n - 1) // 2 for n in buffer.shape)).copy()).to(
+                buffer.device
+            )
+            exact = next(
+                (f * table for f in factors if (f * table - buffer).abs().max() < 1e-6 * max(1.0, f)), None
+            )
             if exact is None:
                 others.append(name)
             else:
@@ -117,7 +124,8 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
 
 
 def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
-    """Carry over the training flag, the forward and backward hooks and the public attributes of ``original``."""
+    """Carry over the training flag, the forward and backward hooks and the public attributes of
+    ``original``."""
     for name, value in original.__dict__.items():
         hook = "ward_" in name and "hook" in name
         if hook or not (name.startswith("_") or callable(value)):
@@ -131,7 +139,9 @@ def _reason_tensor_product(tp) -> str | None:
     if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
         return f"its class {type(tp).__name__} has its own {own[0]}"
     known = {"weight", "output_mask", "_compiled_main_left_right", "_compiled_main_right"}
-    extra = [name for store in (tp._parameters, tp._buffers, tp._modules) for name in store if name not in known]
+    extra = [
+        name for store in (tp._parameters, tp._buffers, tp._modules) for name in store if name not in known
+    ]
     if extra:
         return f"it holds something of its own: {', '.join(extra)}"
     if not tp.instructions:
@@ -143,7 +153,9 @@ def _reason_tensor_product(tp) -> str | None:
 
 def _probe_tensor_product(tp, generator: torch.Generator) -> list[torch.Tensor]:
     rows = 6
-    widths = [tp.irreps_in1.dim] if type(tp).__name__ == "TensorSquare" else [tp.irreps_in1.dim, tp.irreps_in2.dim]
+    widths = (
+        [tp.irreps_in1.dim] if type(tp).__name__ == "TensorSquare" else [tp.irreps_in1.dim, tp.irreps_in2.dim]
+    )
     inputs = [torch.randn(rows, width, generator=generator) for width in widths]  # each [z, dim]
     if not tp.internal_weights and tp.weight_numel > 0:
         shape = (tp.weight_numel,) if tp.shared_weights else (rows, tp.weight_numel)
@@ -152,7 +164,9 @@ def _probe_tensor_product(tp, generator: torch.Generator) -> list[torch.Tensor]:
 
 
 def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
-    module = eqtp.nn.SphericalHarmonics(sh.irreps_out, sh.normalize, sh.normalization, sh.irreps_in, backend=backend)
+    module = eqtp.nn.SphericalHarmonics(
+        sh.irreps_out, sh.normalize, sh.normalization, sh.irreps_in, backend=backend
+    )
     keep_attributes(sh, module)
     return module
 
@@ -178,6 +192,10 @@ SEAMS = {
         _reason_tensor_product, plan_from_e3nn, convert_tensor_product, _probe_tensor_product, _call
     ),
     "SphericalHarmonics": Seam(
-        _reason_spherical_harmonics, lambda sh: None, _convert_spherical_harmonics, _probe_spherical_harmonics, _call
+        _reason_spherical_harmonics,
+        lambda sh: None,
+        _convert_spherical_harmonics,
+        _probe_spherical_harmonics,
+        _call,
     ),
 }

@@ -1,4 +1,5 @@
-"""`eqtp.accelerate` on module trees with e3nn modules: same state, same numbers, refusal where they are not (R3, R4, R24, R25)."""
+"""`eqtp.accelerate` on module trees with e3nn modules: same state, same numbers, refusal where they are not
+(R3, R4, R24, R25)."""
 
 import copy
 import io
@@ -6,20 +7,28 @@ import io
 import pytest
 import torch
 
-o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
-
 import eqtp.nn
 from eqtp.accelerate import accelerate
 from eqtp.e3nn import exact_tables, from_e3nn, plan_from_e3nn
 
+o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-UVU = [(0, 0, 0, "uvu", True), (1, 1, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 1, "uvu", True, 2.0), (1, 2, 1, "uvu", True)]
+UVU = [
+    (0, 0, 0, "uvu", True),
+    (1, 1, 0, "uvu", True),
+    (0, 1, 1, "uvu", True),
+    (1, 1, 1, "uvu", True, 2.0),
+    (1, 2, 1, "uvu", True),
+]
 
 
 def uvu_product(**options):
     irreps = "5x0e + 3x1e"
     instructions = [(*ins[:2], n, *ins[3:]) for n, ins in enumerate(UVU)]
-    return o3.TensorProduct(irreps, "0e + 1e + 2e", "5x0e + 3x0e + 5x1e + 3x1e + 3x1e", instructions, **options)
+    return o3.TensorProduct(
+        irreps, "0e + 1e + 2e", "5x0e + 3x0e + 5x1e + 3x1e + 3x1e", instructions, **options
+    )
 
 
 class Message(torch.nn.Module):
@@ -66,7 +75,9 @@ def test_replaces_and_agrees(model, example):
     expected = model(*example)
     report = accelerate(model, example)
     assert [entry.name for entry in report.replaced] == ["harmonics", "product"]
-    assert isinstance(model.product, eqtp.nn.TensorProduct) and isinstance(model.harmonics, eqtp.nn.SphericalHarmonics)
+    assert isinstance(model.product, eqtp.nn.TensorProduct) and isinstance(
+        model.harmonics, eqtp.nn.SphericalHarmonics
+    )
     got = model(*example)
     for key, value in expected.items():
         assert relative(got[key], value) < TOLERANCE[torch.float32]
@@ -103,9 +114,12 @@ def test_state_dict_travels_both_ways(model):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}]
+)
 def test_weights_inside_and_outside(options, dtype):
-    """Same Parameter object; output and all first and second derivatives as e3nn's, leading dimensions too."""
+    """Same Parameter object; output and all first and second derivatives as e3nn's, leading dimensions
+    too."""
     torch.manual_seed(2)
     tree = torch.nn.Sequential(uvu_product(**options)).to(dtype)
     exact_tables(tree)
@@ -141,7 +155,8 @@ def test_undo_is_bitwise(model, example):
 
 
 def test_undo_keeps_later_changes(model, example):
-    """Cast, train and load after accelerate, then undo: the originals have the present parameters and buffers."""
+    """Cast, train and load after accelerate, then undo: the originals have the present parameters and
+    buffers."""
     report = accelerate(model)
     model.double().eval()
     with torch.no_grad():
@@ -152,7 +167,9 @@ def test_undo_keeps_later_changes(model, example):
     assert type(model.product) is o3.TensorProduct and not model.product.training
     assert all(t.dtype == torch.float64 for t in model.state_dict().values())
     got = model(*double)
-    assert all(relative(got[key], expected[key]) < 1e-6 for key in expected)  # e3nn's coefficients went through float32
+    assert all(
+        relative(got[key], expected[key]) < 1e-6 for key in expected
+    )  # e3nn's coefficients went through float32
 
 
 def test_undo_refuses_when_something_else_sits_there(model):
@@ -177,7 +194,9 @@ def scale_path(product):
 def test_refuses_a_mismatch(model, example, damage):
     damage(model.product)
     modules, expected = dict(model.named_modules()), model(*example)
-    with pytest.raises(RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"):
+    with pytest.raises(
+        RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"
+    ):
         accelerate(model)
     assert dict(model.named_modules()) == modules
     got = model(*example)
@@ -198,7 +217,9 @@ def test_refuses_a_wrong_gradient(model, monkeypatch, operand):
 
     monkeypatch.setattr(eqtp.nn.TensorProduct, "forward", forward)
     number = ["x", "y", "weight"].index(operand)
-    with pytest.raises(RuntimeError, match=f"gradient of input {number} differs by 1.*e-02 of its scale in float64"):
+    with pytest.raises(
+        RuntimeError, match=f"gradient of input {number} differs by 1.*e-02 of its scale in float64"
+    ):
         accelerate(model)
     assert type(model.product) is o3.TensorProduct
 
@@ -214,7 +235,9 @@ class Suspicious(Message):
 def test_example_refuses_a_whole_model_mismatch(example):
     model = Suspicious()
     accelerate(copy.deepcopy(model))  # module by module all is well
-    with pytest.raises(RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"):
+    with pytest.raises(
+        RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"
+    ):
         accelerate(model, example)
     assert type(model.product) is o3.TensorProduct and type(model.harmonics) is o3.SphericalHarmonics
 
@@ -240,7 +263,8 @@ class First(torch.nn.Module):
 
 
 def test_float64_model_with_rounded_coefficients(model, example):
-    """A float32 model cast to float64 has coefficients with an error of 6e-8 (R35); eqtp has the exact ones."""
+    """A float32 model cast to float64 has coefficients with an error of 6e-8 (R35); eqtp has the exact
+    ones."""
     model.mix = First()  # in place of a product that is kept, with its rounded coefficients
     model.double()
     double = tuple(t.double() if t.is_floating_point() else t for t in example)
@@ -258,8 +282,14 @@ def test_float64_model_with_rounded_coefficients(model, example):
         (lambda: o3.FullTensorProduct("2x0e + 1o", "0e + 1o"), "mode uvuv"),
         (lambda: o3.ElementwiseTensorProduct("2x0e + 1o", "2x0e + 1o"), "mode uuu"),
         (lambda: o3.TensorSquare("0e + 1o"), "mode uuu"),
-        (lambda: o3.TensorProduct("4x0e", "2x0e", "4x0e", [(0, 0, 0, "uvu", True)]), "2 channels in irreps_in2"),
-        (lambda: torch.nn.utils.parametrizations.weight_norm(uvu_product()), "something of its own: parametrizations"),
+        (
+            lambda: o3.TensorProduct("4x0e", "2x0e", "4x0e", [(0, 0, 0, "uvu", True)]),
+            "2 channels in irreps_in2",
+        ),
+        (
+            lambda: torch.nn.utils.parametrizations.weight_norm(uvu_product()),
+            "something of its own: parametrizations",
+        ),
         (lambda: uvu_product(compile_right=True), r"\.right"),
         (lambda: Own("4x0e", "0e", "4x0e", [(0, 0, 0, "uvu", True)]), "class Own has its own forward"),
         (lambda: uvu_product().half(), "float16"),
@@ -269,7 +299,9 @@ def test_float64_model_with_rounded_coefficients(model, example):
 def test_zero_replaced_is_an_error_that_says_why(tree, reason):
     tree = torch.nn.ModuleDict({"inner": torch.nn.Sequential(tree())})
     modules = dict(tree.named_modules())
-    with pytest.raises(ValueError, match=rf"^accelerate: nothing to replace in ModuleDict: inner\.0 .*{reason}"):
+    with pytest.raises(
+        ValueError, match=rf"^accelerate: nothing to replace in ModuleDict: inner\.0 .*{reason}"
+    ):
         accelerate(tree)
     assert dict(tree.named_modules()) == modules
 
@@ -280,17 +312,22 @@ class Own(o3.TensorProduct):
 
 
 def test_zero_replaced_in_other_models():
-    with pytest.raises(ValueError, match=r"nothing to replace in Linear: it contains no module that eqtp knows \(e3nn\.TensorProduct"):
+    with pytest.raises(
+        ValueError,
+        match=r"nothing to replace in Linear: it contains no module that eqtp knows \(e3nn\.TensorProduct",
+    ):
         accelerate(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"TensorProduct: it is the model itself .* eqtp\.e3nn\.from_e3nn"):
         accelerate(uvu_product())
     with pytest.raises(ValueError, match="scripted"):
-        accelerate(torch.jit.script(torch.nn.Sequential(uvu_product(internal_weights=True), torch.nn.Identity())[0]))
+        accelerate(
+            torch.jit.script(torch.nn.Sequential(uvu_product(internal_weights=True), torch.nn.Identity())[0])
+        )
 
 
 def test_a_second_time_is_an_error(model):
     accelerate(model)
-    with pytest.raises(ValueError, match="harmonics .* it is eqtp's already"):
+    with pytest.raises(ValueError, match=r"harmonics .* it is eqtp's already"):
         accelerate(model)
 
 
@@ -323,7 +360,9 @@ def test_arguments():
     class Calculator:
         model = torch.nn.Linear(1, 1)
 
-    with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"):
+    with pytest.raises(
+        TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"
+    ):
         accelerate(Calculator())
     with pytest.raises(TypeError, match=r"got str$"):
         accelerate("7net-0")
@@ -344,7 +383,15 @@ def test_attributes_hooks_and_mode_stay(model):
     old = model.product.eval()
     accelerate(model)
     new = model.product
-    for name in ("irreps_in1", "irreps_in2", "irreps_out", "instructions", "weight_numel", "shared_weights", "internal_weights"):
+    for name in (
+        "irreps_in1",
+        "irreps_in2",
+        "irreps_out",
+        "instructions",
+        "weight_numel",
+        "shared_weights",
+        "internal_weights",
+    ):
         assert getattr(new, name) == getattr(old, name)
     assert isinstance(new.irreps_out, o3.Irreps) and not new.training
     new(torch.randn(2, 14), torch.randn(2, 9), torch.randn(2, new.weight_numel))
@@ -375,7 +422,9 @@ def test_spherical_harmonics_from_e3nn(irreps, normalization):
         lambda: o3.FullyConnectedTensorProduct("2x0e + 3x1o", "2x0e + 1o", "4x0e + 2x1o + 1e"),
         lambda: o3.FullTensorProduct("2x0e + 1o", "0e + 3x1o"),
         lambda: o3.ElementwiseTensorProduct("2x0e + 2x1o", "3x0e + 1o", irrep_normalization="norm"),
-        lambda: o3.TensorProduct("2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"),
+        lambda: o3.TensorProduct(
+            "2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"
+        ),
     ],
 )
 def test_from_e3nn_every_mode(make):

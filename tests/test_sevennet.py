@@ -1,4 +1,5 @@
-"""Trained SevenNet-0 and SevenNet-l3i5 on 40 real crystals: eqtp against e3nn, derivatives, undo, one graph per forward."""
+"""Trained SevenNet-0 and SevenNet-l3i5 on 40 real crystals: eqtp against e3nn, derivatives, undo, one graph
+per forward."""
 
 import copy
 from functools import cache
@@ -79,7 +80,9 @@ def test_what_is_replaced_and_what_is_kept():
     assert all("mode uuu" in reason for name, (_, reason) in kept.items() if name[0] != "4")
     assert "no paths" in kept["4_equivariant_gate.gate.mul"][1]
     assert report.max["float64"] < 1e-11 and report.max["float32"] < 1e-5
-    assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(report.model_difference)
+    assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(
+        report.model_difference
+    )
     after = model.state_dict(keep_vars=True)
     assert list(after) == list(state) and all(after[key] is state[key] for key in state)
 
@@ -101,7 +104,9 @@ def test_refuses_a_wrong_coefficient_in_one_layer():
     model = sevennet.load("7net-0")
     with torch.no_grad():
         dict(model.named_buffers())["3_convolution.convolution._compiled_main_left_right._w3j_2_1_2"].neg_()
-    with pytest.raises(RuntimeError, match=r"3_convolution \(IrrepsConvolution\) does not agree with its replacement"):
+    with pytest.raises(
+        RuntimeError, match=r"3_convolution \(IrrepsConvolution\) does not agree with its replacement"
+    ):
         accelerate(model)
     assert type(model.get_submodule("0_convolution")).__name__ == "IrrepsConvolution"
 
@@ -125,7 +130,8 @@ def test_graph_is_built_once_per_structure(monkeypatch):
 
 
 def energy(model, data, positions):
-    """Energy [] as a function of positions [n, 3], differentiable to any order; the edges are those of ``data``."""
+    """Energy [] as a function of positions [n, 3], differentiable to any order; the edges are those of
+    ``data``."""
     data = data.clone()
     src, dst = data[KEY.EDGE_IDX]
     shift = data[KEY.EDGE_VEC] - (data[KEY.POS][dst] - data[KEY.POS][src])  # [e, 3], of the periodic images
@@ -139,9 +145,12 @@ def energy(model, data, positions):
 
 @cache
 def small_cell():
-    """Three atoms of three kinds in a triclinic cell, without symmetry; some edges lie along the axes (periodic images)."""
+    """Three atoms of three kinds in a triclinic cell, without symmetry; some edges lie along the axes
+    (periodic images)."""
     cell = [[4.1, 0.0, 0.0], [0.0, 3.9, 0.0], [0.3, -0.2, 4.6]]
-    return ase.Atoms("NaClO", scaled_positions=[[0, 0, 0], [0.52, 0.47, 0.45], [0.05, 0.48, 0.03]], cell=cell, pbc=True)
+    return ase.Atoms(
+        "NaClO", scaled_positions=[[0, 0, 0], [0.52, 0.47, 0.45], [0.05, 0.48, 0.03]], cell=cell, pbc=True
+    )
 
 
 def test_forces_are_the_finite_difference_of_the_energy():
@@ -194,7 +203,7 @@ def test_parallel_layer_with_ghost_atoms():
     data = {
         layer.key_x: torch.randn(local, 480), KEY.NODE_FEATURE_GHOST: torch.randn(ghosts, 480),
         layer.key_filter: torch.randn(edges, 9), layer.key_weight_input: torch.randn(edges, 8),
-        layer.key_edge_idx: torch.stack([torch.randint(0, local, (edges,)), torch.randint(0, local + ghosts, (edges,))]),
+        layer.key_edge_idx: torch.stack([torch.randint(0, n, (edges,)) for n in (local, local + ghosts)]),
         KEY.NLOCAL: torch.tensor([local]),
     }  # fmt: skip
     old, new = layer(dict(data))[layer.key_x], tree(dict(data))[layer.key_x]

@@ -1,4 +1,5 @@
-"""Where eqtp takes over inside models of other libraries. None of them is imported until one of its modules is met."""
+"""Where eqtp takes over inside models of other libraries. None of them is imported until one of its modules
+is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The self-check of `eqtp.accelerate`: a replacement is accepted only if its numbers agree (requirements R1, R3, R24)."""
+"""The self-check of `eqtp.accelerate`: a replacement is accepted only if its numbers agree (R1, R3, R24)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from eqtp.e3nn import exact_tables
 
-# Largest difference that a module may show, relative to the scale of each tensor; against the original in float64.
+# Largest difference from the original in float64 that a module may show, relative to the scale of a tensor.
 # float64: what e3nn's own coefficients of high degree are worth. float32: rounding of the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def check_module(seam, original, replacement, path: str, like: torch.Tensor) -> dict[str, float]:
-    """Output and gradients (inputs and parameters) of both on random inputs; dtype -> largest relative difference.
+    """Output and gradients (inputs and parameters) of both on random inputs; dtype -> largest relative
+    difference.
 
-    The reference is the original in float64, with exact coefficients. The replacement is run in float64 and in the dtype of
-    ``like``. Raises RuntimeError with the module's name, the tensor and the difference.
-    """
+    The reference is the original in float64, with exact coefficients. The replacement is run in float64 and
+    in the dtype of ``like``. Raises RuntimeError with the module's name, the tensor and the difference."""
     generator = torch.Generator().manual_seed(0)
     inputs = [t.to(like.device, like.dtype) for t in seam.probe(original, generator)]
     reference = _bare_copy(original).double()
@@ -37,8 +37,9 @@ def check_module(seam, original, replacement, path: str, like: torch.Tensor) -> 
         found[name] = differences[key]
         if not differences[key] <= tolerance[dtype]:
             raise RuntimeError(
-                f"accelerate: {path} ({type(original).__name__}) does not agree with its replacement: {key} differs by "
-                f"{differences[key]:.1e} of its scale in {name} (allowed {tolerance[dtype]:.0e}); nothing was replaced"
+                f"accelerate: {path} ({type(original).__name__}) does not agree with its replacement: "
+                f"{key} differs by {differences[key]:.1e} of its scale in {name} "
+                f"(allowed {tolerance[dtype]:.0e}); nothing was replaced"
             )
     return found
 
@@ -54,7 +55,8 @@ def _bare_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _evaluate(seam, module, inputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Output of the module and the gradients of <cotangent, output> with respect to its inputs and parameters."""
+    """Output of the module and the gradients of <cotangent, output> with respect to its inputs and
+    parameters."""
     module.requires_grad_(True)
     inputs = [t.clone().requires_grad_() for t in inputs]
     parameters = {name: p for name, p in module.named_parameters() if p.numel()}
@@ -68,7 +70,10 @@ def _evaluate(seam, module, inputs: list[torch.Tensor]) -> dict[str, torch.Tenso
             gradients = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
     names = ["output", *(f"gradient of input {n}" for n in range(len(inputs)))]
     names += [f"gradient of {name}" for name in parameters]
-    tensors = [out, *(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves, strict=True))]
+    tensors = [
+        out,
+        *(torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves, strict=True)),
+    ]
     return dict(zip(names, (t.detach() for t in tensors), strict=True))
 
 
@@ -87,9 +92,9 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 class ModelCheck:
     """Outputs of the whole model on an example, before; `compare` runs it again after.
 
-    A difference is allowed up to the module tolerance relative to the output's scale, plus ``NOISE`` times what a change of
-    the example's last digits does to the output of the original: forces that cancel to nothing have no scale of their own.
-    """
+    A difference is allowed up to the module tolerance relative to the output's scale, plus ``NOISE`` times
+    what a change of the example's last digits does to the output of the original: forces that cancel to
+    nothing have no scale of their own."""
 
     NOISE = 30
 
@@ -101,21 +106,27 @@ class ModelCheck:
             exact_tables(reference)
         self.expected = _run(reference, example)
         moved = _run(reference, _map_floats(example, _last_digits))
-        self.noise = {k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()}
+        self.noise = {
+            k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()
+        }
 
     def compare(self, model: torch.nn.Module) -> dict[str, float]:
         """Output name -> difference relative to scale. Raises RuntimeError if one is too large or missing."""
         got, found = _run(model, self.example), {}
         for name, expected in self.expected.items():
             if name not in got or got[name].shape != expected.shape:
-                raise RuntimeError(f"accelerate: output {name} of the model is missing or has another shape; undone")
-            difference = (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+                raise RuntimeError(
+                    f"accelerate: output {name} of the model is missing or has another shape; undone"
+                )
+            difference = (
+                (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
+            )
             scale = expected.double().abs().max().item() if expected.numel() else 0.0
             allowed = TOLERANCE.get(expected.dtype, 1e-2) * scale + self.NOISE * self.noise[name]
             if not difference <= allowed:
                 raise RuntimeError(
-                    f"accelerate: output {name} of the whole model changed by {difference:.1e} (largest entry {scale:.1e}, "
-                    f"allowed {allowed:.1e}); everything was undone"
+                    f"accelerate: output {name} of the whole model changed by {difference:.1e} "
+                    f"(largest entry {scale:.1e}, allowed {allowed:.1e}); everything was undone"
                 )
             found[name] = difference / scale if scale > 0 else 0.0
         return found
@@ -134,7 +145,9 @@ def _run(model, example) -> dict[str, torch.Tensor]:
                 buffer.copy_(buffers[name])
     outputs = {name: t.detach().clone() for name, t in _tensors(out, "output") if t.is_floating_point()}
     if not outputs:
-        raise ValueError("accelerate: the model returned no floating-point tensor for the example, nothing to compare")
+        raise ValueError(
+            "accelerate: the model returned no floating-point tensor for the example, nothing to compare"
+        )
     return outputs
 
 
@@ -171,4 +184,6 @@ def _tensors(value, name: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(item, f"{name}[{n}]")
     elif hasattr(value, "keys") and hasattr(value, "__getitem__"):
         for key in list(value.keys() if callable(value.keys) else value.keys):
-            yield from _tensors(value[key], f"{name}[{key!r}]" if isinstance(value, dict) else f"{name}.{key}")
+            yield from _tensors(
+                value[key], f"{name}[{key!r}]" if isinstance(value, dict) else f"{name}.{key}"
+            )
