@@ -14,6 +14,15 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def require_compiler() -> None:
+    """Stops with one sentence if something is missing that pip cannot bring."""
+    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        sys.exit("eqtp: no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        sys.exit(f"eqtp: {header} is missing; install Python's development files (on Debian and Ubuntu: python3-dev)")
+
+
 def pybind11_argument() -> str:
     """Where CMake finds pybind11: its own package, or (on a machine without it) the headers inside torch."""
     try:
@@ -30,13 +39,16 @@ def pybind11_argument() -> str:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
+        require_compiler()
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / ext.name
+        # one folder for all kinds of install (setuptools gives an editable one a temporary folder), so that only what changed is compiled
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        build = ROOT / "build" / f"cmake{suffix.removesuffix('.so')}"
         build.mkdir(parents=True, exist_ok=True)
         arguments = [
             f"-DCMAKE_BUILD_TYPE={os.environ.get('EQTP_BUILD_TYPE', 'Release')}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DEQTP_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+            f"-DEQTP_EXT_SUFFIX={suffix}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
             pybind11_argument(),
         ]

@@ -305,7 +305,7 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
     const Range r = share(count, thread, n);
     T* const own = rooms.as<T>() + room * thread;
     switch (a.lmax) {
-#ifdef SH_TEMPLATES
+#ifndef SH_NO_TEMPLATES
       case 0: return tiles<T, N, 0>(a, r.begin, r.end, own);
       case 1: return tiles<T, N, 1>(a, r.begin, r.end, own);
       case 2: return tiles<T, N, 2>(a, r.begin, r.end, own);

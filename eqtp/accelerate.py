@@ -25,7 +25,8 @@ class Report:
 
     replaced, kept: lists of `Entry`. max: dtype -> largest relative difference of any module in the
     self-check. model_difference: output name -> relative difference of the whole model, where an example was
-    given."""
+    given.
+    """
 
     def __init__(self, model: torch.nn.Module, changes: _Changes):
         self.model, self.replaced, self.kept = model, changes.replaced, changes.kept
@@ -38,8 +39,7 @@ class Report:
         return {d: max(e.difference[d] for e in self.replaced if d in e.difference) for d in dtypes}
 
     def undo(self) -> None:
-        """Put the original modules back, with the parameters and buffers as they are now. A second call does
-        nothing.
+        """Put the original modules back, with the present parameters and buffers. Twice is once.
 
         Raises RuntimeError, and changes nothing, if a replacement was itself replaced since.
         """
@@ -74,9 +74,10 @@ class Report:
 
 
 def accelerate(model: torch.nn.Module, example=None, verify: bool = True) -> Report:
-    """Replace, in place, what eqtp has kernels for: SevenNet's convolutions, and e3nn's TensorProduct (with
-    its subclasses) and SphericalHarmonics anywhere in the module tree. Parameters, buffers and state_dict
-    stay the same objects.
+    """Replace, in place, what eqtp has kernels for.
+
+    That is SevenNet's convolutions, and e3nn's TensorProduct (with its subclasses) and SphericalHarmonics
+    anywhere in the module tree. Parameters, buffers and state_dict stay the same objects.
 
     example
         an input of the model; a tuple is passed as positional arguments, anything else as the only one. With
@@ -88,7 +89,8 @@ def accelerate(model: torch.nn.Module, example=None, verify: bool = True) -> Rep
 
     Returns a `Report` with what was replaced, what was kept and why, and ``undo()``. Raises TypeError if
     ``model`` is not a torch module, ValueError if nothing in it can be replaced, RuntimeError with the
-    module's name and the difference if a result does not agree."""
+    module's name and the difference if a result does not agree.
+    """
     if not isinstance(model, torch.nn.Module):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), torch.nn.Module) else ""
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}{hint}")

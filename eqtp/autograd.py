@@ -60,7 +60,7 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
 
     def one_by_one(info, in_dims, *args):
         outputs = [
-            call(*(a if d is None else a.select(d, n) for a, d in zip(args, in_dims, strict=True)))
+            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
             for n in range(info.batch_size)
         ]
         if isinstance(outputs[0], torch.Tensor):
@@ -84,6 +84,8 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
     def call(*args):
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             if not torch.compiler.is_compiling():
+                if _forward_in_forward():
+                    raise NotImplementedError(f"{op.name()}: forward mode inside forward mode is not supported; nest reverse mode in it")
                 return Function.apply(*args)
             if forward_ad._current_level >= 0:
                 raise NotImplementedError(f"{op.name()}: forward-mode differentiation inside torch.compile is not supported")
@@ -92,13 +94,21 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
     return call
 
 
+def _forward_in_forward() -> bool:
+    """Whether func.jvp runs inside func.jvp, where torch loses a tangent of any autograd.Function without an error."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
+
+
 def total(terms: Sequence):
     """Sum of the terms that are not None; None if there are none."""
     terms = [t for t in terms if t is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
 
-def register_multilinear(name: str, operands: Sequence[str], constants: str, product, product_bwd, product_bwdbwd, fake):
+def register_multilinear(
+    name: str, operands: Sequence[str], constants: str, product, product_bwd, product_bwdbwd, fake, part=lambda s, constants: constants
+):
     """Registers eqtp::name and eqtp::name_bwd; returns the product's callable.
 
     operands: names of the n tensor operands; constants: schema text of what follows them.
@@ -107,6 +117,8 @@ def register_multilinear(name: str, operands: Sequence[str], constants: str, pro
     product_bwdbwd(g, *operands, *cotangents, wanted, *constants) -> gradients of g and of the n operands: the second order
         in one kernel. It is used where nobody differentiates further and at least two cotangents are given.
     fake(*operands, *constants) -> empty output
+    part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it (a path without a
+        weight does not depend on the weights)
     """
     n = len(operands)
     tensors = ", ".join(f"Tensor {o}" for o in operands)
@@ -139,7 +151,8 @@ def register_multilinear(name: str, operands: Sequence[str], constants: str, pro
         return [*gradients(grads[0], args[:n], needs[:n], args[n:]), *(None for _ in args[n:])]
 
     def jvp(args, tangents):
-        return total([call(*replaced(args[:n], s, t), *args[n:]) for s, t in enumerate(tangents[:n]) if t is not None])
+        given = [(s, t) for s, t in enumerate(tangents[:n]) if t is not None]
+        return total([call(*replaced(args[:n], s, t), *part(s, args[n:])) for s, t in given])
 
     def bwd_backward(args, needs, cotangents):
         """Gradient of sum_s <c_s, dPhi/da_s> = sum_s Phi(g, a with a_s replaced by c_s)."""
@@ -151,10 +164,10 @@ def register_multilinear(name: str, operands: Sequence[str], constants: str, pro
             return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
         gg, parts = [], [[] for _ in range(n)]
         for s in given:
-            a = replaced(operands, s, cotangents[s])
+            a, rest_s = replaced(operands, s, cotangents[s]), part(s, rest)
             if needs[0]:
-                gg.append(call(*a, *rest))
-            for i, r in enumerate(gradients(g, a, [needs[i + 1] and i != s for i in range(n)], rest)):
+                gg.append(call(*a, *rest_s))
+            for i, r in enumerate(gradients(g, a, [needs[i + 1] and i != s for i in range(n)], rest_s)):
                 parts[i].append(r)
         return [total(gg), *map(total, parts), *(None for _ in args[n + 1 :])]
 
@@ -164,8 +177,8 @@ def register_multilinear(name: str, operands: Sequence[str], constants: str, pro
         for s, t in enumerate(tangents[: n + 1]):
             if t is None:
                 continue
-            a = operands if s == 0 else replaced(operands, s - 1, t)
-            for i, r in enumerate(gradients(t if s == 0 else g, a, [wanted[i] and i != s - 1 for i in range(n)], rest)):
+            a, rest_s = (operands, rest) if s == 0 else (replaced(operands, s - 1, t), part(s - 1, rest))
+            for i, r in enumerate(gradients(t if s == 0 else g, a, [wanted[i] and i != s - 1 for i in range(n)], rest_s)):
                 parts[i].append(r)
         zero = lambda i: operands[i].new_zeros(operands[i].shape if wanted[i] else 0)  # noqa: E731
         return tuple(zero(i) if (r := total(p)) is None else r for i, p in enumerate(parts))

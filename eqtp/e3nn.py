@@ -14,8 +14,7 @@ from eqtp.so3 import wigner_3j
 
 
 class Tables(torch.nn.Module):
-    """Keeps the coefficient buffers of an e3nn module, so that its state_dict keys stay. eqtp does not read
-    them."""
+    """Keeps the coefficient buffers of an e3nn module, for its state_dict only: eqtp does not read them."""
 
     def __init__(self, buffers: dict[str, torch.Tensor]):
         super().__init__()
@@ -24,8 +23,7 @@ class Tables(torch.nn.Module):
 
 
 class TensorSquare(eqtp.nn.TensorProduct):
-    """Tensor product of x with itself, as e3nn.o3.TensorSquare: ``forward(x, weight=None)``, x [...,
-    dim_in1]."""
+    """Tensor product of x [..., dim_in1] with itself, as e3nn.o3.TensorSquare."""
 
     def forward(self, x, weight=None):
         return super().forward(x, x, weight)
@@ -65,8 +63,7 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
 
 
 def share_state(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Give ``target`` the Parameter and buffer objects of ``source``, by name; raises KeyError if a name is
-    missing."""
+    """Give ``target`` the Parameters and buffers of ``source``; raises KeyError if one is missing."""
     for kind in ("_parameters", "_buffers"):
         for path, module in target.named_modules():
             store = getattr(module, kind)  # of a scripted module: a wrapper that accepts item assignment
@@ -75,12 +72,12 @@ def share_state(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 
 def exact_tables(module: torch.nn.Module) -> list[str]:
-    """Write exact Clebsch-Gordan coefficients into the float64 buffers of e3nn TensorProducts inside
-    ``module``; in place.
+    """Write exact Clebsch-Gordan coefficients into the float64 buffers of the e3nn products in ``module``.
 
     A model that was built or saved in float32 and then cast to float64 carries an error of 6e-8 otherwise. A
     buffer holds the coefficients alone, or (in a copy of an e3nn module) times a path's factor; only one that
-    agrees with that to 1e-6 is touched. Returns the names of the others: they follow another convention."""
+    agrees with that to 1e-6 is touched. Returns the names of the others: they follow another convention.
+    """
     others = []
     for path, tp in module.named_modules():
         if seam_of(tp) is not SEAMS["TensorProduct"]:
@@ -89,18 +86,23 @@ def exact_tables(module: torch.nn.Module) -> list[str]:
         for name, buffer in tp.named_buffers(prefix=path):
             if buffer.ndim != 3 or buffer.dtype != torch.float64:
                 continue
-            table = torch.from_numpy(wigner_3j(*((n - 1) // 2 for n in buffer.shape)).copy()).to(
-                buffer.device
-            )
-            exact = next(
-                (f * table for f in factors if (f * table - buffer).abs().max() < 1e-6 * max(1.0, f)), None
-            )
+            exact = _exact_table(buffer, factors)
             if exact is None:
                 others.append(name)
             else:
                 with torch.no_grad():
                     buffer.copy_(exact)
     return others
+
+
+def _exact_table(buffer: torch.Tensor, factors: set[float]) -> torch.Tensor | None:
+    """The coefficients, times one of the factors, that the buffer [2*l1+1, 2*l2+1, 2*l3+1] holds rounded."""
+    l1, l2, l3 = ((n - 1) // 2 for n in buffer.shape)
+    if tuple(buffer.shape) != (2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1) or not abs(l1 - l2) <= l3 <= l1 + l2:
+        return None
+    table = torch.tensor(wigner_3j(l1, l2, l3), device=buffer.device)
+    close = (f * table for f in factors if (f * table - buffer).abs().max() < 1e-6 * max(1.0, f))
+    return next(close, None)
 
 
 def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -> torch.nn.Module:
@@ -124,8 +126,7 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
 
 
 def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
-    """Carry over the training flag, the forward and backward hooks and the public attributes of
-    ``original``."""
+    """Carry over the training flag, the hooks on forward and backward, and the public attributes."""
     for name, value in original.__dict__.items():
         hook = "ward_" in name and "hook" in name
         if hook or not (name.startswith("_") or callable(value)):
@@ -139,9 +140,7 @@ def _reason_tensor_product(tp) -> str | None:
     if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
         return f"its class {type(tp).__name__} has its own {own[0]}"
     known = {"weight", "output_mask", "_compiled_main_left_right", "_compiled_main_right"}
-    extra = [
-        name for store in (tp._parameters, tp._buffers, tp._modules) for name in store if name not in known
-    ]
+    extra = [name for name in (*tp._parameters, *tp._buffers, *tp._modules) if name not in known]
     if extra:
         return f"it holds something of its own: {', '.join(extra)}"
     if not tp.instructions:
@@ -153,10 +152,9 @@ def _reason_tensor_product(tp) -> str | None:
 
 def _probe_tensor_product(tp, generator: torch.Generator) -> list[torch.Tensor]:
     rows = 6
-    widths = (
-        [tp.irreps_in1.dim] if type(tp).__name__ == "TensorSquare" else [tp.irreps_in1.dim, tp.irreps_in2.dim]
-    )
-    inputs = [torch.randn(rows, width, generator=generator) for width in widths]  # each [z, dim]
+    inputs = [torch.randn(rows, irreps.dim, generator=generator) for irreps in (tp.irreps_in1, tp.irreps_in2)]
+    if type(tp).__name__ == "TensorSquare":
+        del inputs[1]
     if not tp.internal_weights and tp.weight_numel > 0:
         shape = (tp.weight_numel,) if tp.shared_weights else (rows, tp.weight_numel)
         inputs.append(torch.randn(shape, generator=generator))  # [numel] or [z, numel]

@@ -10,6 +10,13 @@ from eqtp import native
 from eqtp.autograd import define
 
 
+def _check_range(name: str, index: torch.Tensor, num: int) -> None:
+    if index.numel():
+        low, high = (int(v) for v in torch.aminmax(index))
+        if low < 0 or high >= num:
+            raise ValueError(f"Graph: {name} must be in [0, {num}), got {low if low < 0 else high}")
+
+
 def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
     if native.why_not(index.device, torch.float32) is None:
@@ -18,15 +25,13 @@ def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
         if bad >= 0:
             raise ValueError(f"Graph: dst must be in [0, {num}), got {int(index[bad])} at edge {bad}")
         return ptr, order
+    _check_range("dst", index, num)
     count = torch.bincount(index, minlength=num)  # [num]
     return torch.cat([count.new_zeros(1), count.cumsum(0)]), torch.argsort(index, stable=True)
 
 
 def _build(src, dst, num_src, num_dst):
-    if src.numel():
-        low, high = (int(v) for v in torch.aminmax(src))
-        if low < 0 or high >= num_src:
-            raise ValueError(f"Graph: src must be in [0, {num_src}), got {low if low < 0 else high}")
+    _check_range("src", src, num_src)
     src, dst = (t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst))
     return src, dst, *_sorted(dst, num_dst)
 

@@ -126,3 +126,34 @@ def segment_sum(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: to
     _native.segment_sum(
         x.data_ptr(), x.stride(0), ptr.data_ptr(), order.data_ptr(), *out.shape, out.data_ptr(), x.dtype == torch.float64, torch.get_num_threads()
     )
+
+
+def harmonics(*columns):
+    """Constants of the spherical harmonics kernel (csrc/spherical_harmonics.h)."""
+    return _native.Harmonics(*columns)
+
+
+def spherical_harmonics(kernel, normalize: bool, xyz, g, c, out, gxyz) -> None:
+    """Runs csrc/spherical_harmonics.cpp: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
+    g = None if g is None else row(g)
+    size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
+    _native.spherical_harmonics(
+        kernel,
+        normalize,
+        xyz.shape[0],
+        xyz.data_ptr(),
+        *xyz.stride(),
+        address(g),
+        size(g)[0],
+        address(c),
+        *size(c),
+        address(out),
+        address(gxyz),
+        xyz.dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+def address(t: torch.Tensor | None) -> int:
+    """Address of the first element; 0 for None."""
+    return 0 if t is None else t.data_ptr()

@@ -12,6 +12,7 @@ from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
 from eqtp.ops.tensor_product_conv import tensor_product_conv
 from eqtp.plan import TensorProductPlan
+from eqtp.so3 import wigner_3j
 
 
 class TensorProduct(torch.nn.Module):
@@ -70,6 +71,14 @@ class TensorProduct(torch.nn.Module):
         self.plan, self.backend = plan, backend
         self.irreps_in1, self.irreps_in2, self.irreps_out = plan.irreps_in1, plan.irreps_in2, plan.irreps_out
         self.weight_numel, self.internal_weights, self.shared_weights = plan.weight_numel, internal_weights, shared_weights
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        """An e3nn state_dict also carries e3nn's coupling tables: compared with ours (their signs changed in e3nn 0.5), not loaded."""
+        for key in [k for k in state_dict if k.startswith(f"{prefix}_compiled_main_") and "._w3j_" in k]:
+            table, degrees = state_dict.pop(key), [int(l) for l in key.rpartition("_w3j_")[2].split("_")]
+            if (table.cpu().double() - torch.tensor(wigner_3j(*degrees))).abs().max() > 1e-5:
+                error_msgs.append(f"{key} is not the coupling of e3nn >= 0.5; the weights were trained with other signs")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def _weights(self, weight: torch.Tensor | None) -> torch.Tensor | None:
         """[..., numel] given by the caller, or the module's own [numel]."""

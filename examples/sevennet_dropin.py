@@ -1,13 +1,13 @@
-"""A trained SevenNet on real crystals, as it is and after ``eqtp.accelerate(model)``: same answers, in a
-fraction of the time.
+"""A trained SevenNet on real crystals, before and after ``eqtp.accelerate(model)``: same answers, less time.
 
-    python examples/sevennet_dropin.py [--frames 40] [--threads N] [--model 7net-0|7net-l3i5] [--dtype
-    float32|float64] [--out DIR]
+    python examples/sevennet_dropin.py [--frames 40] [--threads N] [--model 7net-0|7net-l3i5]
+                                       [--dtype float32|float64] [--repeat 3] [--out DIR]
 
 Energy, forces and stress of MPtrj frames (data/README.md) are computed both ways in one process, in turns,
 and compared with each other and with the DFT labels. The neighbour list is made once per frame and is in
 neither time; sorting the edges for eqtp is in eqtp's time (from five frames on: eqtp remembers the last four
-lists). Prints a table, writes sevennet_dropin.png and sevennet_dropin.json. Needs no network."""
+lists). Prints a table, writes sevennet_dropin.png and sevennet_dropin.json. Needs no network.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +80,7 @@ def timed(model, data) -> tuple[dict, float]:
 
 
 def run_both(before, after, datas, repeat: int) -> list[dict]:
-    """Per frame: results and median seconds of both models. All frames in turns, first without the clock to
-    warm up."""
+    """Per frame: results and seconds of both models. All frames in turns; the first turn warms up."""
     runs = [{"before": [], "after": [], "seconds": {"before": [], "after": []}} for _ in datas]
     with tqdm(total=(repeat + 1) * len(datas), desc="before and after, in turns") as bar:
         for turn in range(repeat + 1):
@@ -136,9 +135,20 @@ def where_time_goes(model, datas) -> dict[str, float]:
 
 
 def print_table(rows: list[dict], summary: dict) -> None:
-    """One line per frame and one for all; differences between the two ways, errors of the accelerated model."""
+    """One line per frame and one for all: changes by eqtp, errors against DFT, times."""
     line = "{:>3} {:<20}{:>6}{:>7} |{:>9}{:>9} |{:>9}{:>8} |{:>9}{:>8}{:>7}"
-    names = ["crystal", "atoms", "edges", "dE/atom", "max dF", "E error", "F error", "before", "after", "ratio"]
+    names = [
+        "crystal",
+        "atoms",
+        "edges",
+        "dE/atom",
+        "max dF",
+        "E error",
+        "F error",
+        "before",
+        "after",
+        "ratio",
+    ]
     print(line.format("", *names))
     print(line.format("", "", "", "", "ueV", "ueV/A", "meV/atom", "meV/A", "ms", "ms", ""))
     atoms, edges = sum(r["atoms"] for r in rows), sum(r["edges"] for r in rows)
@@ -159,8 +169,7 @@ def print_table(rows: list[dict], summary: dict) -> None:
 
 
 def summarise(rows: list[dict], report) -> dict:
-    """The numbers of sevennet_dropin.json. Errors are those of the accelerated model against DFT; replaced
-    and kept are counts."""
+    """The numbers of sevennet_dropin.json; the errors are those of the accelerated model against DFT."""
     before, after = sum(r["before"] for r in rows), sum(r["after"] for r in rows)
     return {
         "frames": len(rows),

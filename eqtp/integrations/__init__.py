@@ -1,5 +1,4 @@
-"""Where eqtp takes over inside models of other libraries. None of them is imported until one of its modules
-is met."""
+"""Where eqtp takes over inside models of other libraries; each is imported when one of its modules is met."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def check_module(seam, original, replacement, path: str, like: torch.Tensor) -> dict[str, float]:
-    """Output and gradients (inputs and parameters) of both on random inputs; dtype -> largest relative
-    difference.
+    """Output and gradients (inputs and parameters) of both on random inputs.
 
     The reference is the original in float64, with exact coefficients. The replacement is run in float64 and
-    in the dtype of ``like``. Raises RuntimeError with the module's name, the tensor and the difference."""
+    in the dtype of ``like``. Returns dtype -> largest relative difference. Raises RuntimeError with the
+    module's name, the tensor and the difference.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = [t.to(like.device, like.dtype) for t in seam.probe(original, generator)]
     reference = _bare_copy(original).double()
@@ -55,8 +56,7 @@ def _bare_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _evaluate(seam, module, inputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Output of the module and the gradients of <cotangent, output> with respect to its inputs and
-    parameters."""
+    """Output of the module, and the gradients of <cotangent, output> for its inputs and parameters."""
     module.requires_grad_(True)
     inputs = [t.clone().requires_grad_() for t in inputs]
     parameters = {name: p for name, p in module.named_parameters() if p.numel()}
@@ -94,7 +94,8 @@ class ModelCheck:
 
     A difference is allowed up to the module tolerance relative to the output's scale, plus ``NOISE`` times
     what a change of the example's last digits does to the output of the original: forces that cancel to
-    nothing have no scale of their own."""
+    nothing have no scale of their own.
+    """
 
     NOISE = 30
 

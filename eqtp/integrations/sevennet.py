@@ -3,7 +3,8 @@
 A layer of SevenNet gathers node features over the edges, multiplies them with the spherical harmonics of the
 edge, one weight per path and channel, and sums over the edges of a node. Here the three are one call, and the
 edge list is sorted once per forward for all layers. Loading helpers for the trained models that the package
-carries are here too."""
+carries are here too.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from eqtp.integrations import Seam, seam_of
 
 
 class Convolution(torch.nn.Module):
-    """Takes the place of sevenn.nn.convolution.IrrepsConvolution; same state_dict, same modules, same keys of
-    ``data``.
+    """Takes the place of sevenn.nn.convolution.IrrepsConvolution, with its state_dict and its keys.
 
     ``forward(data)`` reads node features x [n, dim_in1], edge attributes [e, dim_in2], the radial embedding
     [e, num_basis] and the edge index [2, e] (row 1: the node a message comes from, row 0: the node that
     receives it), and writes x [n, dim_out]. With ``is_parallel`` the ghost atoms' features are appended first
-    and their rows dropped last."""
+    and their rows dropped last.
+    """
 
     def __init__(self, original, backend: str = "auto"):
         super().__init__()
@@ -54,12 +55,12 @@ def edge_graph(edge_index: torch.Tensor, num_nodes: int):
 
 
 def load(name: str = "7net-0", dtype: torch.dtype = torch.float32):
-    """A trained SevenNet model as an eager module, from the checkpoint inside the ``sevenn`` package. No
-    network.
+    """A trained SevenNet as an eager module, from the checkpoint inside the ``sevenn`` package; no network.
 
     ``name``: "7net-0", "7net-l3i5", or whatever `sevenn.util.load_checkpoint` takes. The model expects one
     structure at a time (see `graph_data`), and gives energy [eV], forces [eV/A] and stress [eV/A^3]. Raises
-    ImportError without sevenn."""
+    ImportError without sevenn.
+    """
     from sevenn.util import load_checkpoint
 
     model = load_checkpoint(name).build_model()
@@ -69,8 +70,10 @@ def load(name: str = "7net-0", dtype: torch.dtype = torch.float32):
 
 
 def to_float64(model):
-    """Make a SevenNet model compute in float64, in place: its one-hot embedding is float32 by construction,
-    and its Clebsch-Gordan coefficients come rounded to float32."""
+    """Make a SevenNet model compute in float64, in place.
+
+    Its one-hot embedding is float32 by construction, its Clebsch-Gordan coefficients come rounded to float32.
+    """
     model.double()
     exact_tables(model)
     for module in model.modules():
@@ -87,8 +90,7 @@ def _embedding_to_float64(module, args, data):
 
 
 def graph_data(atoms, cutoff: float, dtype: torch.dtype = torch.float32):
-    """SevenNet's input for one ase.Atoms: neighbour list within ``cutoff`` [A] and edge vectors, as its
-    calculator has it."""
+    """SevenNet's input for one ase.Atoms, as its calculator has it: neighbour list within ``cutoff`` [A]."""
     from sevenn.atom_graph_data import AtomGraphData
     from sevenn.train.dataload import unlabeled_atoms_to_graph
 

@@ -9,6 +9,8 @@ j, k the components. Source: e3nn.o3.TensorProduct.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from eqtp import backend as backends
@@ -69,6 +71,21 @@ def _bwdbwd(g, x1, x2, w, cx1, cx2, cw, wanted, plan):
     return native.present(x1, out, gx1, gx2, gw)
 
 
+@lru_cache(maxsize=1024)
+def _weighted(key: str) -> str:
+    """Key of the plan's paths that have a weight, the only ones that depend on w."""
+    p = TensorProductPlan.from_key(key)
+    paths = [(q.i1, q.i2, q.io, q.mode, True, q.scale**2) for q in p.paths if q.has_weight]
+    if len(paths) == len(p.paths):
+        return key
+    return TensorProductPlan(p.irreps_in1, p.irreps_in2, p.irreps_out, paths, "none", "none").key
+
+
+def part(s: int, constants: tuple) -> tuple:
+    """Constants (the last is the plan) of the part of a product that depends on operand s (x1, x2, w)."""
+    return (*constants[:-1], _weighted(constants[-1])) if s == 2 else constants
+
+
 _op = register_multilinear(
     "tensor_product",
     ("x1", "x2", "w"),
@@ -77,6 +94,7 @@ _op = register_multilinear(
     _bwd,
     _bwdbwd,
     lambda x1, x2, w, plan: x1.new_empty(x1.shape[0], native.dims(plan).out),
+    part,
 )
 
 

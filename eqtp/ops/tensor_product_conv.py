@@ -50,6 +50,7 @@ _op = register_multilinear(
     _bwd,
     _bwdbwd,
     lambda x, y, w, src, ptr, order, plan: x.new_empty(ptr.shape[0] - 1, native.dims(plan).out),
+    rows.part,
 )
 
 

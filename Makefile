@@ -1,0 +1,89 @@
+# Every target does all the set-up it needs: a virtual environment in .venv, torch, the package with its kernels, and what demo and tests use.
+# Needed beforehand: Python 3.10 or newer and a C++17 compiler. Set-up runs again when pyproject.toml, setup.py, CMakeLists.txt or csrc/ change.
+#
+#   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
+#   make test    all tests              make test TESTS="tests/test_plan.py -k normalization"
+#   make lint    ruff and clang-format  make fmt applies them
+#   make bench   timings against other libraries, into bench/results/, then the picture and the table of README.md
+#   make wheel   source distribution, wheel built from it, and tests of that wheel in an environment of its own
+#   make setup   only the set-up        make clean removes all that make has made
+
+PYTHON ?= python3
+VENV ?= .venv
+# Arguments of pip for torch. It is installed only where the environment has none, so that yours can be put there first.
+TORCH ?= torch==2.13.0
+TESTS ?= tests
+# Test processes, with one thread each
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 8 ] && echo $$n || echo 8)
+THREADS ?= 1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test lint fmt bench wheel setup clean
+
+demo: setup
+	$(BIN)/python examples/sevennet_dropin.py $(ARGS)
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*
+
+fmt: setup
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: $(VENV)/tools $(SOURCES)
+	@echo "eqtp: building the kernels, installing the package and what demo and tests use"
+	$(PIP) install -q --no-build-isolation -e ".[demo,test,lint]"
+	@$(BIN)/python -m eqtp
+	@touch $@
+
+# What the build needs, and torch before anything that depends on it
+$(VENV)/tools: | $(VENV)/pyvenv.cfg
+	@echo "eqtp: installing $(TORCH)"
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || $(PIP) install $(TORCH)
+	$(PIP) install -q "setuptools>=77" wheel "pybind11>=2.13" "cmake>=3.26,<5" ninja
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c "import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f'eqtp needs Python 3.10 or newer, $(PYTHON) is {v}: make PYTHON=...')"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "eqtp: $(PYTHON) -m venv failed (on Debian and Ubuntu: install python3-venv)"; exit 1; }
+
+# One thread by default: make bench THREADS=2
+bench: $(VENV)/bench
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench tensor_product_conv --problem $(CONVS) --threads $(THREADS) \
+	  --against e3nn,e3nn-script,cueq,cueq-irmul --json bench/results/tensor_product_conv-$(THREADS).json
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench spherical_harmonics --problem lmax3 lmax8 --threads $(THREADS) \
+	  --against e3nn,sphericart,cueq --json bench/results/spherical_harmonics-$(THREADS).json
+	$(BIN)/python docs/plot_speedup.py
+CONVS ?= mace-medium sevennet-0 nequip-l nequip-lips sevennet-l3i5 mace-large
+
+$(VENV)/bench: $(VENV)/installed
+	$(PIP) install -q --no-build-isolation -e ".[bench]"
+	@touch $@
+
+# The wheel is tested, not the source tree: in an environment that has the wheel and, through a .pth file, the other packages of .venv.
+wheel: setup
+	rm -rf dist build/wheel-venv
+	$(PIP) install -q build
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install -q --disable-pip-version-check --no-deps dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(build/wheel-venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/packages.pth"
+	cp -r tests build/wheel-venv/tests
+	cd build/wheel-venv && bin/python -c "import eqtp, sys; assert eqtp.__file__.startswith(sys.prefix), eqtp.__file__" && bin/python -m eqtp
+	cd build/wheel-venv && OMP_NUM_THREADS=1 bin/python -m pytest -q -n $(WORKERS) -p no:cacheprovider $(WHEEL_TESTS)
+WHEEL_TESTS ?= $(addprefix tests/test_,plan.py tensor_product.py tensor_product_conv.py)
+
+clean:
+	rm -rf build dist *.egg-info eqtp/_native*.so .pytest_cache .ruff_cache .hypothesis examples/out $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

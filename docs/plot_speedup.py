@@ -1,0 +1,135 @@
+"""The picture and the table of the speed-up, from bench/results/*.json: `python docs/plot_speedup.py` in the repository root.
+
+Draws docs/speedup.png (for each problem and pass, how many times faster than each peer) and rewrites the table between
+the two speed-up marks of README.md. Nothing is typed by hand: tests/test_docs.py compares README.md with the results.
+
+    --threads N --dtype NAME   which of the results (default: 1, float32)
+    --results FOLDER --readme FILE --picture FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSES = {"fwd": "forward", "bwd": "forward + backward", "bwdbwd": "double backward", "energy+forces": "energy + forces"}
+OPS = ("tensor_product_conv", "tensor_product", "spherical_harmonics", "segment_sum", "sevennet")  # the first in the table
+BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
+COLOURS = ("#1f6f8b", "#d1702a", "#5b8c5a", "#8e5a9b", "#b8a038", "#4a4a4a", "#c25b7c")
+
+
+def read(folder: Path, threads: int = 1, dtype: str = "float32") -> list[dict]:
+    """Our rows that were timed against peers, in the order of the table.
+
+    Raises ValueError if two lines are about the same problem, pass and backend.
+    """
+    rows: dict[tuple, dict] = {}
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if not row["ratio_to"] or (row["threads"], row["dtype"]) != (threads, dtype):
+                continue
+            key = (OPS.index(row["op"]) if row["op"] in OPS else len(OPS), row["op"], row["problem"], list(PASSES).index(row["pass"]))
+            if key in rows:
+                raise ValueError(f"{path.name}: {row['op']} {row['problem']} {row['pass']} is in the results twice")
+            rows[key] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+def peers_of(rows: list[dict]) -> list[str]:
+    """Names of all peers, in the order in which they appear."""
+    return list(dict.fromkeys(peer for row in rows for peer in row["ratio_to"]))
+
+
+def number(value: float) -> str:
+    """Three significant digits at most, as a person writes them."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def conditions(rows: list[dict]) -> str:
+    """Machine and versions, as the rows say."""
+    cpus = dict.fromkeys(row["machine"]["cpu"] for row in rows if row.get("machine"))
+    versions = {name: version for row in rows for name, version in row.get("versions", {}).items()}
+    threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
+    return "; ".join([*cpus, threads, rows[0]["dtype"], ", ".join(f"{name} {version}" for name, version in versions.items())])
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: our milliseconds, and each peer's time over ours."""
+    if not rows:
+        return "No results yet: `make bench` writes them."
+    peers = peers_of(rows)
+    lines = [f"| op, problem | pass | eqtp, ms | {' | '.join(peers)} |", "|---|---|" + "---:|" * (len(peers) + 1)]
+    for row in rows:
+        ratios = [f"{number(row['ratio_to'][peer])}x" if peer in row["ratio_to"] else "-" for peer in peers]
+        cells = [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"]), *ratios]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
+    return "\n".join([*lines, "", f"{note} {conditions(rows)}."])
+
+
+def with_table(readme: str, rows: list[dict]) -> str:
+    """The text of README.md with the table of these rows. Raises ValueError if the two marks are not there once each."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md must have one {BEGIN} and one {END}")
+    head, rest = readme.split(BEGIN)
+    return f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}"
+
+
+def draw(rows: list[dict], picture: Path) -> None:
+    """One line per problem and pass, one dot per peer, the slowest peer to the right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    heights, height, last = [], 0.0, None
+    for row in rows:
+        height += 1.0 if last in (None, row["problem"]) else 1.8
+        heights.append(height)
+        last = row["problem"]
+    plt.rcParams.update({"font.size": 9})
+    figure, axis = plt.subplots(figsize=(8.5, 1.5 + 0.24 * height), layout="constrained")
+    for y, row in zip(heights, rows, strict=True):
+        ratios = row["ratio_to"].values()
+        axis.plot([min(1, *ratios), max(1, *ratios)], [y, y], color="#e3e5e8", lw=3, zorder=0, solid_capstyle="round")
+        axis.annotate(f"{number(min(ratios))}x", (min(ratios), y), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+    for peer, colour in zip(peers_of(rows), COLOURS * 9, strict=False):
+        dots = [(row["ratio_to"][peer], y) for row, y in zip(rows, heights, strict=True) if peer in row["ratio_to"]]
+        axis.scatter(*zip(*dots, strict=True), s=26, color=colour, lw=0, label=peer, zorder=2)
+    axis.axvline(1, color="#444444", lw=0.8)
+    axis.set(xscale="log", xlabel="time of the peer / time of eqtp (the number is the best peer's)", ylim=(height + 1, 0))
+    axis.set_yticks(heights, [f"{row['problem']}   {PASSES[row['pass']]}" for row in rows])
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=7, title=conditions(rows).split("; ", 1)[0])
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "speedup.png")
+    options = parser.parse_args(argv)
+    rows = read(options.results, options.threads, options.dtype)
+    if not rows:
+        print(f"no results for {options.threads} threads and {options.dtype} in {options.results}: run make bench", file=sys.stderr)
+        return 1
+    options.readme.write_text(with_table(options.readme.read_text(), rows))
+    draw(rows, options.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""Real spherical harmonics of vectors, in e3nn's order and sign (y is the polar axis, m = -l .. l inside each degree).
+
+With Re, Im of (z + i x)^m and the polynomials P_lm(y, r^2) of the recursion in `constants`,
+
+    r^l Y_l(+m) = P_lm Re (z + i x)^m,    r^l Y_l(-m) = P_lm Im (z + i x)^m,
+
+a polynomial in x, y, z for every l: no angles, so no pole and no special case along the axes. Normalizations: "integral" (the square
+integrates to 1 over the sphere), "component" (|Y_l|^2 = 2 l + 1), "norm" (|Y_l| = 1).
+
+Derivatives of any order: the gradient of the solid harmonics S_l = r^l Y_l is a fixed linear map of S_(l-1) (`gradient_map`), so gradients
+of gradients are again harmonics and matrix products; kernels do the value, the gradient and the second order in one pass each.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import pi, sqrt
+
+import numpy as np
+import torch
+
+from eqtp import backend as backends
+from eqtp import native
+from eqtp.autograd import define, differentiable
+from eqtp.irreps import Irreps
+from eqtp.so3 import wigner_3j
+
+NORMALIZATIONS = ("integral", "component", "norm")
+
+
+def _scale(l: int, normalization: str) -> float:
+    """|Y_l| over that of "integral"."""
+    return {"integral": 1.0, "component": sqrt(4 * pi), "norm": sqrt(4 * pi / (2 * l + 1))}[normalization]
+
+
+@lru_cache(maxsize=256)
+def constants(lmax: int, normalization: str) -> np.ndarray:
+    """[(lmax+1)(lmax+2)/2, 4]: a, b, e, f of each (m, l), m from 0 to lmax and l from m to lmax (csrc/spherical_harmonics.h).
+
+    P_mm = a, P_lm = a y P_(l-1)m + b r^2 P_(l-2)m;  dP_lm/dy = e P_(l-1)m,  dP_lm/dx = x f P_(l-1)(m+1).
+    """
+    s = [_scale(l, normalization) for l in range(lmax + 1)]
+    rows, first = [], sqrt(1 / (4 * pi))
+    for m in range(lmax + 1):
+        if m:
+            first *= sqrt((2 * m + 1) / (2 * m)) * (sqrt(2) if m == 1 else 1)
+        rows.append((first * s[m], 0.0, 0.0, 0.0))
+        for l in range(m + 1, lmax + 1):
+            one = sqrt((2 * l + 1) / (2 * l - 1) * (l - m) / (l + m)) * s[l] / s[l - 1]  # one degree down
+            b = f = 0.0
+            if l > m + 1:
+                two = sqrt((2 * l + 1) / (2 * l - 3) * (l - m) * (l - m - 1) / ((l + m) * (l + m - 1))) * s[l] / s[l - 2]
+                b = -(l + m - 1) / (l - m) * two
+                f = -sqrt((2 * l + 1) / (2 * l - 1) * (l - m) * (l - m - 1) / (1 if m else 2)) * s[l] / s[l - 1]
+            rows.append(((2 * l - 1) / (l - m) * one, b, (l + m) * one, f))
+    return np.array(rows)
+
+
+@lru_cache(maxsize=64)
+def gradient_map(degrees: tuple[int, ...], normalization: str) -> np.ndarray:
+    """D [3, columns, lmax^2]: d S_c / d x_a = sum_j D[a, c, j] S_j with S_j the "integral" solid harmonics of degrees 0 .. lmax - 1.
+
+    Source: gradient formula of the solid harmonics (Varshalovich 5.8.3), with the coupling written as a 3j symbol.
+    """
+    lmax = max(degrees, default=0)
+    D = np.zeros((3, sum(2 * l + 1 for l in degrees), max(lmax, 1) ** 2))
+    at = 0
+    for l in degrees:
+        if l:
+            coupling = wigner_3j(l - 1, 1, l) * (2 * l + 1) * sqrt(l) * _scale(l, normalization)  # [2l-1, 3, 2l+1]
+            D[:, at : at + 2 * l + 1, (l - 1) ** 2 : l * l] = coupling.transpose(1, 2, 0)
+        at += 2 * l + 1
+    return D
+
+
+def _columns(degrees) -> list[int]:
+    """Where each column stands among the components of degrees 0 .. lmax; empty if they are these, in order."""
+    columns = [l * l + i for l in degrees for i in range(2 * l + 1)]
+    return [] if columns == list(range((max(degrees, default=0) + 1) ** 2)) else columns
+
+
+def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """xyz / |xyz| [n, 3] and 1 / |xyz| [n, 1]; both zero at the zero vector, with zero derivatives of every order."""
+    square = xyz.square().sum(-1, keepdim=True)
+    null = square == 0
+    inverse = torch.where(null, 0.0, torch.where(null, 1.0, square).rsqrt())
+    return xyz * inverse, inverse
+
+
+def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -> torch.Tensor:
+    """The recursion in plain torch: xyz [n, 3] -> [n, sum of 2 l + 1]."""
+    lmax = max(degrees, default=0)
+    x, y, z = (_direction(xyz)[0] if normalize else xyz).unbind(-1)  # [n]
+    r2 = x * x + y * y + z * z
+    if normalize:  # 1, and 0 at the zero vector, where only l = 0 is left
+        r2 = (r2 > 0).to(xyz.dtype)
+    rows = iter(constants(lmax, normalization).tolist())
+    parts = [[None] * (2 * l + 1) for l in range(lmax + 1)]
+    c, s = torch.ones_like(x), torch.zeros_like(x)  # Re, Im (z + i x)^m
+    for m in range(lmax + 1):
+        if m:
+            c, s = z * c - x * s, z * s + x * c
+        p1, p2 = torch.ones_like(x), torch.zeros_like(x)
+        for l in range(m, lmax + 1):
+            a, b, _, _ = next(rows)
+            p1, p2 = (a * p1, p2) if l == m else (a * y * p1 + b * r2 * p2, p1)
+            parts[l][l + m] = p1 * c
+            if m:
+                parts[l][l - m] = p1 * s
+    out = [parts[l][i] for l in degrees for i in range(2 * l + 1)]
+    return torch.stack(out, -1) if out else xyz.new_zeros(len(xyz), 0)
+
+
+@lru_cache(maxsize=256)
+def _kernel(degrees: tuple[int, ...], normalization: str):
+    lmax = max(degrees, default=0)
+    columns = sum(2 * l + 1 for l in degrees)
+    return native.harmonics(lmax, columns, _columns(degrees), constants(lmax, normalization).ravel().tolist())
+
+
+def _fwd(xyz, degrees, normalize, normalization):
+    out = torch.empty(len(xyz), sum(degrees) * 2 + len(degrees), dtype=xyz.dtype)
+    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, None, None, out, None)
+    return out
+
+
+def _bwd(g, xyz, degrees, normalize, normalization):
+    gxyz = torch.empty(xyz.shape, dtype=xyz.dtype)
+    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, g, None, None, gxyz)
+    return gxyz
+
+
+def _bwdbwd(g, xyz, c, degrees, normalize, normalization):
+    gg, gxyz = torch.empty(g.shape, dtype=g.dtype), torch.empty(xyz.shape, dtype=xyz.dtype)
+    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, g, c, gg, gxyz)
+    return gg, gxyz
+
+
+_CONSTANTS = "int[] degrees, bool normalize, str normalization"
+_op = define(
+    "spherical_harmonics",
+    f"(Tensor xyz, {_CONSTANTS}) -> Tensor",
+    _fwd,
+    lambda xyz, degrees, *_: xyz.new_empty(xyz.shape[0], sum(degrees) * 2 + len(degrees)),
+)
+_bwd_op = define(
+    "spherical_harmonics_bwd",
+    f"(Tensor g, Tensor xyz, {_CONSTANTS}) -> Tensor",
+    _bwd,
+    lambda g, xyz, *_: xyz.new_empty(xyz.shape),
+)
+_bwdbwd_op = define(
+    "spherical_harmonics_bwdbwd",
+    f"(Tensor g, Tensor xyz, Tensor c, {_CONSTANTS}) -> (Tensor, Tensor)",
+    _bwdbwd,
+    lambda g, xyz, *_: (g.new_empty(g.shape), xyz.new_empty(xyz.shape)),
+)
+
+
+def _along(g, xyz, c, degrees, normalize, normalization):
+    """Derivative of the harmonics along c, and of their gradient gxyz (for the cotangent g; None: not asked for) along c.
+
+    Made of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
+    """
+    D = torch.as_tensor(gradient_map(tuple(degrees), normalization), dtype=xyz.dtype, device=xyz.device)
+    lower = list(range(max([*degrees, 1])))
+    n, inverse = _direction(xyz) if normalize else (xyz, None)
+    project = lambda v: (v - n * (n * v).sum(-1, keepdim=True)) * inverse  # noqa: E731
+    pc = project(c) if normalize else c  # [n, 3] derivative of the argument
+    along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral"))
+    if g is None:
+        return along, None
+    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral")  # [n, 3] Hessian times pc
+    if not normalize:
+        return along, h
+    q = _call_bwd(g, n, degrees, False, normalization)  # [n, 3]
+    dot = lambda a, b: (a * b).sum(-1, keepdim=True)  # noqa: E731
+    bent = inverse * (dot(n, q) * pc + dot(c, n) * project(q)) + n * inverse**2 * (dot(c, q) - dot(c, n) * dot(n, q))
+    return along, project(h) - bent
+
+
+def _backward(args, needs, grads):
+    return [_call_bwd(grads[0], *args), None, None, None]
+
+
+def _jvp(args, tangents):
+    return _along(None, args[0], tangents[0], *args[1:])[0]
+
+
+def _bwd_backward(args, needs, grads):
+    g, xyz, *rest = args
+    (c,) = grads
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return [*_along(g, xyz, c, *rest), None, None, None]
+    return [*_bwdbwd_op(g, xyz, c, *rest), None, None, None]
+
+
+def _bwd_jvp(args, tangents):
+    g, xyz, *rest = args
+    tg, txyz = tangents[:2]
+    parts = [] if tg is None else [_call_bwd(tg, xyz, *rest)]
+    if txyz is not None:  # the Hessian is symmetric
+        parts.append(_along(g, xyz, txyz, *rest)[1])
+    return sum(parts[1:], parts[0])
+
+
+def _fold(call):
+    """vmap rule: the batch joins the points."""
+
+    def rule(info, in_dims, *args):
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        n, folded = info.batch_size, []
+        for t, d in zip(tensors, in_dims, strict=False):
+            t = t.unsqueeze(0).expand(n, *t.shape) if d is None else t.movedim(d, 0)
+            folded.append(t.reshape(n * t.shape[1], t.shape[2]))
+        out = call()(*folded, *args[len(tensors) :])
+        return out.reshape(n, -1 if n and len(out) else 0, out.shape[1]), 0
+
+    return rule
+
+
+_call = differentiable(_op, _backward, _jvp, _fold(lambda: _call))
+_call_bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp, _fold(lambda: _call_bwd))
+
+
+def parse_degrees(l) -> tuple[int, ...]:
+    """Degrees, in order, of an int, a list of ints, or irreps (any form `Irreps` takes)."""
+    if isinstance(l, int) and not isinstance(l, bool):
+        degrees = (l,)
+    elif isinstance(l, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in l):
+        degrees = tuple(l)
+    else:
+        irreps = Irreps(l)
+        parity = next((ir.p for _, ir in irreps if ir.l % 2), None)
+        for mul, ir in irreps:
+            if mul and ir.p != (parity if ir.l % 2 else 1):
+                raise ValueError(f"spherical_harmonics: no vector has the harmonics {irreps}; parities must be p^l")
+        degrees = tuple(ir.l for mul, ir in irreps for _ in range(mul))
+    if any(v < 0 for v in degrees):
+        raise ValueError(f"spherical_harmonics: l must not be negative, got {min(degrees)}")
+    return degrees
+
+
+def spherical_harmonics(
+    l, xyz: torch.Tensor, normalize: bool, normalization: str = "integral", backend: str = "auto"
+) -> torch.Tensor:
+    """Real spherical harmonics Y_l of the vectors xyz.
+
+    l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True for those of the
+    direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or "norm". Returns [..., sum of 2 l + 1].
+
+    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to every order).
+
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
+
+    Source: e3nn.o3.spherical_harmonics (order, sign and normalizations); recursion as Bigi et al., sphericart, 2023, eqs. 4-9.
+    """
+    degrees = parse_degrees(l)
+    if not isinstance(xyz, torch.Tensor) or not xyz.is_floating_point():
+        got = xyz.dtype if isinstance(xyz, torch.Tensor) else type(xyz).__name__
+        raise TypeError(f"spherical_harmonics: xyz must be a floating point tensor, got {got}")
+    if xyz.ndim < 1 or xyz.shape[-1] != 3:
+        raise ValueError(f"spherical_harmonics: xyz must be [..., 3], got {list(xyz.shape)}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+    points = xyz if xyz.ndim == 2 else xyz.reshape(xyz.shape[:-1].numel(), 3)
+    if backends.resolve(backend, None, xyz.device, xyz.dtype) == "reference":
+        out = reference(degrees, points, bool(normalize), normalization)
+    else:
+        out = _call(points, list(degrees), bool(normalize), normalization)
+    return out if xyz.ndim == 2 else out.reshape(*xyz.shape[:-1], out.shape[-1])

@@ -1,0 +1,76 @@
+"""What all tests share: global state is put back after each test, and small random graphs and products."""
+
+import numpy as np
+import pytest
+import torch
+
+import eqtp
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def global_state():
+    """torch's and eqtp's global settings are put back after each test."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    eqtp.set_backend(None)
+
+
+@pytest.fixture
+def e3nn64():
+    """e3nn with float64 tables (they have the default dtype) and without its compilers, which are slow."""
+    import e3nn
+
+    settings = e3nn.get_optimization_defaults()
+    torch.set_default_dtype(torch.float64)
+    e3nn.set_optimization_defaults(jit_mode="eager", jit_script_fx=False, optimize_einsums=False)
+    yield e3nn
+    e3nn.set_optimization_defaults(**settings)
+
+
+def _random_graph(num_src, num_dst, num_edges, seed=0, dtype=torch.int64):
+    rng = np.random.default_rng(seed)
+    ends = [rng.integers(n, size=num_edges) if num_edges else np.zeros(0, int) for n in (num_src, num_dst)]
+    src, dst = (torch.from_numpy(t).to(dtype) for t in ends)
+    return eqtp.Graph(src, dst, num_src, num_dst)
+
+
+@pytest.fixture
+def random_graph():
+    """random_graph(num_src, num_dst, num_edges, seed=0, dtype=int64): edges in random order, some
+    destinations without edges, some edges more than once."""
+    return _random_graph
+
+
+def _random_channelwise(seed, lmax=3, muls=(1, 2, 3, 5, 8, 16, 17)):
+    rng = np.random.default_rng(seed)
+    block = lambda mul: (mul, (int(rng.integers(lmax + 1)), int(rng.choice([-1, 1]))))  # noqa: E731
+    in1 = [block(int(rng.choice(muls))) for _ in range(rng.integers(1, 5))]
+    in2 = [block(1) for _ in range(rng.integers(1, 5))]
+    out, instructions = [block(3)], []  # a slot that perhaps no path reaches
+    for _ in range(rng.integers(1, 10)):
+        i, j = int(rng.integers(len(in1))), int(rng.integers(len(in2)))
+        (mul, (l1, p1)), (_, (l2, p2)) = in1[i], in2[j]
+        slot = (mul, (int(rng.integers(abs(l1 - l2), min(l1 + l2, lmax) + 1)), p1 * p2))
+        if slot not in out or rng.random() < 0.4:
+            out.append(slot)
+        k = int(rng.choice([n for n, other in enumerate(out) if other == slot]))
+        instructions.append((i, j, k, "uvu", bool(rng.random() < 0.7), float(rng.random() + 0.1)))
+    return in1, in2, out, instructions
+
+
+@pytest.fixture
+def random_channelwise():
+    """random_channelwise(seed, lmax=3, muls=...): arguments of a random uvu product with one channel in in2.
+
+    Uneven multiplicities, several paths into one slot, slots without a path, paths with and without weights.
+    """
+    return _random_channelwise

@@ -1,0 +1,182 @@
+"""README.md and docs/: their programs run, the files they name exist, their numbers are those of the results."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import eqtp
+from eqtp import backend
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDEPENDENT = {"README.md"}  # each program by itself; in other pages one continues the last
+
+
+def programs(page: Path) -> list[str]:
+    found = [code for language, code in FENCE.findall(page.read_text()) if language == "python"]
+    return found if page.name in INDEPENDENT else ["\n".join(found)] * bool(found)
+
+
+CASES = [pytest.param(page, code, id=f"{page.stem}-{n}") for page in PAGES for n, code in enumerate(programs(page))]
+
+
+@pytest.mark.parametrize(("page", "code"), CASES)
+def test_programs_run(page, code, monkeypatch, tmp_path):
+    if "sevenn" in code:
+        pytest.importorskip("sevenn", reason="sevenn is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # traces all, calls no compiler
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(code, str(page), "exec"), {"__name__": "program"})
+
+
+def test_there_are_programs():
+    assert len(programs(ROOT / "README.md")) == 3
+    assert {page.stem for page in PAGES if programs(page)} >= {"README", "drop_in", "backends", "autograd", "conventions"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:eqtp|csrc|docs|tests|bench|examples|kernels)/[\w./-]*)`", text):
+        made = name.startswith(("bench/results", "examples/out"))  # by make
+        assert made or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_exist(page):
+    """`eqtp.something` in the text, in code and in programs is something."""
+    for name in set(re.findall(r"\beqtp((?:\.\w+)+)", page.read_text())):
+        thing = eqtp
+        for part in name[1:].split("."):
+            path = f"{getattr(thing, '__name__', '')}.{part}"
+            thing = getattr(thing, part, None) or importlib.import_module(path)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets >= {"demo", "test", "lint", "fmt", "bench", "wheel", "setup", "clean"}
+    for page in PAGES:
+        assert set(re.findall(r"`make ([a-z]+)", page.read_text())) <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_what_explain_says_is_what_the_page_says():
+    code = next(code for code in programs(ROOT / "docs" / "backends.md") if "explain" in code)
+    said = "\n".join(line.removeprefix("# ") for line in code.splitlines() if line.startswith("# "))
+    plan = eqtp.TensorProductPlan("8x0e + 8x1o", "1o", "8x1o", [(0, 0, 0, "uvw", True)])
+    assert eqtp.explain(plan) == said
+
+
+def test_version_is_one():
+    texts = [(ROOT / name).read_text() for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")]
+    found = [re.search(r'^(?:version ?[=:] ?"?|## )([\d.]+)', text, re.MULTILINE)[1] for text in texts]
+    assert found == [eqtp.__version__] * 3
+
+
+def run_module(*code: str, **environment) -> str:
+    import os
+
+    result = subprocess.run([sys.executable, *code], capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_python_m_eqtp():
+    out = run_module("-m", "eqtp", EQTP_BACKEND="reference", EQTP_SIMD="1")
+    assert re.search(rf"eqtp +{re.escape(eqtp.__version__)} in ", out) and re.search(rf"torch +{re.escape(torch.__version__)}", out)
+    assert re.search(r"native +yes", out) and re.search(r"reference +yes", out) and re.search(r"auto +takes reference", out)
+    assert re.search(r"SIMD +plain C\+\+", out) and re.search(r"EQTP_BACKEND +reference", out)
+
+
+def test_python_m_eqtp_without_kernels():
+    out = run_module("-c", "import sys; sys.modules['eqtp._native'] = None\nimport runpy; sys.argv = ['eqtp']; runpy.run_module('eqtp.__main__')\n"
+                     "from eqtp.__main__ import main; main()")  # fmt: skip
+    assert re.search(r"native +no: eqtp\._native is not built .*pip install", out) and re.search(r"auto +takes reference", out)
+
+
+def test_python_m_eqtp_with_a_wrong_variable():
+    assert re.search(r"auto +raises an error: backend must be one of", run_module("-m", "eqtp", EQTP_BACKEND="nativ"))
+
+
+def test_environment_variables_are_those_of_the_page():
+    from eqtp.__main__ import VARIABLES
+
+    sources = [*ROOT.glob("csrc/*"), *ROOT.glob("eqtp/**/*.py")]
+    read = {v for path in sources if path.is_file() for v in re.findall(r"(?:getenv|environ\.get)\(\"(EQTP_\w+)\"", path.read_text())}
+    page = (ROOT / "docs" / "backends.md").read_text()
+    table = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert {name for name in table if name.isupper()} == read == set(VARIABLES)
+    assert {name for name in table if name.islower()} == set(backend.FAMILIES)
+
+
+# ---- the speed-up
+
+
+@pytest.fixture(scope="module")
+def plot():
+    spec = importlib.util.spec_from_file_location("plot_speedup", ROOT / "docs" / "plot_speedup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(**changes):
+    """Lines of a results file: ours and a peer's."""
+    row = {"op": "tensor_product_conv", "problem": "a", "pass": "fwd", "backend": "native", "dtype": "float32", "threads": 1, "ms": 2.0,
+           "ratio_to": {"slow": 100.0, "best": 12.34}, "machine": {"cpu": "a processor"}, "versions": {"torch": "2"}} | changes  # fmt: skip
+    return [row, row | {"backend": "slow", "ratio_to": {}}]
+
+
+def write(path: Path, *lines: dict) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_speedup_of_results(plot, tmp_path):
+    write(tmp_path / "b.json", *rows(), *rows(problem="b", **{"pass": "bwdbwd"}, ratio_to={"best": 0.5}), *rows(threads=2))
+    write(tmp_path / "a.jsonl", *rows(op="sevennet", **{"pass": "energy+forces"}))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"head\n{plot.BEGIN}\nold\n{plot.END}\ntail\n")
+    assert plot.main(["--results", str(tmp_path), "--readme", str(readme), "--picture", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+    text = readme.read_text()
+    assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert lines[0].endswith("| slow | best |")
+    assert lines[1:] == [
+        "| tensor_product_conv, a | forward | 2 | 100x | 12.3x |",
+        "| tensor_product_conv, b | double backward | 2 | - | 0.5x |",
+        "| sevennet, a | energy + forces | 2 | 100x | 12.3x |",
+    ]
+    assert "a processor; 1 thread; float32; torch 2" in text
+
+
+def test_speedup_refuses_two_results_for_one_row(plot, tmp_path):
+    write(tmp_path / "a.json", *rows())
+    write(tmp_path / "b.json", *rows())
+    with pytest.raises(ValueError, match=r"b.json: tensor_product_conv a fwd is in the results twice"):
+        plot.read(tmp_path)
+
+
+def test_speedup_without_results(plot, tmp_path, capsys):
+    assert plot.main(["--results", str(tmp_path)]) == 1
+    assert "run make bench" in capsys.readouterr().err
+
+
+def test_numbers_of_the_readme_are_the_results(plot):
+    """After new results: python docs/plot_speedup.py"""
+    text = (ROOT / "README.md").read_text()
+    assert plot.with_table(text, plot.read(ROOT / "bench" / "results")) == text

@@ -1,0 +1,139 @@
+"""The checks can fail: a kernel with one wrong coefficient, in one pass, in one path, is caught."""
+
+import e3nn.o3
+import numpy as np
+import pytest
+import torch
+
+import eqtp
+from eqtp import native, problems, testing
+from eqtp.plan import TensorProductPlan
+
+PLAN = problems.plan("nequip-water")
+
+
+def wrong_scale(number):
+    """The kernels' copy of PLAN with one path off by 1 %."""
+    path = PLAN.paths[number]
+    instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.scale**2) for p in PLAN.paths]
+    instructions[number] = (*instructions[number][:5], (path.scale * 1.01) ** 2)
+    plan = TensorProductPlan(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, instructions, "none", "none")
+    return native.plan(plan.key)
+
+
+@pytest.mark.parametrize("number", range(len(PLAN.paths)))
+@pytest.mark.parametrize("check", [testing.check_tensor_product, testing.check_tensor_product_conv])
+def test_one_wrong_path_is_caught(monkeypatch, check, number):
+    wrong = wrong_scale(number)
+    monkeypatch.setattr(native, "plan", lambda key: wrong)
+    with pytest.raises(AssertionError, match=rf"slot {PLAN.paths[number].io} .*path {number}\b"):
+        check(PLAN)
+
+
+KERNEL_OUTPUTS = [
+    ("bwd", "gx"),
+    ("bwd", "gy"),
+    ("bwd", "gw"),
+    *(("bwdbwd", n) for n in ("out", "gx", "gy", "gw")),
+]
+
+
+@pytest.mark.parametrize(("kernel", "name"), KERNEL_OUTPUTS)
+def test_one_wrong_gradient_is_caught(monkeypatch, kernel, name):
+    """R1: one block of one operand's gradient wrong by 3 %, in one kernel."""
+    convolve, path = native.convolve, PLAN.paths[5]
+    num_inputs, output = {"bwd": 4, "bwdbwd": 7}[kernel], ("out", "gx", "gy", "gw").index(name)
+    in1, in2, out = PLAN.offsets
+    weight = slice(path.weight_offset, path.weight_offset + path.weight_numel)
+    block = [out[path.io], in1[path.i1], in2[path.i2], weight][output]
+
+    def wrong(key, graph, inputs, outputs):
+        convolve(key, graph, inputs, outputs)
+        if len(inputs) == num_inputs and outputs[output] is not None:
+            outputs[output][:, block] *= 1.03
+
+    monkeypatch.setattr(native, "convolve", wrong)
+    with pytest.raises(AssertionError, match="1e-12"):
+        testing.check_tensor_product_conv(PLAN)
+
+
+def test_an_element_that_is_not_written_is_caught(monkeypatch):
+    convolve = native.convolve
+
+    def lazy(key, graph, inputs, outputs):
+        if outputs[0] is None or len(inputs) != 3:
+            return convolve(key, graph, inputs, outputs)
+        full = torch.empty_like(outputs[0])
+        convolve(key, graph, inputs, (full, *outputs[1:]))
+        outputs[0][:-1] = full[:-1]
+
+    monkeypatch.setattr(native, "convolve", lazy)
+    with pytest.raises(AssertionError, match=r"out, all.*nan"):
+        testing.check_tensor_product_conv(PLAN)
+
+
+def test_poison_reaches_every_allocation_and_ends():
+    like = torch.zeros(3)
+    with testing.poisoned():
+        for t in (
+            torch.empty(3),
+            like.new_empty(3),
+            torch.empty_like(like),
+            torch.empty(2, dtype=torch.float64),
+        ):
+            assert t.isnan().all()
+        with pytest.raises(KeyError), testing.poisoned():
+            raise KeyError
+        assert torch.empty(3).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_relative_error():
+    expected = torch.tensor([2.0, -4.0, 0.0], dtype=torch.float64)
+    assert testing.relative_error(expected.clone(), expected) == 0
+    assert testing.relative_error(expected + torch.tensor([0, 0, 1e-3]), expected) == pytest.approx(2.5e-4)
+    assert testing.relative_error(torch.zeros(2), torch.zeros(2).double()) == 0
+    assert testing.relative_error(torch.full((2,), 1e-30), torch.zeros(2).double()) == float("inf")
+    with pytest.raises(AssertionError, match="relative error nan"):
+        testing.assert_close(torch.tensor([1.0, float("nan")]), torch.ones(2).double())
+    with pytest.raises(AssertionError, match=r"shape \[2\], expected \[3\]"):
+        testing.assert_close(torch.ones(2), torch.ones(3).double())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_representation_is_that_of_e3nn(e3nn64, seed):
+    irreps = "2x0e+0o+3x1o+1e+2o+2e+3o+4e+5o+2x8e"
+    for sign in (1, -1):
+        rotation = sign * testing.random_rotation(seed)
+        theirs = e3nn.o3.Irreps(irreps).D_from_matrix(torch.from_numpy(rotation)).numpy()
+        np.testing.assert_allclose(testing.representation(irreps, rotation), theirs, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(np.linalg.det(rotation), sign, rtol=0, atol=1e-14)
+
+
+def test_broken_equivariance_is_caught():
+    x = testing.random(5, 4)
+    testing.assert_equivariant(lambda x: 2 * x, [(x, "0e+1o")], "0e+1o")
+    with pytest.raises(AssertionError, match="equivariance under rotation 0"):
+        testing.assert_equivariant(lambda x: x.roll(1, dims=1), [(x, "0e+1o")], "0e+1o")
+    with pytest.raises(AssertionError, match="equivariance under rotation with inversion 1"):
+        testing.assert_equivariant(lambda x: x, [(x, "0e+1o")], "0e+1e")
+    with pytest.raises(AssertionError, match="equivariance under rotation with inversion 1"):
+        testing.assert_equivariant(lambda x: x**2, [(x[:, :1], "0o")], "0o")
+
+
+def test_second_order_runs_the_fused_kernel_and_the_closure(monkeypatch):
+    """check_op's two second orders take the two routes they are meant to take."""
+    convolve, case = native.convolve, testing.rows_case(PLAN)
+    calls = []
+
+    def spy(key, graph, inputs, outputs):
+        calls.append(len(inputs))
+        convolve(key, graph, inputs, outputs)
+
+    monkeypatch.setattr(native, "convolve", spy)
+    op = lambda x, y, w: eqtp.tensor_product(x, y, w, PLAN)  # noqa: E731
+    testing.derivatives(op, case, torch.float64, create_graph=False)
+    assert calls == [3, 4, 7]
+    calls.clear()
+    testing.derivatives(op, case, torch.float64, create_graph=True)
+    assert calls[:2] == [3, 4] and 7 not in calls and len(calls) > 3

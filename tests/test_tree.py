@@ -1,0 +1,177 @@
+"""The rules of CONTRIBUTING.md that a program can check: packages, dependencies, sizes, names, imports."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted(ROOT.glob("eqtp/**/*.py"))
+PYTHON = sorted(path for folder in ("eqtp", "kernels", "bench", "examples", "docs", "tests") for path in ROOT.glob(f"{folder}/**/*.py"))
+NATIVE = sorted(path for path in ROOT.glob("csrc/*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+# layer -> layers that it may import from; eqtp/__init__.py and __main__.py see everything
+LAYERS = {
+    "irreps": set(),
+    "so3": set(),
+    "cost": {"so3"},
+    "plan": {"irreps", "so3", "cost"},
+    "problems": {"plan", "irreps"},
+    "autograd": set(),
+    "native": {"plan"},
+    "backend": {"native", "plan"},
+    "graph": {"native", "autograd"},
+    "ops": {"ops", "autograd", "backend", "native", "graph", "plan", "irreps", "so3"},
+    "nn": {"ops", "graph", "plan", "irreps", "so3"},
+    "testing": {"ops", "backend", "graph", "plan", "irreps", "so3"},
+    "integrations": {"integrations", "e3nn", "nn", "ops", "backend", "graph", "plan", "irreps", "so3"},
+    "e3nn": {"integrations", "nn", "ops", "plan", "irreps", "so3"},
+    "accelerate": {"integrations", "e3nn", "backend"},
+}
+WITHOUT_TORCH = {"irreps", "so3", "cost", "plan", "problems"}
+OTHERS = {"e3nn", "sevenn", "mace", "nequip", "cuequivariance", "cuequivariance_torch", "sphericart", "ase", "triton", "scipy", "sympy"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def layer(module: str) -> str:
+    """eqtp.ops.tensor_product -> ops"""
+    return module.split(".")[1] if "." in module else "eqtp"
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of the modules that these statements import; of a package its submodules where they are named."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "eqtp" else {node.module}
+    return found
+
+
+def at_import(tree: ast.Module) -> ast.Module:
+    """What runs when the module is imported: everything outside functions."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
+
+    return Strip().visit(tree)
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=relative)
+def test_dependencies_point_one_way(path):
+    parts = path.relative_to(ROOT / "eqtp").with_suffix("").parts
+    if parts in {("__init__",), ("__main__",)}:
+        return
+    tree = ast.parse(path.read_text())
+    seen = {layer(name) for name in imports(tree) if name.split(".")[0] == "eqtp"} - {parts[0], "_native"}
+    assert seen <= LAYERS[parts[0]] | ({"_native"} if parts[0] == "native" else set())
+    roots = {name.split(".")[0] for name in imports(tree)}
+    if parts[0] in WITHOUT_TORCH:
+        assert "torch" not in roots
+    if parts[0] not in {"e3nn", "integrations"}:
+        assert not roots & OTHERS
+    assert not {name.split(".")[0] for name in imports(at_import(tree))} & OTHERS
+
+
+def test_every_module_has_a_layer():
+    found = {path.relative_to(ROOT / "eqtp").parts[0].removesuffix(".py") for path in PACKAGE}
+    assert found - {"__init__", "__main__"} == set(LAYERS)
+
+
+def test_package_list():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE if path.name == "__init__.py"}
+    assert set(listed["packages"]) == found | {"eqtp.kernels"}
+    assert listed["package-dir"] == {"eqtp.kernels": "kernels"}
+    assert all((path.parent / "__init__.py").exists() for path in PACKAGE)
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=relative)
+def test_native_code_knows_no_torch(path):
+    included = re.findall(r"#\s*include\s*[<\"]([^>\"]+)", path.read_text())
+    assert not [name for name in included if re.match(r"torch|ATen|c10|Python\.h", name)]
+    if path.suffix == ".h" and path.name != "module.h":  # interfaces: pointers and sizes
+        assert not [name for name in included if name.startswith("pybind11")]
+
+
+@pytest.mark.parametrize("folder, names", [("csrc", "{}.cpp"), ("kernels", "{}.py"), ("bench", "bench_{}.py"), ("tests", "test_{}.py")])
+def test_one_stem_per_op(folder, names):
+    ops = {path.stem for path in ROOT.glob("eqtp/ops/*.py")} - {"__init__"}
+    prefix, suffix = names.split("{}")
+    found = {path.name.removeprefix(prefix).removesuffix(suffix) for path in ROOT.glob(f"{folder}/{names.format('*')}")}
+    if folder in ("bench", "tests"):
+        assert found >= ops
+    if folder == "csrc":
+        assert found - {"module", "parallel", "plan"} == ops
+    if folder in ("kernels", "bench"):
+        assert found <= ops | {"__init__"}
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=relative)
+def test_sizes(path):
+    text = path.read_text()
+    if "tests" not in path.parts:
+        assert len(text.splitlines()) <= 400, "lines in a file"
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and "tests" not in path.parts:
+                assert node.end_lineno - node.lineno < 60, f"lines in {node.name}"
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=relative)
+def test_names(path):
+    assert not re.search(r"(^|_)(v\d|opt|fast|new|utils?)(_|$)", path.stem)
+    if path.suffix == ".py":
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert not re.search(r"(^|_)(v\d|opt|fast|new|utils?)$", node.name.lower()), node.name
+
+
+def public(tree: ast.Module):
+    """Public functions, classes and methods; of a class the documented base is the class itself."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=relative)
+def test_docstrings(path):
+    tree = ast.parse(path.read_text())
+    if path.name == "__init__.py" and not tree.body:
+        return
+    assert ast.get_docstring(tree)
+    undocumented = [node.name for node in public(tree) if not ast.get_docstring(node)]
+    assert path.name == "__main__.py" or not undocumented
+
+
+PROBE = """
+import sys, torch, time
+before, start = set(sys.modules), time.perf_counter()
+import eqtp
+seconds = time.perf_counter() - start
+roots = {name.split(".")[0] for name in set(sys.modules) - before}
+print(seconds, *sorted(roots & %r), torch.cuda.is_initialized())
+"""
+
+
+def test_import_is_quick_and_small():
+    """After torch under 0.3 s (the best of three: the machine may be busy); no model library, no GPU (R13, R14)."""
+    runs = [subprocess.run([sys.executable, "-c", PROBE % OTHERS], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    assert {tuple(run[1:]) for run in runs} == {("False",)}
+    assert min(float(run[0]) for run in runs) < 0.3
+
+
+def test_kernels_are_a_package():
+    found = importlib.util.find_spec("eqtp.kernels")
+    assert found is not None and Path(found.origin) == ROOT / "kernels" / "__init__.py"
