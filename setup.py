@@ -52,15 +52,19 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
             pybind11_argument(),
         ]
-        ninja = shutil.which("ninja")
+        # cmake and ninja of this Python's environment first, which need not be active
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        if shutil.which("cmake", path=path) is None:
+            sys.exit("eqtp: cmake is missing: pip install 'cmake>=3.26,<5' ninja")
+        ninja, environment = shutil.which("ninja", path=path), os.environ | {"PATH": path}
         if ninja:
             arguments.append("-GNinja")
         cache = build / "CMakeCache.txt"  # an isolated build's ninja lives in a folder that is gone the next time
         if cache.exists() and f"CMAKE_MAKE_PROGRAM:FILEPATH={ninja}" not in cache.read_text():
             cache.unlink()
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or str(min(os.cpu_count() or 1, 8))
-        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments])
-        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs])
+        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments], env=environment)
+        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs], env=environment)
 
 
 setup(ext_modules=[Extension("eqtp._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -81,14 +81,16 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
     Function.vmap = staticmethod(vmap or one_by_one)
     torch.library.register_autograd(op, run_backward, setup_context=setup_context, lib=LIBRARY)
 
+    name = op.name()
+
     def call(*args):
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             if not torch.compiler.is_compiling():
                 if _forward_in_forward():
-                    raise NotImplementedError(f"{op.name()}: forward mode inside forward mode is not supported; nest reverse mode in it")
+                    raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
                 return Function.apply(*args)
             if forward_ad._current_level >= 0:
-                raise NotImplementedError(f"{op.name()}: forward-mode differentiation inside torch.compile is not supported")
+                raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
         return op(*args)
 
     return call

@@ -21,6 +21,9 @@ class Tables(torch.nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
 
+    def _load_from_state_dict(self, *args):
+        """Nothing to load: they are constants, and the product above has compared those of the state_dict."""
+
 
 class TensorSquare(eqtp.nn.TensorProduct):
     """Tensor product of x [..., dim_in1] with itself, as e3nn.o3.TensorSquare."""
@@ -37,10 +40,7 @@ def plan_from_e3nn(tp) -> TensorProductPlan:
     """
     if not hasattr(tp, "instructions") or not hasattr(tp, "irreps_in2"):
         raise TypeError(f"plan_from_e3nn: expected an e3nn TensorProduct, got {type(tp).__name__}")
-    instructions = [
-        (ins.i_in1, ins.i_in2, ins.i_out, ins.connection_mode, ins.has_weight, float(ins.path_weight) ** 2)
-        for ins in tp.instructions
-    ]
+    instructions = [(ins.i_in1, ins.i_in2, ins.i_out, ins.connection_mode, ins.has_weight, float(ins.path_weight) ** 2) for ins in tp.instructions]
     return TensorProductPlan(tp.irreps_in1, tp.irreps_in2, tp.irreps_out, instructions, "none", "none")
 
 
@@ -53,9 +53,7 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
     """
     seam = seam_of(module)
     if seam not in SEAMS.values():
-        raise TypeError(
-            f"from_e3nn: expected an e3nn TensorProduct or SphericalHarmonics, got {type(module).__name__}"
-        )
+        raise TypeError(f"from_e3nn: expected an e3nn TensorProduct or SphericalHarmonics, got {type(module).__name__}")
     reason = seam.reason(module)
     if reason:
         raise ValueError(f"from_e3nn: {type(module).__name__} cannot be converted: {reason}")
@@ -162,9 +160,7 @@ def _probe_tensor_product(tp, generator: torch.Generator) -> list[torch.Tensor]:
 
 
 def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
-    module = eqtp.nn.SphericalHarmonics(
-        sh.irreps_out, sh.normalize, sh.normalization, sh.irreps_in, backend=backend
-    )
+    module = eqtp.nn.SphericalHarmonics(sh.irreps_out, sh.normalize, sh.normalization, sh.irreps_in, backend=backend)
     keep_attributes(sh, module)
     return module
 
@@ -186,9 +182,7 @@ def _call(module, inputs):
 
 
 SEAMS = {
-    "TensorProduct": Seam(
-        _reason_tensor_product, plan_from_e3nn, convert_tensor_product, _probe_tensor_product, _call
-    ),
+    "TensorProduct": Seam(_reason_tensor_product, plan_from_e3nn, convert_tensor_product, _probe_tensor_product, _call),
     "SphericalHarmonics": Seam(
         _reason_spherical_harmonics,
         lambda sh: None,

@@ -55,7 +55,7 @@ class TensorProduct(torch.nn.Module):
             out_var=out_var,
         )
         if shared_weights is None:
-            shared_weights = internal_weights is not False
+            shared_weights = True
         if internal_weights is None:
             internal_weights = shared_weights and plan.weight_numel > 0
         if internal_weights and not shared_weights:

@@ -26,9 +26,7 @@ UVU = [
 def uvu_product(**options):
     irreps = "5x0e + 3x1e"
     instructions = [(*ins[:2], n, *ins[3:]) for n, ins in enumerate(UVU)]
-    return o3.TensorProduct(
-        irreps, "0e + 1e + 2e", "5x0e + 3x0e + 5x1e + 3x1e + 3x1e", instructions, **options
-    )
+    return o3.TensorProduct(irreps, "0e + 1e + 2e", "5x0e + 3x0e + 5x1e + 3x1e + 3x1e", instructions, **options)
 
 
 class Message(torch.nn.Module):
@@ -75,9 +73,7 @@ def test_replaces_and_agrees(model, example):
     expected = model(*example)
     report = accelerate(model, example)
     assert [entry.name for entry in report.replaced] == ["harmonics", "product"]
-    assert isinstance(model.product, eqtp.nn.TensorProduct) and isinstance(
-        model.harmonics, eqtp.nn.SphericalHarmonics
-    )
+    assert isinstance(model.product, eqtp.nn.TensorProduct) and isinstance(model.harmonics, eqtp.nn.SphericalHarmonics)
     got = model(*example)
     for key, value in expected.items():
         assert relative(got[key], value) < TOLERANCE[torch.float32]
@@ -111,12 +107,14 @@ def test_state_dict_travels_both_ways(model):
     other.load_state_dict(model.state_dict(), strict=True)
     model.load_state_dict(other.state_dict(), strict=True)
     assert torch.equal(other.radial.weight, model.radial.weight)
+    state = model.state_dict()
+    state["product._compiled_main_left_right._w3j_1_1_1"] = -state["product._compiled_main_left_right._w3j_1_1_1"]
+    with pytest.raises(RuntimeError, match="trained with other signs"):
+        other.load_state_dict(state)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(
-    "options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}])
 def test_weights_inside_and_outside(options, dtype):
     """Same Parameter object; output and all first and second derivatives as e3nn's, leading dimensions
     too."""
@@ -167,9 +165,7 @@ def test_undo_keeps_later_changes(model, example):
     assert type(model.product) is o3.TensorProduct and not model.product.training
     assert all(t.dtype == torch.float64 for t in model.state_dict().values())
     got = model(*double)
-    assert all(
-        relative(got[key], expected[key]) < 1e-6 for key in expected
-    )  # e3nn's coefficients went through float32
+    assert all(relative(got[key], expected[key]) < 1e-6 for key in expected)  # e3nn's coefficients went through float32
 
 
 def test_undo_refuses_when_something_else_sits_there(model):
@@ -194,9 +190,7 @@ def scale_path(product):
 def test_refuses_a_mismatch(model, example, damage):
     damage(model.product)
     modules, expected = dict(model.named_modules()), model(*example)
-    with pytest.raises(
-        RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"
-    ):
+    with pytest.raises(RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"):
         accelerate(model)
     assert dict(model.named_modules()) == modules
     got = model(*example)
@@ -217,9 +211,7 @@ def test_refuses_a_wrong_gradient(model, monkeypatch, operand):
 
     monkeypatch.setattr(eqtp.nn.TensorProduct, "forward", forward)
     number = ["x", "y", "weight"].index(operand)
-    with pytest.raises(
-        RuntimeError, match=f"gradient of input {number} differs by 1.*e-02 of its scale in float64"
-    ):
+    with pytest.raises(RuntimeError, match=f"gradient of input {number} differs by 1.*e-02 of its scale in float64"):
         accelerate(model)
     assert type(model.product) is o3.TensorProduct
 
@@ -235,9 +227,7 @@ class Suspicious(Message):
 def test_example_refuses_a_whole_model_mismatch(example):
     model = Suspicious()
     accelerate(copy.deepcopy(model))  # module by module all is well
-    with pytest.raises(
-        RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"
-    ):
+    with pytest.raises(RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"):
         accelerate(model, example)
     assert type(model.product) is o3.TensorProduct and type(model.harmonics) is o3.SphericalHarmonics
 
@@ -299,9 +289,7 @@ def test_float64_model_with_rounded_coefficients(model, example):
 def test_zero_replaced_is_an_error_that_says_why(tree, reason):
     tree = torch.nn.ModuleDict({"inner": torch.nn.Sequential(tree())})
     modules = dict(tree.named_modules())
-    with pytest.raises(
-        ValueError, match=rf"^accelerate: nothing to replace in ModuleDict: inner\.0 .*{reason}"
-    ):
+    with pytest.raises(ValueError, match=rf"^accelerate: nothing to replace in ModuleDict: inner\.0 .*{reason}"):
         accelerate(tree)
     assert dict(tree.named_modules()) == modules
 
@@ -320,9 +308,7 @@ def test_zero_replaced_in_other_models():
     with pytest.raises(ValueError, match=r"TensorProduct: it is the model itself .* eqtp\.e3nn\.from_e3nn"):
         accelerate(uvu_product())
     with pytest.raises(ValueError, match="scripted"):
-        accelerate(
-            torch.jit.script(torch.nn.Sequential(uvu_product(internal_weights=True), torch.nn.Identity())[0])
-        )
+        accelerate(torch.jit.script(torch.nn.Sequential(uvu_product(internal_weights=True), torch.nn.Identity())[0]))
 
 
 def test_a_second_time_is_an_error(model):
@@ -360,9 +346,7 @@ def test_arguments():
     class Calculator:
         model = torch.nn.Linear(1, 1)
 
-    with pytest.raises(
-        TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"
-    ):
+    with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"):
         accelerate(Calculator())
     with pytest.raises(TypeError, match=r"got str$"):
         accelerate("7net-0")
@@ -422,9 +406,7 @@ def test_spherical_harmonics_from_e3nn(irreps, normalization):
         lambda: o3.FullyConnectedTensorProduct("2x0e + 3x1o", "2x0e + 1o", "4x0e + 2x1o + 1e"),
         lambda: o3.FullTensorProduct("2x0e + 1o", "0e + 3x1o"),
         lambda: o3.ElementwiseTensorProduct("2x0e + 2x1o", "3x0e + 1o", irrep_normalization="norm"),
-        lambda: o3.TensorProduct(
-            "2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"
-        ),
+        lambda: o3.TensorProduct("2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"),
     ],
 )
 def test_from_e3nn_every_mode(make):

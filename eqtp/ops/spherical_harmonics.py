@@ -130,10 +130,10 @@ def _bwd(g, xyz, degrees, normalize, normalization):
     return gxyz
 
 
-def _bwdbwd(g, xyz, c, degrees, normalize, normalization):
-    gg, gxyz = torch.empty(g.shape, dtype=g.dtype), torch.empty(xyz.shape, dtype=xyz.dtype)
+def _bwdbwd(g, xyz, c, wanted, degrees, normalize, normalization):
+    gg, gxyz = native.empty((g, xyz), wanted)
     native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, g, c, gg, gxyz)
-    return gg, gxyz
+    return native.present(xyz, gg, gxyz)
 
 
 _CONSTANTS = "int[] degrees, bool normalize, str normalization"
@@ -151,9 +151,9 @@ _bwd_op = define(
 )
 _bwdbwd_op = define(
     "spherical_harmonics_bwdbwd",
-    f"(Tensor g, Tensor xyz, Tensor c, {_CONSTANTS}) -> (Tensor, Tensor)",
+    f"(Tensor g, Tensor xyz, Tensor c, bool[] wanted, {_CONSTANTS}) -> (Tensor, Tensor)",
     _bwdbwd,
-    lambda g, xyz, *_: (g.new_empty(g.shape), xyz.new_empty(xyz.shape)),
+    lambda g, xyz, c, wanted, *_: tuple(t.new_empty(t.shape if w else 0) for t, w in zip((g, xyz), wanted, strict=True)),
 )
 
 
@@ -192,7 +192,8 @@ def _bwd_backward(args, needs, grads):
     (c,) = grads
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return [*_along(g, xyz, c, *rest), None, None, None]
-    return [*_bwdbwd_op(g, xyz, c, *rest), None, None, None]
+    second = _bwdbwd_op(g, xyz, c, list(needs[:2]), *rest)
+    return [*(t if want else None for t, want in zip(second, needs, strict=False)), None, None, None]
 
 
 def _bwd_jvp(args, tangents):
