@@ -58,28 +58,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("op", choices=OPS)
-    parser.add_argument(
-        "--problem", nargs="+", required=True, metavar="ID", help='problems of the op, or "all"'
-    )
-    parser.add_argument(
-        "--backend", type=names, default=["native"], help="our backends, the first is compared"
-    )
+    parser.add_argument("--problem", nargs="+", required=True, metavar="ID", help='problems of the op, or "all"')
+    parser.add_argument("--backend", type=names, default=["native"], help="our backends, the first is compared")
     parser.add_argument("--against", type=names, default=[], metavar="PEERS", help=", ".join(peers.NAMES))
-    parser.add_argument(
-        "--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all)"
-    )
+    parser.add_argument("--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--edges", type=int, default=20_000, help="edges, or rows of tensor_product")
-    parser.add_argument(
-        "--graph", default="random", help="random, sorted, diamond:5, flashtp, ... (eqtp/problems.py)"
-    )
+    parser.add_argument("--graph", default="random", help="random, sorted, diamond:5, flashtp, ... (eqtp/problems.py)")
     parser.add_argument("--points", type=int, default=100_000, help="vectors of spherical_harmonics")
     parser.add_argument("--repeat", type=int, default=5, help="rounds in which all take turns")
-    parser.add_argument(
-        "--min-time", type=float, default=1.0, help="seconds for each quick one, over all rounds"
-    )
+    parser.add_argument("--min-time", type=float, default=1.0, help="seconds for each quick one, over all rounds")
     parser.add_argument("--warmup", type=int, default=2, help="calls before the clock starts")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
@@ -168,9 +158,7 @@ def records(case, options, pass_: str, timings: dict, missing: dict, rates: mach
 
 
 def size_text(size: dict) -> str:
-    return ", ".join(
-        f"graph {value}" if key == "graph" else f"{value:,} {key}" for key, value in size.items()
-    )
+    return ", ".join(f"graph {value}" if key == "graph" else f"{value:,} {key}" for key, value in size.items())
 
 
 def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
@@ -190,7 +178,7 @@ def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
         moved = f"{row['gb_s']:7.2f} {row['bandwidth_fraction']:8.1%}"
         computed = f"{row['gflop_s']:8.2f} {row['flop_fraction']:8.1%}"
         line = f"  {who:18}{row['ms']:10.4g} {spread:>19} {moved} {computed} {peak:>8} {ratio:>8}"
-        line += f"  {peers.NOTES.get(who, '')}"
+        line += f"  {peers.note(who, row['problem'])}"
         lines.append(line.rstrip())
     return "\n".join([*lines, *(f"  {who:18}missing: {why}" for who, why in missing.items())])
 
@@ -204,17 +192,13 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
     inputs = tuple(case.inputs.values())
     functions = {who: case.ours(who) if who in options.backend else case.peer(who) for who in ready}
     for pass_ in options.passes:
-        calls = {
-            who: partial(harness.run_pass, f, inputs, case.cotangent, pass_) for who, f in functions.items()
-        }
+        calls = {who: partial(harness.run_pass, f, inputs, case.cotangent, pass_) for who, f in functions.items()}
 
         def step(who: str, pass_: str = pass_) -> None:
             bar.set_description(f"{problem} {TITLES[pass_]}: {who}", refresh=False)
             bar.update()
 
-        timings, failed = harness.time_together(
-            calls, rounds=options.repeat, min_time=options.min_time, warmup=options.warmup, step=step
-        )
+        timings, failed = harness.time_together(calls, rounds=options.repeat, min_time=options.min_time, warmup=options.warmup, step=step)
         for backend in options.backend:  # ours may not fail where a peer may
             if backend in failed:
                 raise WrongKernel(f"{problem}, {TITLES[pass_]}: backend {backend} raised {failed[backend]}")
@@ -236,9 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         options.json.write_text("")
     turns = len(options.problem) * len(options.passes) * (options.repeat + 1)
     timed = set()
-    with tqdm(
-        total=turns * (len(options.backend) + len(options.against)), file=sys.stderr, mininterval=0.5
-    ) as bar:
+    with tqdm(total=turns * (len(options.backend) + len(options.against)), file=sys.stderr, mininterval=0.5) as bar:
 
         def write(text: str, rows: list[dict]) -> None:
             timed.update(row["backend"] for row in rows)

@@ -32,9 +32,7 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         require(backend, None, dtype)
         return lambda x: eqtp.segment_sum(x, csr, backend=backend)
 
-    moved = (
-        edges + nodes
-    ) * width * dtype.itemsize + 8 * edges  # both ways: linear, so backward does not read x
+    moved = (edges + nodes) * width * dtype.itemsize + 8 * edges  # both ways: linear, so backward does not read x
     return Case(
         problem=problem_id,
         size={"nodes": nodes, "edges": edges},

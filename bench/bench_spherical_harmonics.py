@@ -12,9 +12,7 @@ from bench import peers
 from bench.harness import Case, multilinear_bytes, random, require
 from eqtp import problems
 
-PROBLEMS = tuple(problems.SPHERICAL_HARMONICS) + tuple(
-    f"{name}-solid" for name in problems.SPHERICAL_HARMONICS
-)
+PROBLEMS = tuple(problems.SPHERICAL_HARMONICS) + tuple(f"{name}-solid" for name in problems.SPHERICAL_HARMONICS)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"points": 33}
 

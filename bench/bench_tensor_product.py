@@ -32,9 +32,7 @@ def row_flops(plan: TensorProductPlan) -> dict[str, int]:
     return {"fwd": plan.flops("fwd"), "bwd": plan.flops("bwd"), "bwdbwd": plan.flops("bwdbwd") - spared}
 
 
-def pieces(
-    plan: TensorProductPlan, names: tuple[str, str, str] = ("x1", "x2", "w")
-) -> dict[str, list[slice]]:
+def pieces(plan: TensorProductPlan, names: tuple[str, str, str] = ("x1", "x2", "w")) -> dict[str, list[slice]]:
     """Columns of each operand and of the output, by irrep; of the weights, by path."""
     in1, in2, out = plan.offsets
     weights = [slice(p.weight_offset, p.weight_offset + p.weight_numel) for p in plan.paths if p.has_weight]

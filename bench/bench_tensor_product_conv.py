@@ -52,9 +52,6 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         ours=ours,
         peer=peer,
         bytes=multilinear_bytes(inputs, cotangent, index_bytes=2 * 8 * edges),
-        flops={
-            stage: edges * count + (edges * plan.dim_out if stage == "fwd" else edges * plan.dim_in1)
-            for stage, count in row_flops(plan).items()
-        },
+        flops={stage: edges * count + (edges * plan.dim_out if stage == "fwd" else edges * plan.dim_in1) for stage, count in row_flops(plan).items()},
         pieces=pieces(plan, ("x", "y", "w")),
     )

@@ -58,9 +58,7 @@ class Case:
     peer: Callable[[str], Callable]  # name -> f(*inputs); raises Missing
     bytes: dict[str, int]  # compulsory bytes by stage
     flops: dict[str, int]  # operations by stage
-    pieces: dict[str, list[slice]] = field(
-        default_factory=dict
-    )  # columns by path or irrep: compared one by one
+    pieces: dict[str, list[slice]] = field(default_factory=dict)  # columns by path or irrep: compared one by one
 
 
 def require(backend: str, plan, dtype: torch.dtype) -> None:
@@ -78,9 +76,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True) -> tor
     return values.to(dtype).requires_grad_(grad)
 
 
-def multilinear_bytes(
-    inputs: dict[str, torch.Tensor], out: torch.Tensor, index_bytes: int = 0
-) -> dict[str, int]:
+def multilinear_bytes(inputs: dict[str, torch.Tensor], out: torch.Tensor, index_bytes: int = 0) -> dict[str, int]:
     """Compulsory bytes by stage as the head of this file says."""
     size = lambda t: t.numel() * t.element_size()  # noqa: E731
     operands, result = sum(map(size, inputs.values())), size(out)
@@ -130,16 +126,12 @@ def check(case: Case, f: Callable, who: str, passes: list[str], tolerance: float
         got, want = run_pass(f, inputs, case.cotangent, pass_), expected(case, pass_)
         for (what, name), a, b in zip(result_names(case.inputs, pass_), got, want, strict=True):
             if a.shape != b.shape:
-                raise WrongKernel(
-                    f"{case.problem}, {TITLES[pass_]}: {who}: {what} is {list(a.shape)}, not {list(b.shape)}"
-                )
+                raise WrongKernel(f"{case.problem}, {TITLES[pass_]}: {who}: {what} is {list(a.shape)}, not {list(b.shape)}")
             for piece in case.pieces.get(name) or [slice(0, b.shape[-1])]:
                 scale = b[..., piece].abs().max().item() or 1.0
                 off = (a[..., piece].double() - b[..., piece]).abs().max().item() / scale
                 if not off <= tolerance:
-                    where = (
-                        f"{case.problem}, {TITLES[pass_]}: {who}: {what}, columns {piece.start}:{piece.stop}"
-                    )
+                    where = f"{case.problem}, {TITLES[pass_]}: {who}: {what}, columns {piece.start}:{piece.stop}"
                     raise WrongKernel(f"{where}, is off by {off:.1e} of its scale, allowed {tolerance:.0e}")
 
 

@@ -74,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         calls = {"native": lambda d=data: predict(accelerated, d), "e3nn": lambda d=data: predict(original, d)}
         with tqdm(total=2 * (options.repeat + 1), desc=f"{len(crystal)} atoms", file=sys.stderr) as bar:
-            timings, failed = harness.time_together(
-                calls, rounds=options.repeat, min_time=1.0, warmup=1, step=lambda who, bar=bar: bar.update()
-            )
+            timings, failed = harness.time_together(calls, rounds=options.repeat, min_time=1.0, warmup=1, step=lambda who, bar=bar: bar.update())
         if failed:
             print(failed, file=sys.stderr)
             return 1

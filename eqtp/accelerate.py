@@ -56,14 +56,10 @@ class Report:
         return f"Report({len(self.replaced)} replaced, {len(self.kept)} kept)"
 
     def __str__(self) -> str:
-        rows = [("replaced", *entry[:3]) for entry in self.replaced] + [
-            ("kept", *entry[:3]) for entry in self.kept
-        ]
+        rows = [("replaced", *entry[:3]) for entry in self.replaced] + [("kept", *entry[:3]) for entry in self.kept]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         lines = [f"eqtp.accelerate: {len(self.replaced)} modules replaced, {len(self.kept)} kept"]
-        lines += [
-            f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {reason}" for a, b, c, reason in rows
-        ]
+        lines += [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {reason}" for a, b, c, reason in rows]
         if self.max:
             found = ", ".join(f"{difference:.1e} in {dtype}" for dtype, difference in self.max.items())
             lines.append(f"  self-check of each module, largest difference relative to scale: {found}")
@@ -176,9 +172,7 @@ def _family(plan, like: torch.Tensor) -> tuple[str | None, str | None]:
         return None, str(error)
     if family != "reference":
         return family, None
-    reasons = [
-        backend.why_not(f, plan, like.device, like.dtype) for f in backend.backends() if f != "reference"
-    ]
+    reasons = [backend.why_not(f, plan, like.device, like.dtype) for f in backend.backends() if f != "reference"]
     return None, "; ".join(r for r in reasons if r) or "the reference backend was asked for"
 
 

@@ -59,10 +59,7 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
         return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads))
 
     def one_by_one(info, in_dims, *args):
-        outputs = [
-            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
-            for n in range(info.batch_size)
-        ]
+        outputs = [call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True))) for n in range(info.batch_size)]
         if isinstance(outputs[0], torch.Tensor):
             return torch.stack(outputs), 0
         return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), tuple(0 for _ in outputs[0])
@@ -84,22 +81,24 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
     name = op.name()
 
     def call(*args):
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            if not torch.compiler.is_compiling():
-                if _forward_in_forward():
-                    raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
-                return Function.apply(*args)
-            if forward_ad._current_level >= 0:
-                raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
-        return op(*args)
+        return Function.apply(*args) if _transformed(name) else op(*args)
 
     return call
 
 
-def _forward_in_forward() -> bool:
-    """Whether func.jvp runs inside func.jvp, where torch loses a tangent of any autograd.Function without an error."""
+def _transformed(name: str) -> bool:
+    """Whether forward mode or a transform of torch.func is active; raises where torch would lose a tangent without an error."""
+    forward = forward_ad._current_level >= 0
+    if not (forward or torch._C._are_functorch_transforms_active()):
+        return False
+    if torch.compiler.is_compiling():
+        if forward:
+            raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
+        return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
-    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:  # wrong with any autograd.Function
+        raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
+    return True
 
 
 def total(terms: Sequence):
@@ -139,6 +138,11 @@ def register_multilinear(
     cotangents = ", ".join(f"Tensor c{o}" for o in operands)
     schema = f"(Tensor g, {tensors}, {cotangents}, bool[] wanted, {constants}) -> (Tensor, {results})"
     bwdbwd_op = define(f"{name}_bwdbwd", schema, product_bwdbwd, fake_bwdbwd)
+    return _closed(n, product_op, bwd_op, bwdbwd_op, part)
+
+
+def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
+    """The callable of a product of n operands: its derivatives are products and backward ops again. Arguments as above."""
 
     def replaced(operands, s, t):
         return [t if i == s else a for i, a in enumerate(operands)]

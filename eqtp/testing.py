@@ -86,9 +86,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / scale if scale > 0 else difference * float("inf") if difference != 0 else 0.0
 
 
-def assert_close(
-    actual: torch.Tensor, expected: torch.Tensor, what: str = "", tolerance: float | None = None
-) -> float:
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str = "", tolerance: float | None = None) -> float:
     """Fails unless shapes agree and `relative_error` is within TOLERANCE of the dtype of `actual`; returns
     the error."""
     if actual.shape != expected.shape:
@@ -100,9 +98,7 @@ def assert_close(
     return error
 
 
-def derivatives(
-    op: Callable, case: Case, dtype: torch.dtype, create_graph: bool = False, second: bool = True
-) -> dict[str, torch.Tensor]:
+def derivatives(op: Callable, case: Case, dtype: torch.dtype, create_graph: bool = False, second: bool = True) -> dict[str, torch.Tensor]:
     """Output ("out"), gradient of each operand ("d x"), and the gradient of sum <cotangent, gradient> with
     respect to the cotangent of the output and each operand ("dd out", "dd x"). create_graph: as in the last
     torch.autograd.grad."""
@@ -114,9 +110,7 @@ def derivatives(
     if second:
         cotangents = [case.cotangents[n].to(dtype) for n in operands]
         inputs = [g, *operands.values()]
-        again = torch.autograd.grad(
-            first, inputs, cotangents, create_graph=create_graph, materialize_grads=True
-        )
+        again = torch.autograd.grad(first, inputs, cotangents, create_graph=create_graph, materialize_grads=True)
         result |= {f"dd {n}": t for n, t in zip(("out", *operands), again, strict=True)}
     return {n: t.detach() for n, t in result.items()}
 
@@ -150,18 +144,14 @@ def check_op(
                     errors[f"{name}, {block.name}, create_graph={create_graph}"] = error
         wrong = [f"{name}: {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE[dtype]]
         if wrong:
-            raise AssertionError(
-                f"{dtype}: {len(wrong)} blocks beyond {TOLERANCE[dtype]:.0e}: {'; '.join(wrong)}"
-            )
+            raise AssertionError(f"{dtype}: {len(wrong)} blocks beyond {TOLERANCE[dtype]:.0e}: {'; '.join(wrong)}")
         worst[dtype] = max(errors.values())
     return worst
 
 
 def _slot_rows(plan: TensorProductPlan) -> list[tuple[int, torch.Tensor]]:
     """(output slot, the rows that get a cotangent in this slot only)."""
-    return [
-        (io, torch.arange(io * ROWS_PER_SLOT, (io + 1) * ROWS_PER_SLOT)) for io in range(len(plan.irreps_out))
-    ]
+    return [(io, torch.arange(io * ROWS_PER_SLOT, (io + 1) * ROWS_PER_SLOT)) for io in range(len(plan.irreps_out))]
 
 
 def _blocks(plan: TensorProductPlan, x_rows: Callable, y_rows: Callable) -> dict[str, list[Block]]:
@@ -184,9 +174,7 @@ def _blocks(plan: TensorProductPlan, x_rows: Callable, y_rows: Callable) -> dict
             blocks["y"].append(Block(name, (y_rows(rows), in2[i2])))
     for n, p in enumerate(plan.paths):
         if p.has_weight:
-            blocks["w"].append(
-                Block(f"path {n}", (every, slice(p.weight_offset, p.weight_offset + p.weight_numel)))
-            )
+            blocks["w"].append(Block(f"path {n}", (every, slice(p.weight_offset, p.weight_offset + p.weight_numel))))
     return blocks
 
 
@@ -234,17 +222,13 @@ def conv_case(plan: TensorProductPlan, seed: int = 0) -> tuple[Case, Graph]:
     return _case(plan, graph.num_src, graph.num_edges, graph.num_dst, blocks, seed), graph
 
 
-def check_tensor_product(
-    plan: TensorProductPlan, backend: str = "auto", **options
-) -> dict[torch.dtype, float]:
+def check_tensor_product(plan: TensorProductPlan, backend: str = "auto", **options) -> dict[torch.dtype, float]:
     """`check_op` of `eqtp.tensor_product` on a random case of this plan."""
     op = lambda x, y, w=None: rows_op.tensor_product(x, y, w, plan, backend)  # noqa: E731
     return check_op(op, lambda x, y, w=None: rows_op.reference(x, y, w, plan), rows_case(plan), **options)
 
 
-def check_tensor_product_conv(
-    plan: TensorProductPlan, backend: str = "auto", **options
-) -> dict[torch.dtype, float]:
+def check_tensor_product_conv(plan: TensorProductPlan, backend: str = "auto", **options) -> dict[torch.dtype, float]:
     """`check_op` of `eqtp.tensor_product_conv` on a random case of this plan."""
     case, graph = conv_case(plan)
     op = lambda x, y, w=None: conv_op.tensor_product_conv(x, y, w, plan, graph, backend)  # noqa: E731
@@ -270,9 +254,7 @@ def representation(irreps, rotation: np.ndarray) -> np.ndarray:
     matrices = [np.ones((1, 1)), proper]
     for l in range(1, irreps.lmax if irreps.dim else 0):
         c = wigner_3j(l, 1, l + 1)  # [2l+1, 3, 2l+3]
-        matrices.append(
-            (2 * l + 3) * np.einsum("ijm,ia,jb,abn->mn", c, matrices[l], proper, c, optimize=True)
-        )
+        matrices.append((2 * l + 3) * np.einsum("ijm,ia,jb,abn->mn", c, matrices[l], proper, c, optimize=True))
     d = np.zeros((irreps.dim, irreps.dim))
     for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True):
         d[s, s] = np.kron(np.eye(mul), matrices[ir.l] * (sign if ir.p == -1 else 1.0))

@@ -48,9 +48,7 @@ GROUPS = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=40, help="number of frames, at most 40")
-    parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of eqtp"
-    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of eqtp")
     parser.add_argument(
         "--model",
         choices=["7net-0", "7net-l3i5"],
@@ -58,12 +56,8 @@ def arguments() -> argparse.Namespace:
         help="trained model inside the sevenn package",
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument(
-        "--repeat", type=int, default=3, help="timed runs per frame and way; the median counts"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "out", help="folder for the picture and the JSON file"
-    )
+    parser.add_argument("--repeat", type=int, default=3, help="timed runs per frame and way; the median counts")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the picture and the JSON file")
     args = parser.parse_args()
     if not 1 <= args.frames <= 40:
         parser.error(f"--frames must be from 1 to 40, got {args.frames}")
@@ -193,17 +187,13 @@ def draw(rows: list[dict], shares: dict, summary: dict, title: str, path: Path) 
     import matplotlib.pyplot as plt
 
     old, new, grey = "#d1702a", "#1f6f8b", "#9aa0a6"
-    plt.rcParams.update(
-        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"}
-    )
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"})
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 8.2), layout="constrained")
     energy = np.array([r["energy"] for r in rows])  # [frames, 3]
     force = [np.concatenate([r["forces"][k].ravel() for r in rows]) for k in range(3)]  # DFT, before, after
     notes = (
-        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\n"
-        f"largest change {1e6 * summary['max_de_ev_per_atom']:.2g} µeV/atom",
-        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\n"
-        f"largest change {1e6 * summary['max_df_ev_per_a']:.2g} µeV/Å",
+        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\nlargest change {1e6 * summary['max_de_ev_per_atom']:.2g} µeV/atom",
+        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\nlargest change {1e6 * summary['max_df_ev_per_a']:.2g} µeV/Å",
     )
     for axis, (dft, before, after), what, note in (
         (axes[0, 0], energy.T, "energy [eV/atom]", notes[0]),
@@ -249,7 +239,7 @@ def draw_times(axis, rows, summary, old, new) -> None:
 
 
 def draw_shares(axis, shares, summary) -> None:
-    """Milliseconds per part: the measured time, split by the shares of the profile."""
+    """Seconds per part: the measured time, split by the shares of the profile."""
     colours = ["#1f6f8b", "#4fa3b8", "#a5d3dc", "#d1702a", "#e6a672", "#f2d5bb", "#b9bdc2", "#dcdee1"]
     left = {"before": 0.0, "after": 0.0}
     for (group, share), colour in zip(shares["before"].items(), colours, strict=True):
@@ -299,9 +289,7 @@ def main() -> None:
     title = f"{args.model} on {len(rows)} MPtrj frames, {args.dtype}, {threads} of a CPU"
     draw(rows, shares, summary, title, args.out / "sevennet_dropin.png")
     (args.out / "sevennet_dropin.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(
-        f"\n{summary['speedup']:.1f} times faster. Picture and numbers: {args.out}/sevennet_dropin.png, .json"
-    )
+    print(f"\n{summary['speedup']:.1f} times faster. Picture and numbers: {args.out}/sevennet_dropin.png, .json")
 
 
 if __name__ == "__main__":

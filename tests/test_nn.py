@@ -27,7 +27,7 @@ def options():
             yield {"shared_weights": shared, "internal_weights": internal}
 
 
-@pytest.mark.parametrize("option", options(), ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("option", list(options()), ids=lambda o: "-".join(map(str, o.values())))
 @pytest.mark.parametrize("arguments", [ARGUMENTS, MIXING, ("2x0e", "0e", "2x0e", [(0, 0, 0, "uvu", False)])])
 def test_weights_are_owned_as_in_e3nn(arguments, option):
     try:

@@ -48,9 +48,7 @@ def test_high_degrees(random_channelwise, seed):
     testing.check_tensor_product(plan, "native")
 
 
-@pytest.mark.parametrize(
-    "degrees", [(5, 1, 6), (6, 6, 6), (0, 6, 6), (6, 0, 6), (6, 6, 0), (10, 2, 9), (16, 1, 16)]
-)
+@pytest.mark.parametrize("degrees", [(5, 1, 6), (6, 6, 6), (0, 6, 6), (6, 0, 6), (6, 6, 0), (10, 2, 9), (16, 1, 16)])
 def test_one_path_of_high_degree(degrees):
     l1, l2, l3 = degrees
     plan = TensorProductPlan(f"17x{l1}o", f"{l2}e", f"17x{l3}o", [(0, 0, 0, "uvu", True)])
@@ -205,9 +203,7 @@ NOTHING = [
 def test_empty_products(arguments, z):
     """R19: no paths, no weights, no channels, no components: zeros, and a backward that runs."""
     plan = TensorProductPlan(*arguments)
-    x1, x2, w = (
-        testing.random(z, n).requires_grad_() for n in (plan.dim_in1, plan.dim_in2, plan.weight_numel)
-    )
+    x1, x2, w = (testing.random(z, n).requires_grad_() for n in (plan.dim_in1, plan.dim_in2, plan.weight_numel))
     with testing.poisoned():
         out = eqtp.tensor_product(x1, x2, w, plan, backend="native")
         assert out.shape == (z, plan.dim_out) and out.requires_grad

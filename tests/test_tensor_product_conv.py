@@ -146,9 +146,7 @@ def test_slices_of_larger_indices():
     ends = torch.tensor([[0, 1, 2, 0, 1], [1, 1, 0, 0, 2]]).t().contiguous()  # [e, 2]: rows of stride 2
     graph, dense = eqtp.Graph(ends[:, 0], ends[:, 1], 3, 3), eqtp.Graph(*ends.t().contiguous(), 3, 3)
     inputs = operands(dense)
-    assert torch.equal(
-        eqtp.tensor_product_conv(*inputs, SMALL, graph), eqtp.tensor_product_conv(*inputs, SMALL, dense)
-    )
+    assert torch.equal(eqtp.tensor_product_conv(*inputs, SMALL, graph), eqtp.tensor_product_conv(*inputs, SMALL, dense))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -174,9 +172,7 @@ def test_uneven_multiplicities(muls, weighted):
         (1, 2, 2, "uvu", True),
         (2, 1, 3, "uvu", weighted),
     ]
-    plan = TensorProductPlan(
-        f"{a}x0e+{b}x1o+{c}x2e", "0e+1o+2e", f"{a}x0e+{b}x0e+{b}x3o+{c}x1o", instructions
-    )
+    plan = TensorProductPlan(f"{a}x0e+{b}x1o+{c}x2e", "0e+1o+2e", f"{a}x0e+{b}x0e+{b}x3o+{c}x1o", instructions)
     testing.check_tensor_product_conv(plan, "native")
 
 
@@ -367,3 +363,28 @@ print("done")
 def test_forked_child_returns():
     """R6: a forked child (a data loader) has no thread pool any more; the kernels return all the same."""
     assert run(FORK, timeout=60) == "done\n"
+
+
+def test_lazy_tensors(random_graph):
+    """Views that torch negates or leaves zero only when they are read."""
+    graph = random_graph(6, 5, 40)
+    x, y, w = operands(graph)
+    negated = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert negated.is_neg() and torch.equal(negated, x)
+    testing.assert_close(eqtp.tensor_product_conv(negated, y, w, SMALL, graph), reference(x, y, w, SMALL, graph))
+    zero = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+    assert (eqtp.tensor_product_conv(zero, y, w, SMALL, graph) == 0).all()
+
+
+def test_default_device_is_not_that_of_the_tensors(random_graph):
+    """Outputs live where the operands live, whatever torch.set_default_device says."""
+    graph = random_graph(6, 5, 40)
+    with torch.device("meta"):
+        same = eqtp.Graph(graph.src, graph.dst, 6, 5)
+    inputs = [t.requires_grad_() for t in operands(graph)]
+    with torch.device("meta"):
+        out = eqtp.tensor_product_conv(*inputs, SMALL, same)
+        grads = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+        again = torch.autograd.grad(sum(t.sum() for t in grads), inputs)
+    assert all(t.device.type == "cpu" for t in (out, *grads, *again))
+    testing.assert_close(out, reference(*inputs, SMALL, graph))

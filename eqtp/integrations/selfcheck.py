@@ -107,21 +107,15 @@ class ModelCheck:
             exact_tables(reference)
         self.expected = _run(reference, example)
         moved = _run(reference, _map_floats(example, _last_digits))
-        self.noise = {
-            k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()
-        }
+        self.noise = {k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()}
 
     def compare(self, model: torch.nn.Module) -> dict[str, float]:
         """Output name -> difference relative to scale. Raises RuntimeError if one is too large or missing."""
         got, found = _run(model, self.example), {}
         for name, expected in self.expected.items():
             if name not in got or got[name].shape != expected.shape:
-                raise RuntimeError(
-                    f"accelerate: output {name} of the model is missing or has another shape; undone"
-                )
-            difference = (
-                (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
-            )
+                raise RuntimeError(f"accelerate: output {name} of the model is missing or has another shape; undone")
+            difference = (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
             scale = expected.double().abs().max().item() if expected.numel() else 0.0
             allowed = TOLERANCE.get(expected.dtype, 1e-2) * scale + self.NOISE * self.noise[name]
             if not difference <= allowed:
@@ -146,9 +140,7 @@ def _run(model, example) -> dict[str, torch.Tensor]:
                 buffer.copy_(buffers[name])
     outputs = {name: t.detach().clone() for name, t in _tensors(out, "output") if t.is_floating_point()}
     if not outputs:
-        raise ValueError(
-            "accelerate: the model returned no floating-point tensor for the example, nothing to compare"
-        )
+        raise ValueError("accelerate: the model returned no floating-point tensor for the example, nothing to compare")
     return outputs
 
 
@@ -185,6 +177,4 @@ def _tensors(value, name: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(item, f"{name}[{n}]")
     elif hasattr(value, "keys") and hasattr(value, "__getitem__"):
         for key in list(value.keys() if callable(value.keys) else value.keys):
-            yield from _tensors(
-                value[key], f"{name}[{key!r}]" if isinstance(value, dict) else f"{name}.{key}"
-            )
+            yield from _tensors(value[key], f"{name}[{key!r}]" if isinstance(value, dict) else f"{name}.{key}")

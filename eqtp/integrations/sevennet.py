@@ -152,7 +152,5 @@ def _call(module, inputs) -> torch.Tensor:
 
 
 SEAMS = {
-    "IrrepsConvolution": Seam(
-        _reason, lambda module: plan_from_e3nn(module.convolution), Convolution, _probe, _call
-    ),
+    "IrrepsConvolution": Seam(_reason, lambda module: plan_from_e3nn(module.convolution), Convolution, _probe, _call),
 }
