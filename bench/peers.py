@@ -92,9 +92,7 @@ def _e3nn_product(name: str, problem: problems.TensorProductProblem, dtype: torc
     irreps = [o3.Irreps(str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
     with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
-        module = o3.TensorProduct(
-            *irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False
-        )
+        module = o3.TensorProduct(*irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False)
     return torch.compile(module) if name == "e3nn-compile" else module
 
 
@@ -151,9 +149,7 @@ def harmonics(name: str, lmax: int, normalize: bool, dtype: torch.dtype) -> Call
         if name == "sphericart" and not normalize:
             raise Missing("it normalises its input: see sphericart-solid")
         sphericart = _import("sphericart.torch")
-        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(
-            l_max=lmax
-        )
+        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(l_max=lmax)
     return _refuse(name, "spherical harmonics")
 
 

@@ -122,17 +122,13 @@ _ROOFLINE = [
     _P("roofline-777", _SWEEP, "128x7e", "7e", "7e", 1920, 128, 1, 258),
 ]
 
-TENSOR_PRODUCTS: dict[str, TensorProductProblem] = {
-    problem.id: problem for problem in [*_MACE, *_NEQUIP, *_SEVENNET, *_FULLY_CONNECTED, *_ROOFLINE]
-}
+TENSOR_PRODUCTS: dict[str, TensorProductProblem] = {problem.id: problem for problem in [*_MACE, *_NEQUIP, *_SEVENNET, *_FULLY_CONNECTED, *_ROOFLINE]}
 
 
 def tensor_product(problem_id: str) -> TensorProductProblem:
     """The tensor product called `problem_id`; ValueError that lists the known ones if there is none."""
     if problem_id not in TENSOR_PRODUCTS:
-        raise ValueError(
-            f"unknown tensor product problem {problem_id!r}; known: {', '.join(TENSOR_PRODUCTS)}"
-        )
+        raise ValueError(f"unknown tensor product problem {problem_id!r}; known: {', '.join(TENSOR_PRODUCTS)}")
     return TENSOR_PRODUCTS[problem_id]
 
 
@@ -166,7 +162,7 @@ def _channelwise(in1: Irreps, in2: Irreps, kept: set) -> tuple[Irreps, list[tupl
         for i2, (_, ir2) in enumerate(in2)
         for ir in ir1 * ir2
         if ir in kept
-    ]
+    ]  # fmt: skip
     by_irrep = sorted(range(len(paths)), key=lambda path: paths[path][3])
     slot = {path: position for position, path in enumerate(by_irrep)}
     out = Irreps([(paths[path][2], paths[path][3]) for path in by_irrep])
@@ -223,9 +219,7 @@ class GauntProblem(NamedTuple):
 GAUNT: dict[str, GauntProblem] = {
     problem.id: problem
     for problem in [
-        GauntProblem(
-            "feature-interaction", "feature_interaction", 128, tuple(range(1, 11)), (1, 100, 10_000)
-        ),
+        GauntProblem("feature-interaction", "feature_interaction", 128, tuple(range(1, 11)), (1, 100, 10_000)),
         GauntProblem("many-body-lmax", "many_body", 128, tuple(range(1, 7)), (32, 10_000), (3,)),
         GauntProblem("many-body-nu", "many_body", 128, (2,), (32, 10_000), (3, 4, 5, 6, 7)),
         GauntProblem("price-of-freedom-siso", "siso", 1, tuple(range(1, 11)), (10_000,)),

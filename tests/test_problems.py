@@ -32,9 +32,7 @@ def test_output_slots_are_as_the_models_make_them(problem):
         assert plan.irreps_out == Irreps(out)
         assert set(slots) == set(range(len(plan.irreps_out)))
     loop = [(path.i1, path.i2) for path in plan.paths]
-    assert (slots if problem.order == "output" else loop) == sorted(
-        slots if problem.order == "output" else loop
-    )
+    assert (slots if problem.order == "output" else loop) == sorted(slots if problem.order == "output" else loop)
 
 
 def test_nequip_water_path_by_path():
@@ -102,9 +100,7 @@ def test_argyrodite_has_its_bonds():
     src, dst, _ = problems.crystal_graph(problems.ARGYRODITE, 10.2795, 1, 2.2)
     phosphorus = set(range(4, 8))
     assert len(src) == 2 * 4 * 4
-    assert all(
-        (a in phosphorus) != (b in phosphorus) for a, b in zip(src.tolist(), dst.tolist(), strict=True)
-    )
+    assert all((a in phosphorus) != (b in phosphorus) for a, b in zip(src.tolist(), dst.tolist(), strict=True))
     assert len(problems.crystal_graph(problems.ARGYRODITE, 10.2795, 1, 2.0).src) == 0
 
 

@@ -81,10 +81,11 @@ def _columns(degrees) -> list[int]:
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """xyz / |xyz| [n, 3] and 1 / |xyz| [n, 1]; both zero at the zero vector, with zero derivatives of every order."""
-    square = xyz.square().sum(-1, keepdim=True)
-    null = square == 0
-    inverse = torch.where(null, 0.0, torch.where(null, 1.0, square).rsqrt())
-    return xyz * inverse, inverse
+    size = xyz.detach().abs().sum(-1, keepdim=True)  # a constant of each row that cancels: no square over- or underflows
+    null = size < torch.finfo(xyz.dtype).tiny
+    scaled = xyz / torch.where(null, 1.0, size)
+    unit = torch.where(null, 0.0, torch.where(null, 1.0, scaled.square().sum(-1, keepdim=True)).rsqrt())
+    return scaled * unit, unit / torch.where(null, 1.0, size)
 
 
 def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -> torch.Tensor:
@@ -250,7 +251,8 @@ def spherical_harmonics(
     l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True for those of the
     direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or "norm". Returns [..., sum of 2 l + 1].
 
-    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to every order).
+    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to every order). A vector
+    of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; one where it is infinite, or NaN, has the harmonics NaN.
 
     Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
 
