@@ -97,13 +97,15 @@ def draw(rows: list[dict], picture: Path) -> None:
     for y, row in zip(heights, rows, strict=True):
         ratios = row["ratio_to"].values()
         axis.plot([min(1, *ratios), max(1, *ratios)], [y, y], color="#e3e5e8", lw=3, zorder=0, solid_capstyle="round")
-        axis.annotate(f"{number(min(ratios))}x", (min(ratios), y), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+        text = axis.annotate(f"{number(min(ratios))}x", (min(ratios), y), (-7, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     for peer, colour in zip(peers_of(rows), COLOURS * 9, strict=False):
         dots = [(row["ratio_to"][peer], y) for row, y in zip(rows, heights, strict=True) if peer in row["ratio_to"]]
         axis.scatter(*zip(*dots, strict=True), s=26, color=colour, lw=0, label=peer, zorder=2)
     axis.axvline(1, color="#444444", lw=0.8)
     axis.set(xscale="log", xlabel="time of the peer / time of eqtp (the number is the best peer's)", ylim=(height + 1, 0))
-    axis.set_yticks(heights, [f"{row['problem']}   {PASSES[row['pass']]}" for row in rows])
+    names = {"spherical_harmonics": "spherical harmonics ", "segment_sum": "segment sum ", "tensor_product": "product of rows "}
+    axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())

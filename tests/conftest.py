@@ -16,8 +16,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def global_state():
-    """torch's and eqtp's global settings are put back after each test."""
+    """One thread unless a test asks for more; torch's and eqtp's global settings are put back after each test."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)  # the tests are small; more threads only wait for each other
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)

@@ -214,9 +214,10 @@ def _fold(call):
         n, folded = info.batch_size, []
         for t, d in zip(tensors, in_dims, strict=False):
             t = t.unsqueeze(0).expand(n, *t.shape) if d is None else t.movedim(d, 0)
-            folded.append(t.reshape(n * t.shape[1], t.shape[2]))
+            points = t.shape[1]
+            folded.append(t.reshape(n * points, t.shape[2]))
         out = call()(*folded, *args[len(tensors) :])
-        return out.reshape(n, -1 if n and len(out) else 0, out.shape[1]), 0
+        return out.reshape(n, points, out.shape[1]), 0
 
     return rule
 
@@ -252,7 +253,7 @@ def spherical_harmonics(
     direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or "norm". Returns [..., sum of 2 l + 1].
 
     At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to every order). A vector
-    of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; one where it is infinite, or NaN, has the harmonics NaN.
+    of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; where it is infinite or NaN, all but Y_0 are NaN.
 
     Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
 
