@@ -24,7 +24,10 @@ void parallel(int threads, void (*body)(int, int, void*), void* context) {
 static constexpr size_t HUGE = size_t(2) << 20;
 
 static bool huge_wanted() {
-  static const bool wanted = [] { const char* s = std::getenv("EQTP_HUGEPAGES"); return !s || std::strcmp(s, "0") != 0; }();
+  static const bool wanted = [] {
+    const char* s = std::getenv("EQTP_HUGEPAGES");
+    return !s || std::strcmp(s, "0") != 0;
+  }();
   return wanted;
 }
 
@@ -51,13 +54,18 @@ Scratch::Scratch(size_t bytes) : p_(nullptr), n_(bytes) {
 }
 Scratch::~Scratch() {
   if (!p_) return;
-  if (n_ < HUGE) std::free(p_); else munmap(p_, n_);
+  if (n_ < HUGE) std::free(p_);
+  else munmap(p_, n_);
 }
 
 Range share(const int64_t* ptr, int64_t rows, int t, int n) {
   auto row_of = [&](int64_t entry) {  // first row that starts at or after this entry
     int64_t lo = 0, hi = rows;
-    while (lo < hi) { const int64_t mid = (lo + hi) / 2; if (ptr[mid] < entry) lo = mid + 1; else hi = mid; }
+    while (lo < hi) {
+      const int64_t mid = (lo + hi) / 2;
+      if (ptr[mid] < entry) lo = mid + 1;
+      else hi = mid;
+    }
     return lo;
   };
   const int64_t entries = ptr[rows];
@@ -71,7 +79,9 @@ int simd_level() {
     const int cap = s ? std::atoi(s) : 4;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (cap >= 4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) return 4;
+    if (cap >= 4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+      return 4;
     if (cap >= 3 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 3;
 #endif
     (void)cap;

@@ -97,14 +97,18 @@ static void build(TablesOwner<T>& o, const std::vector<int64_t>& in1, const std:
   v.dim1 = dim1, v.dim2 = dim2, v.dim_out = dim_out, v.numel = numel;
 }
 
-Plan::Plan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out, const std::vector<int64_t>& paths, const std::vector<double>& coefficients,
-           int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel) {
+Plan::Plan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out, const std::vector<int64_t>& paths,
+           const std::vector<double>& coefficients, int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel) {
   build(f32_, in1, out, paths, coefficients, dim1, dim2, dim_out, numel);
   build(f64_, in1, out, paths, coefficients, dim1, dim2, dim_out, numel);
 }
 template <>
-const Tables<float>& Plan::tables<float>() const { return f32_.view; }
+const Tables<float>& Plan::tables<float>() const {
+  return f32_.view;
+}
 template <>
-const Tables<double>& Plan::tables<double>() const { return f64_.view; }
+const Tables<double>& Plan::tables<double>() const {
+  return f64_.view;
+}
 
 }  // namespace eqtp

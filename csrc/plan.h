@@ -30,7 +30,10 @@ struct Path {
   int64_t terms;            // first of d2 + 1 entries of term_ptr
 };
 
-struct Slice { int64_t y, m, c; int d2, n; };  // one irrep of in2: M[m : m + n] = sum_j y[j] coefficients[c + j n :]; n a multiple of W
+struct Slice {
+  int64_t y, m, c;
+  int d2, n;
+};  // one irrep of in2: M[m : m + n] = sum_j y[j] coefficients[c + j n :]; n a multiple of W
 
 template <class T>
 struct Tables {  // a view; the arrays belong to Plan

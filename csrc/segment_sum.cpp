@@ -73,7 +73,14 @@ static int64_t csr(P index, bool is64, int64_t n, int64_t num, P ptr, P order) {
 
 template <class T>
 static SegmentArgs<T> arguments(P x, int64_t x_stride, P ptr, P order, int64_t num, int64_t c, P out, int threads) {
-  return {num, c, x_stride, reinterpret_cast<const int64_t*>(ptr), reinterpret_cast<const int64_t*>(order), reinterpret_cast<const T*>(x), reinterpret_cast<T*>(out), threads};
+  return {num,
+          c,
+          x_stride,
+          reinterpret_cast<const int64_t*>(ptr),
+          reinterpret_cast<const int64_t*>(order),
+          reinterpret_cast<const T*>(x),
+          reinterpret_cast<T*>(out),
+          threads};
 }
 static void sum(P x, int64_t x_stride, P ptr, P order, int64_t num, int64_t c, P out, bool f64, int threads) {
   pybind11::gil_scoped_release nogil;

@@ -13,7 +13,9 @@ struct SegmentArgs {
   T* out;
   int threads;
 };
-#define EQTP_SEGMENT void segment_sum_f32(const SegmentArgs<float>&); void segment_sum_f64(const SegmentArgs<double>&)
+#define EQTP_SEGMENT                               \
+  void segment_sum_f32(const SegmentArgs<float>&); \
+  void segment_sum_f64(const SegmentArgs<double>&)
 EQTP_DECLARE_LEVELS(EQTP_SEGMENT)
 
 }  // namespace eqtp

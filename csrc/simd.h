@@ -9,9 +9,9 @@ namespace eqtp {
 
 // Declares `signature` once per level: EQTP_DECLARE_LEVELS(void fwd(const Args&))
 #if defined(__x86_64__)
-#define EQTP_DECLARE_LEVELS(...)         \
-  namespace base { __VA_ARGS__; }        \
-  namespace avx2 { __VA_ARGS__; }        \
+#define EQTP_DECLARE_LEVELS(...)  \
+  namespace base { __VA_ARGS__; } \
+  namespace avx2 { __VA_ARGS__; } \
   namespace avx512 { __VA_ARGS__; }
 #define EQTP_PICK(f) (::eqtp::simd_level() == 4 ? avx512::f : ::eqtp::simd_level() == 3 ? avx2::f : base::f)
 #else
@@ -29,9 +29,13 @@ namespace EQTP_SIMD {
 template <int BYTES>
 struct Integer;
 template <>
-struct Integer<4> { using type = int32_t; };
+struct Integer<4> {
+  using type = int32_t;
+};
 template <>
-struct Integer<8> { using type = int64_t; };
+struct Integer<8> {
+  using type = int64_t;
+};
 
 template <class T>
 struct Simd {
@@ -45,9 +49,13 @@ template <class T>
 using Vec = typename Simd<T>::V;
 
 template <class T>
-static inline __attribute__((always_inline)) Vec<T> load(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
+static inline __attribute__((always_inline)) Vec<T> load(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
 template <class T>
-static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) { *reinterpret_cast<Vec<T>*>(p) = v; }
+static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
+  *reinterpret_cast<Vec<T>*>(p) = v;
+}
 // A store past the caches, for results that are too large to be found there again; p must be aligned to a vector. Ends with stream_end().
 static inline __attribute__((always_inline)) void stream(float* p, Vec<float> v) {
 #if EQTP_SIMD_BYTES == 64

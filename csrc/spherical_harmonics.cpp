@@ -13,17 +13,29 @@
 namespace eqtp::EQTP_SIMD {
 
 template <class T>
-struct Dual { Vec<T> v, d; };
+struct Dual {
+  Vec<T> v, d;
+};
 template <class T>
-EQTP_INLINE Dual<T> operator+(Dual<T> a, Dual<T> b) { return {a.v + b.v, a.d + b.d}; }
+EQTP_INLINE Dual<T> operator+(Dual<T> a, Dual<T> b) {
+  return {a.v + b.v, a.d + b.d};
+}
 template <class T>
-EQTP_INLINE Dual<T> operator-(Dual<T> a, Dual<T> b) { return {a.v - b.v, a.d - b.d}; }
+EQTP_INLINE Dual<T> operator-(Dual<T> a, Dual<T> b) {
+  return {a.v - b.v, a.d - b.d};
+}
 template <class T>
-EQTP_INLINE Dual<T> operator*(Dual<T> a, Dual<T> b) { return {a.v * b.v, a.d * b.v + a.v * b.d}; }
+EQTP_INLINE Dual<T> operator*(Dual<T> a, Dual<T> b) {
+  return {a.v * b.v, a.d * b.v + a.v * b.d};
+}
 template <class T>
-EQTP_INLINE Dual<T> operator*(Dual<T> a, Vec<T> b) { return {a.v * b, a.d * b}; }
+EQTP_INLINE Dual<T> operator*(Dual<T> a, Vec<T> b) {
+  return {a.v * b, a.d * b};
+}
 template <class T>
-EQTP_INLINE Dual<T> operator*(T a, Dual<T> b) { return {a * b.v, a * b.d}; }
+EQTP_INLINE Dual<T> operator*(T a, Dual<T> b) {
+  return {a * b.v, a * b.d};
+}
 
 // What a number N (Vec<T> or Dual<T>) is made from, and what of it is written
 template <class T, class N>
@@ -45,7 +57,9 @@ struct Number<T, Dual<T>> {
 template <class T>
 using Lane = typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
 template <class T>
-struct Lanes { typedef Lane<T> V __attribute__((vector_size(EQTP_SIMD_BYTES))); };
+struct Lanes {
+  typedef Lane<T> V __attribute__((vector_size(EQTP_SIMD_BYTES)));
+};
 
 // Exchanges the off-diagonal blocks of size D of two rows: a = (a0 a1), b = (b0 b1) -> (a0 b0), (a1 b1)
 template <class T, int D, int... I>
@@ -72,7 +86,9 @@ EQTP_INLINE void transpose(Vec<T>* r) {
 }
 
 template <class T>
-EQTP_INLINE int column(const HarmonicsArgs<T>& a, int64_t j) { return a.column ? a.column[j] : int(j); }
+EQTP_INLINE int column(const HarmonicsArgs<T>& a, int64_t j) {
+  return a.column ? a.column[j] : int(j);
+}
 
 // [(lmax + 1)^2, W] -> `count` rows [columns]. A row shorter than a vector is written with what follows it, in order, as long as that is ours.
 template <class T>
@@ -95,7 +111,8 @@ static void write_rows(const HarmonicsArgs<T>& a, const Vec<T>* tile, T* out, in
     for (int p = 0; p < W; ++p) store(t + p * W, r[p]);
     for (int p = 0; p < count; ++p) {
       if (n >= W || p * n + W <= count * n) store(out + p * n + j, load(t + p * W));
-      else for (int64_t i = 0; i < n; ++i) out[p * n + i] = t[p * W + i];
+      else
+        for (int64_t i = 0; i < n; ++i) out[p * n + i] = t[p * W + i];
     }
   }
 }
@@ -120,7 +137,8 @@ static void read_rows(const HarmonicsArgs<T>& a, const T* g, int count, Vec<T>* 
         store(t + p * W, Vec<T>{});
         if (p >= count) continue;
         if (n >= W || p * a.g_row + W <= end) store(t + p * W, load(g + p * a.g_row + j));
-        else for (int64_t i = 0; i < n; ++i) t[p * W + i] = g[p * a.g_row + i];
+        else
+          for (int64_t i = 0; i < n; ++i) t[p * W + i] = g[p * a.g_row + i];
       }
 #pragma GCC unroll 16
       for (int p = 0; p < W; ++p) r[p] = load(t + p * W);
@@ -237,7 +255,7 @@ EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, Tile<T, N>& 
   const N* p = t.p;
   for (int m = 0; m <= lmax; ++m) {
     const int count = lmax - m + 1;                // degrees of this m
-    const N *const up = p + count - 1;             // up[l - m] = P_(l-1)(m+1)
+    const N* const up = p + count - 1;             // up[l - m] = P_(l-1)(m+1)
     const N c = t.c[m], s = t.s[m];
     N u = none, v = none;
     for (int i = 0; i < count; ++i, ++k) {
@@ -355,14 +373,21 @@ struct Harmonics {
 };
 
 template <class T>
-static HarmonicsArgs<T> arguments(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row, int64_t xyz_col, P g, int64_t g_row, P c, int64_t c_row,
-                                  int64_t c_col, P out, P gxyz, int threads) {
+static HarmonicsArgs<T> arguments(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row, int64_t xyz_col, P g, int64_t g_row,
+                                  P c, int64_t c_row, int64_t c_col, P out, P gxyz, int threads) {
   auto data = [](P p) { return reinterpret_cast<T*>(p); };
-  return {h.lmax, h.constants<T>(), h.columns, h.column.empty() ? nullptr : h.column.data(), normalize, points, data(xyz), data(g), data(c),
-          xyz_row, xyz_col, g_row, c_row, c_col, data(out), data(gxyz), threads};
+  return {h.lmax,    h.constants<T>(),
+          h.columns, h.column.empty() ? nullptr : h.column.data(),
+          normalize, points,
+          data(xyz), data(g),
+          data(c),   xyz_row,
+          xyz_col,   g_row,
+          c_row,     c_col,
+          data(out), data(gxyz),
+          threads};
 }
-static void run(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row, int64_t xyz_col, P g, int64_t g_row, P c, int64_t c_row, int64_t c_col,
-                P out, P gxyz, bool f64, int threads) {
+static void run(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row, int64_t xyz_col, P g, int64_t g_row, P c, int64_t c_row,
+                int64_t c_col, P out, P gxyz, bool f64, int threads) {
   py::gil_scoped_release nogil;
   if (f64) EQTP_PICK(harmonics_f64)(arguments<double>(h, normalize, points, xyz, xyz_row, xyz_col, g, g_row, c, c_row, c_col, out, gxyz, threads));
   else EQTP_PICK(harmonics_f32)(arguments<float>(h, normalize, points, xyz, xyz_row, xyz_col, g, g_row, c, c_row, c_col, out, gxyz, threads));

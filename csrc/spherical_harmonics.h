@@ -8,7 +8,9 @@ namespace eqtp {
 // With P_lm = N_lm r^(l-m) P_l^m(y/r) / sin^m, scaled so that Y_l(+-m) = P_lm * {Re, Im}(z + i x)^m:
 //   P_lm = a y P_(l-1)m + b r^2 P_(l-2)m  (P_mm = a),  dP_lm/dy = e P_(l-1)m,  dP_lm/dx = x f P_(l-1)(m+1)
 template <class T>
-struct HarmonicsConstants { T a, b, e, f; };
+struct HarmonicsConstants {
+  T a, b, e, f;
+};
 
 template <class T>
 struct HarmonicsArgs {
@@ -25,7 +27,9 @@ struct HarmonicsArgs {
 };
 
 // c null, g null: out = Y. c null: gxyz = sum_lm g_lm grad Y_lm. Else out = c . grad Y, gxyz = derivative of that gradient along c; g null: 0.
-#define EQTP_HARMONICS void harmonics_f32(const HarmonicsArgs<float>&); void harmonics_f64(const HarmonicsArgs<double>&)
+#define EQTP_HARMONICS                             \
+  void harmonics_f32(const HarmonicsArgs<float>&); \
+  void harmonics_f64(const HarmonicsArgs<double>&)
 EQTP_DECLARE_LEVELS(EQTP_HARMONICS)
 
 }  // namespace eqtp

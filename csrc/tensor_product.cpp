@@ -117,7 +117,8 @@ struct PathPass {
       }
       if (!b.want_gy) continue;
       if constexpr (DIAGONAL) store(b.gm, gm[0]);
-      else if constexpr (SMALL) for (int i = 0; i < d1 * d3; ++i) store(b.gm + i * W, gm[i]);
+      else if constexpr (SMALL)
+        for (int i = 0; i < d1 * d3; ++i) store(b.gm + i * W, gm[i]);
       else matrix(d1, d3, p.nv, b.g + p.o, b.row, b.gm);
       contract(p, t, b.gm, b.gy[e]);
     }
@@ -196,12 +197,12 @@ static PathKernel<T> by_d3(Pass pass, const Path& p) {
 template <class T>
 static PathKernel<T> path_kernel(Pass pass, const Path& p) {
   if (p.diagonal) switch (p.d1) {
-    case 1: return PathPass<T, 1, 1, true>::of(pass);
-    case 3: return PathPass<T, 3, 3, true>::of(pass);
-    case 5: return PathPass<T, 5, 5, true>::of(pass);
-    case 7: return PathPass<T, 7, 7, true>::of(pass);
-    default: return PathPass<T, 0, 0, true>::of(pass);
-  }
+      case 1: return PathPass<T, 1, 1, true>::of(pass);
+      case 3: return PathPass<T, 3, 3, true>::of(pass);
+      case 5: return PathPass<T, 5, 5, true>::of(pass);
+      case 7: return PathPass<T, 7, 7, true>::of(pass);
+      default: return PathPass<T, 0, 0, true>::of(pass);
+    }
   switch (p.d1) {
     case 1: return by_d3<T, 1>(pass, p);
     case 3: return by_d3<T, 3>(pass, p);

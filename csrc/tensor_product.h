@@ -18,14 +18,14 @@ constexpr int EDGES = 8;  // edges of one destination that are worked on togethe
 template <class T>
 struct Block {
   int n;
-  const T *x[EDGES], *m[EDGES], *w[EDGES];     // [xt], [mt], [wt]
+  const T *x[EDGES], *m[EDGES], *w[EDGES];  // [xt], [mt], [wt]
   const T *tx[EDGES], *tm[EDGES], *tw[EDGES];  // bwdbwd: the direction
-  T *gx[EDGES], *gw[EDGES], *gy[EDGES];        // [xt], [wt], [dim2, W] (lanes are summed at the end)
-  const T* g;                                  // [ot]
-  T* out;                                      // [ot]
-  T *gm, *row;                                 // scratch: [max_matrix, W], [max_row]
-  const T *ones, *zeros;                       // [nv, W] weights of a path without weights, and their direction
-  T* sink;                                     // [nv, W] where their gradient goes
+  T *gx[EDGES], *gw[EDGES], *gy[EDGES];  // [xt], [wt], [dim2, W] (lanes are summed at the end)
+  const T* g;  // [ot]
+  T* out;  // [ot]
+  T *gm, *row;  // scratch: [max_matrix, W], [max_row]
+  const T *ones, *zeros;  // [nv, W] weights of a path without weights, and their direction
+  T* sink;  // [nv, W] where their gradient goes
   bool want_gy, stream_gw;  // stream_gw: gw is large and aligned
 };
 
@@ -33,7 +33,9 @@ enum Pass { FWD, BWD, BWDBWD };
 template <class T>
 using PathKernel = void (*)(const Path&, const Tables<T>&, const Block<T>&);
 
-#define EQTP_PATH_KERNEL PathKernel<float> path_kernel_f32(Pass, const Path&); PathKernel<double> path_kernel_f64(Pass, const Path&)
+#define EQTP_PATH_KERNEL                                \
+  PathKernel<float> path_kernel_f32(Pass, const Path&); \
+  PathKernel<double> path_kernel_f64(Pass, const Path&)
 EQTP_DECLARE_LEVELS(EQTP_PATH_KERNEL)
 
 }  // namespace eqtp

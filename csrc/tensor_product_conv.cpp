@@ -66,13 +66,13 @@ static inline __attribute__((always_inline)) void gather_slot(const Slot& s, con
   for (; u < s.mul; ++u)
     for (int i = 0; i < d; ++i) row[u * d + i] = t[u / W * W * d + i * W + u % W];
 }
-#define EQTP_BY_DIM(f, s, ...)                                   \
-  switch ((s).d) {                                               \
-    case 1: f<T, 1>(s, __VA_ARGS__); break;                      \
-    case 3: f<T, 3>(s, __VA_ARGS__); break;                      \
-    case 5: f<T, 5>(s, __VA_ARGS__); break;                      \
-    case 7: f<T, 7>(s, __VA_ARGS__); break;                      \
-    default: f<T, 0>(s, __VA_ARGS__);                            \
+#define EQTP_BY_DIM(f, s, ...)              \
+  switch ((s).d) {                          \
+    case 1: f<T, 1>(s, __VA_ARGS__); break; \
+    case 3: f<T, 3>(s, __VA_ARGS__); break; \
+    case 5: f<T, 5>(s, __VA_ARGS__); break; \
+    case 7: f<T, 7>(s, __VA_ARGS__); break; \
+    default: f<T, 0>(s, __VA_ARGS__);       \
   }
 // a mul_ir row to a blocked row; padding lanes of `t` must be zero already
 template <class T>
@@ -118,12 +118,19 @@ static constexpr int64_t STREAM = 16 << 20;  // bytes
 template <class T>
 struct Room {
   T *m, *tm, *w, *tw, *gw, *gy, *out, *g, *x, *tx, *gx, *gm, *row, *ones, *zeros, *sink;
-  static int64_t size(const Tables<T>& t) { Room r; return r.lay(t, nullptr); }
+  static int64_t size(const Tables<T>& t) {
+    Room r;
+    return r.lay(t, nullptr);
+  }
   int64_t lay(const Tables<T>& t, T* at) {
     constexpr int W = Simd<T>::W;
     T* const begin = at;
     const int64_t numel = (t.padded ? t.wt : t.numel + W - 1) / W * W;
-    auto take = [&](int64_t n) { T* p = at; at = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(at) + sizeof(T) * n); return p; };
+    auto take = [&](int64_t n) {
+      T* p = at;
+      at = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(at) + sizeof(T) * n);
+      return p;
+    };
     m = take(EDGES * t.mt), tm = take(EDGES * t.mt), w = take(EDGES * numel), tw = take(EDGES * numel), gw = take(EDGES * numel);
     gy = take(EDGES * t.dim2 * W), out = take(t.ot), g = take(t.ot), x = take(t.xt), tx = take(t.xt), gx = take(t.xt);
     gm = take(int64_t(t.max_matrix) * W), row = take(t.max_row), ones = take(t.max_row), zeros = take(t.max_row), sink = take(t.max_row);
@@ -138,9 +145,9 @@ struct Walk {
   const Tables<T>& t;
   const Pass pass;
   const PathKernel<T>* kernels;  // [n_paths]
-  const T *xt, *txt;             // [num_src, xt] blocked operands (graph only)
-  T* gxt;                        // [threads, num_src, xt] or null
-  int64_t w_part;                // length of a row of weights over n_paths
+  const T *xt, *txt;  // [num_src, xt] blocked operands (graph only)
+  T* gxt;  // [threads, num_src, xt] or null
+  int64_t w_part;  // length of a row of weights over n_paths
   bool stream_gw;
 
   bool rows() const { return a.rows; }
@@ -230,15 +237,17 @@ static void conv(Pass pass, const ConvArgs<T>& a, PathKernel<T> (*kernel_of)(Pas
   int threads = a.threads < 1 ? 1 : a.threads;
   if (threads > a.num_dst) threads = a.num_dst < 1 ? 1 : int(a.num_dst);
   const int64_t features = a.num_src * t.xt;  // elements of one blocked copy of x
-  if (graph && a.gx) {                         // one gradient buffer per thread, together no larger than the weights (and a copy of x)
+  if (graph && a.gx) {  // one gradient buffer per thread, together no larger than the weights (and a copy of x)
     const int64_t most = features ? 1 + a.num_edges * t.numel / features : 1;
     if (threads > most) threads = int(most);
   }
   const size_t nodes = graph ? size_t(features) * sizeof(T) : 0;
   Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(pass == BWDBWD ? nodes : 0), gxt(a.gx ? nodes * threads : 0);
-  Walk<T> walk{a, t, pass, kernels.as<PathKernel<T>>(), xt.as<T>(), txt.as<T>(), gxt.as<T>(), t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0, false};
+  Walk<T> walk{
+      a, t, pass, kernels.as<PathKernel<T>>(), xt.as<T>(), txt.as<T>(), gxt.as<T>(), t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0, false};
   // past the caches only where gw would not stay in them
-  walk.stream_gw = a.gw && !t.padded && t.numel % Simd<T>::W == 0 && reinterpret_cast<uintptr_t>(a.gw) % Simd<T>::bytes == 0 && a.num_edges * t.numel * int64_t(sizeof(T)) > STREAM;
+  walk.stream_gw = a.gw && !t.padded && t.numel % Simd<T>::W == 0 && reinterpret_cast<uintptr_t>(a.gw) % Simd<T>::bytes == 0 &&
+                   a.num_edges * t.numel * int64_t(sizeof(T)) > STREAM;
   for (int q = 0; q < t.n_paths; ++q) kernels.as<PathKernel<T>>()[q] = kernel_of(pass, t.paths[q]);
   if (graph) spread_all(t, a.x, a.x_stride, a.num_src, xt.as<T>(), threads);
   if (graph && pass == BWDBWD) spread_all(t, a.tx, a.tx_stride, a.num_src, txt.as<T>(), threads);
@@ -293,8 +302,9 @@ static ConvArgs<T> arguments(const Plan& plan, int64_t num_src, int64_t num_dst,
   auto data = [&](size_t i) { return i < in.size() ? reinterpret_cast<const T*>(in[i].first) : nullptr; };
   auto stride = [&](size_t i) { return i < in.size() ? in[i].second : 0; };
   auto result = [&](size_t i) { return reinterpret_cast<T*>(out.at(i)); };
-  return {&plan.tables<T>(), num_src, num_dst, num_edges, graph.empty(), index(0), index(1), index(2), data(0), data(1), data(2), data(3), data(4), data(5), data(6),
-          stride(0), stride(1), stride(2), stride(3), stride(4), stride(5), stride(6), result(0), result(1), result(2), result(3), threads};
+  return {&plan.tables<T>(), num_src,   num_dst,   num_edges, graph.empty(), index(0),  index(1),  index(2),  data(0),
+          data(1),           data(2),   data(3),   data(4),   data(5),       data(6),   stride(0), stride(1), stride(2),
+          stride(3),         stride(4), stride(5), stride(6), result(0),     result(1), result(2), result(3), threads};
 }
 
 // in: (address, row stride) of x, y, w [, g [, tx, ty, tw]]; out: addresses of out, gx, gy, gw
@@ -307,8 +317,8 @@ static void convolve(const Plan& plan, int64_t num_src, int64_t num_dst, int64_t
 }
 
 EQTP_BINDING(define_tensor_product_conv) {
-  py::class_<Plan>(m, "Plan").def(py::init<const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<double>&,
-                                           int64_t, int64_t, int64_t, int64_t>());
+  py::class_<Plan>(m, "Plan").def(py::init<const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<int64_t>&,
+                                           const std::vector<double>&, int64_t, int64_t, int64_t, int64_t>());
   m.def("tensor_product_conv", &convolve);
 }
 

@@ -18,7 +18,9 @@ struct ConvArgs {
   int threads;
 };
 
-#define EQTP_CONV void conv_f32(Pass, const ConvArgs<float>&); void conv_f64(Pass, const ConvArgs<double>&)
+#define EQTP_CONV                              \
+  void conv_f32(Pass, const ConvArgs<float>&); \
+  void conv_f64(Pass, const ConvArgs<double>&)
 EQTP_DECLARE_LEVELS(EQTP_CONV)
 
 }  // namespace eqtp

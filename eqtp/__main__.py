@@ -51,7 +51,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def devices() -> list[tuple[str, str]]:
-    rows = [("cpu", f"{processor()}, {os.cpu_count()} cores"), ("threads", f"{native.threads()} (torch.set_num_threads)")]
+    rows = [("cpu", f"{processor()}, {os.cpu_count()} cores"), ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)")]
     if native._native is not None:
         rows.append(("SIMD", SIMD[native._native.simd_level()]))
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]

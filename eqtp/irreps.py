@@ -235,9 +235,7 @@ def _parse_irrep(text: str) -> tuple[int, int]:
         l = int(name[:-1])
         p = {"e": 1, "o": -1, "y": (-1) ** abs(l)}[name[-1]]
     except (ValueError, KeyError, IndexError):
-        raise ValueError(
-            f'Irrep: cannot read "{text}", expected degree and parity such as "1o" or "2e"'
-        ) from None
+        raise ValueError(f'Irrep: cannot read "{text}", expected degree and parity such as "1o" or "2e"') from None
     if l < 0:
         raise ValueError(f'Irrep: cannot read "{text}", the degree must not be negative')
     return l, p
@@ -277,9 +275,7 @@ def _mul_ir(item) -> MulIr:
             return MulIr(mul, Irrep(tuple(ir) if type(ir) is list else ir))
         return _parse_mul_ir(str(item))
     except (ValueError, TypeError):
-        raise ValueError(
-            f'Irreps: cannot read the block {item!r}, expected (mul, ir) such as (64, "1o"), or "1o"'
-        ) from None
+        raise ValueError(f'Irreps: cannot read the block {item!r}, expected (mul, ir) such as (64, "1o"), or "1o"') from None
 
 
 def _selector(condition) -> Callable[[MulIr], bool]:

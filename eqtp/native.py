@@ -47,6 +47,8 @@ def why_not_plan(plan: TensorProductPlan) -> str | None:
 
 
 class Dims(NamedTuple):
+    """Row lengths of x1, x2, the output and the weights."""
+
     in1: int
     in2: int
     out: int
@@ -66,8 +68,7 @@ def plan(key: str):
     p = TensorProductPlan.from_key(key)
     in2 = p.irreps_in2.slices()
     slots = [
-        [x for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True) for x in (s.start, mul, ir.dim)]
-        for irreps in (p.irreps_in1, p.irreps_out)
+        [x for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True) for x in (s.start, mul, ir.dim)] for irreps in (p.irreps_in1, p.irreps_out)
     ]
     columns = [x for q in p.paths for x in (q.i1, in2[q.i2].start, 2 * q.l2 + 1, q.io, q.weight_offset)]
     coefficients = np.concatenate([np.zeros(0), *(p.coefficients(q).ravel() for q in p.paths)])
@@ -106,11 +107,6 @@ def empty(tensors, wanted) -> list[torch.Tensor | None]:
 def present(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
     return tuple(like.new_empty(0) if t is None else t for t in outputs)
-
-
-def threads() -> int:
-    """Threads for a kernel: what torch.set_num_threads says."""
-    return torch.get_num_threads()
 
 
 def csr(index: torch.Tensor, num: int, ptr: torch.Tensor, order: torch.Tensor) -> int:

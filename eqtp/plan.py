@@ -220,8 +220,7 @@ class TensorProductPlan:
 
     def __repr__(self) -> str:
         return (
-            f"TensorProductPlan({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | "
-            f"{len(self.paths)} paths | {self.weight_numel} weights)"
+            f"TensorProductPlan({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | {len(self.paths)} paths | {self.weight_numel} weights)"
         )
 
     def __str__(self) -> str:
@@ -268,9 +267,7 @@ def _check_instruction(plan, number: int, item) -> tuple[int, int, int, str, boo
         except TypeError:
             raise _error(f"{where}: the index into {name} must be an integer, got {index!r}") from None
         if not 0 <= index < len(irreps):
-            raise _error(
-                f'{where}: index {index} is out of range for the {len(irreps)} blocks of {name} "{irreps}"'
-            )
+            raise _error(f'{where}: index {index} is out of range for the {len(irreps)} blocks of {name} "{irreps}"')
         blocks.append((index, *irreps[index]))
     if not isinstance(mode, str) or mode not in MODES:
         raise _error(f"{where}: mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -319,9 +316,7 @@ def _build_paths(plan, instructions) -> tuple[Path, ...]:
         sizes = _sizes(mul1, mul2, mul3)
         shape = tuple(sizes[letter] for letter in MODES[mode].weight) if has_weight else ()
         channels, degrees, start = (mul1, mul2, mul3), (ir1.l, ir2.l, ir3.l), offset if has_weight else -1
-        paths.append(
-            Path(i1, i2, io, mode, has_weight, path_weight, scale, *channels, *degrees, shape, start)
-        )
+        paths.append(Path(i1, i2, io, mode, has_weight, path_weight, scale, *channels, *degrees, shape, start))
         offset += paths[-1].weight_numel
     return tuple(paths)
 
@@ -362,8 +357,7 @@ def _from_key(key: str) -> TensorProductPlan:
 def _describe(plan) -> str:
     lines = [
         f"TensorProductPlan  {plan.irreps_in1}  x  {plan.irreps_in2}  ->  {plan.irreps_out}",
-        f"  irrep_normalization {plan.irrep_normalization}, path_normalization {plan.path_normalization}, "
-        f"layout {plan.layout}",
+        f"  irrep_normalization {plan.irrep_normalization}, path_normalization {plan.path_normalization}, layout {plan.layout}",
     ]
     columns = "  {:>4}  {:<30} {:<6} {:<14} {:>9} {:>10} {:>6}"
     lines.append(columns.format("path", "in1 x in2 -> out", "mode", "weight", "offset", "scale", "nnz"))

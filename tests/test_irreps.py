@@ -21,9 +21,7 @@ BAD = [
 
 def random_irreps(rng, blocks=6) -> str:
     count = rng.integers(0, blocks + 1)
-    return " + ".join(
-        f"{rng.integers(0, 5)}x{rng.integers(0, 4)}{rng.choice(list('eo'))}" for _ in range(count)
-    )
+    return " + ".join(f"{rng.integers(0, 5)}x{rng.integers(0, 4)}{rng.choice(list('eo'))}" for _ in range(count))
 
 
 ALL = STRINGS + [random_irreps(np.random.default_rng(seed)) for seed in range(60)]
@@ -36,9 +34,7 @@ def test_equal_to_e3nn(text):
     assert ours == theirs and theirs == ours and hash(ours) == hash(theirs)
     assert (ours.dim, ours.num_irreps, ours.ls) == (theirs.dim, theirs.num_irreps, theirs.ls)
     assert ours.slices() == theirs.slices()
-    assert [(block.mul, block.ir.l, block.ir.p, block.dim) for block in ours] == [
-        (block.mul, block.ir.l, block.ir.p, block.dim) for block in theirs
-    ]
+    assert [(block.mul, block.ir.l, block.ir.p, block.dim) for block in ours] == [(block.mul, block.ir.l, block.ir.p, block.dim) for block in theirs]
     for name in ("simplify", "regroup", "remove_zero_multiplicities"):
         assert str(getattr(ours, name)()) == str(getattr(theirs, name)())
     mine, other = ours.sort(), theirs.sort()
@@ -107,9 +103,7 @@ def test_what_the_constructors_take():
     assert isinstance(want[0], MulIr) and isinstance(want[:1], Irreps)
 
 
-@pytest.mark.parametrize(
-    "bad", [[(-1, "0e")], [(1.5, "0e")], [(1, "0f")], [("0e", 1)], [(1, 2, 3)], [None], 7, [(1, (0, 2))], 3.0]
-)
+@pytest.mark.parametrize("bad", [[(-1, "0e")], [(1.5, "0e")], [(1, "0f")], [("0e", 1)], [(1, 2, 3)], [None], 7, [(1, (0, 2))], 3.0])
 def test_bad_blocks_raise(bad):
     with pytest.raises(ValueError, match=r"^Irreps: cannot read"):
         Irreps(bad)
@@ -140,6 +134,4 @@ def test_hash_and_pickle():
     irreps = Irreps("128x0e+64x1o")
     assert {irreps: 1}[Irreps("128x0e + 64x1o")] == 1
     again = pickle.loads(pickle.dumps(irreps))
-    assert (
-        again == irreps and type(again) is Irreps and type(again[0]) is MulIr and type(again[0].ir) is Irrep
-    )
+    assert again == irreps and type(again) is Irreps and type(again[0]) is MulIr and type(again[0].ir) is Irrep

@@ -102,9 +102,7 @@ def test_print_shows_every_path_and_the_totals():
     assert lines[6].split() == "3 4x1o x 2x0e -> 2x1o uvv - - 0.866025 3".split()
     assert lines[7] == "  total: 4 paths, 13 coefficients, 64 weights, 20 x 8 -> 31 components"
     assert "fwd" in lines[8] and "flop" in lines[8] and "bytes" in lines[8]
-    assert repr(make()) == (
-        "TensorProductPlan(8x0e+4x1o x 2x0e+2x1o -> 8x0e+4x1e+5x0e+2x1o | 4 paths | 64 weights)"
-    )
+    assert repr(make()) == ("TensorProductPlan(8x0e+4x1o x 2x0e+2x1o -> 8x0e+4x1e+5x0e+2x1o | 4 paths | 64 weights)")
 
 
 def test_empty_plans():
@@ -188,9 +186,7 @@ def test_bad_instructions(instruction, sentence):
 def test_other_errors():
     form = "(i_in1, i_in2, i_out, mode, has_weight[, path_weight])"
     for item in [(0, 0, 0, "uvu"), (0, 0, 0, "uvu", True, 1.0, (8, 2)), "uvu", 3]:
-        assert (
-            error(*ARGUMENTS[:3], [item]) == f"TensorProductPlan: instruction 0 must be {form}, got {item!r}"
-        )
+        assert error(*ARGUMENTS[:3], [item]) == f"TensorProductPlan: instruction 0 must be {form}, got {item!r}"
     same = "TensorProductPlan: instruction 0 (0, 0, 0, 'uuw', False): mode uuw without weights"
     assert error("3x0e", "3x0e", "2x0e", [(0, 0, 0, "uuw", False)]) == (
         f"{same} with input multiplicities 3 and 3 needs output multiplicity 1, got 2"
@@ -201,17 +197,9 @@ def test_other_errors():
     assert error(*ARGUMENTS, irrep_normalization="components") == (
         "TensorProductPlan: irrep_normalization must be one of 'component', 'norm', 'none', got 'components'"
     )
-    assert error(*ARGUMENTS, path_normalization=None) == (
-        "TensorProductPlan: path_normalization must be one of 'element', 'path', 'none', got None"
-    )
-    assert (
-        error(*ARGUMENTS, layout="ir_mul")
-        == "TensorProductPlan: layout must be one of 'mul_ir', got 'ir_mul'"
-    )
-    assert (
-        error(*ARGUMENTS, in2_var=[1.0])
-        == "TensorProductPlan: in2_var must have one value per block (2), got 1"
-    )
+    assert error(*ARGUMENTS, path_normalization=None) == ("TensorProductPlan: path_normalization must be one of 'element', 'path', 'none', got None")
+    assert error(*ARGUMENTS, layout="ir_mul") == "TensorProductPlan: layout must be one of 'mul_ir', got 'ir_mul'"
+    assert error(*ARGUMENTS, in2_var=[1.0]) == "TensorProductPlan: in2_var must have one value per block (2), got 1"
     assert "out_var must be finite and not negative" in error(*ARGUMENTS, out_var=[1, 1, -1, 1])
     assert "in1_var must be a list of numbers" in error(*ARGUMENTS, in1_var=3)
     assert error("8x0", "0e", "0e", []).startswith('Irreps: cannot read "8x0"')
@@ -236,11 +224,7 @@ def test_many_paths_are_planned_quickly():
 
     irreps = Irreps([(2, (l, p)) for l in range(5) for p in (1, -1)])
     instructions = [
-        (i, j, k, "uvw", True)
-        for i, (_, a) in enumerate(irreps)
-        for j, (_, b) in enumerate(irreps)
-        for k, (_, c) in enumerate(irreps)
-        if c in a * b
+        (i, j, k, "uvw", True) for i, (_, a) in enumerate(irreps) for j, (_, b) in enumerate(irreps) for k, (_, c) in enumerate(irreps) if c in a * b
     ] * 4
     assert len(instructions) > 1000
     start = time.process_time()

@@ -21,9 +21,7 @@ def float64_and_eager_e3nn():
     e3nn.set_optimization_defaults(jit_mode="eager", optimize_einsums=False)
     yield
     torch.set_default_dtype(dtype)
-    e3nn.set_optimization_defaults(
-        jit_mode=settings["jit_mode"], optimize_einsums=settings["optimize_einsums"]
-    )
+    e3nn.set_optimization_defaults(jit_mode=settings["jit_mode"], optimize_einsums=settings["optimize_einsums"])
 
 
 def random_block(rng):
@@ -163,10 +161,7 @@ def test_plan_of_an_existing_e3nn_module():
 @pytest.mark.parametrize("inversion", [False, True])
 def test_equivariant(inversion):
     rotation = o3.rand_matrix() * (-1 if inversion else 1)
-    d1, d2, d3 = (
-        o3.Irreps(str(irreps)).D_from_matrix(rotation)
-        for irreps in (MIXED.irreps_in1, MIXED.irreps_in2, MIXED.irreps_out)
-    )
+    d1, d2, d3 = (o3.Irreps(str(irreps)).D_from_matrix(rotation) for irreps in (MIXED.irreps_in1, MIXED.irreps_in2, MIXED.irreps_out))
     x1, x2, w = random_inputs(MIXED, 5)
     assert_close(reference(x1 @ d1.T, x2 @ d2.T, w, MIXED), reference(x1, x2, w, MIXED) @ d3.T)
 

@@ -244,9 +244,7 @@ def parse_degrees(l) -> tuple[int, ...]:
     return degrees
 
 
-def spherical_harmonics(
-    l, xyz: torch.Tensor, normalize: bool, normalization: str = "integral", backend: str = "auto"
-) -> torch.Tensor:
+def spherical_harmonics(l, xyz: torch.Tensor, normalize: bool, normalization: str = "integral", backend: str = "auto") -> torch.Tensor:
     """Real spherical harmonics Y_l of the vectors xyz.
 
     l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True for those of the

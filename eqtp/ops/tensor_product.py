@@ -19,9 +19,7 @@ from eqtp.autograd import register_multilinear
 from eqtp.plan import MODES, TensorProductPlan
 
 
-def reference(
-    x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan
-) -> torch.Tensor:
+def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan) -> torch.Tensor:
     """Plain torch, differentiable by torch itself to any order, every mode. Does not check its arguments.
 
     x1 [z, dim_in1], x2 [z, dim_in2], w [z, weight_numel] or shared [weight_numel] (None if there are no
