@@ -54,12 +54,6 @@ struct Number<T, Dual<T>> {
 };
 
 // ---------------------------------------------------------------------------------------------------------------- memory <-> lanes
-template <class T>
-using Lane = typename std::conditional<sizeof(T) == 4, int32_t, int64_t>::type;
-template <class T>
-struct Lanes {
-  typedef Lane<T> V __attribute__((vector_size(EQTP_SIMD_BYTES)));
-};
 
 // Exchanges the off-diagonal blocks of size D of two rows: a = (a0 a1), b = (b0 b1) -> (a0 b0), (a1 b1)
 template <class T, int D, int... I>
@@ -70,8 +64,8 @@ EQTP_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>
   a = __builtin_shufflevector(p, q, (I & D ? W + I - D : I)...);
   b = __builtin_shufflevector(p, q, (I & D ? W + I : I + D)...);
 #else
-  a = __builtin_shuffle(p, q, typename Lanes<T>::V{(I & D ? W + I - D : I)...});
-  b = __builtin_shuffle(p, q, typename Lanes<T>::V{(I & D ? W + I : I + D)...});
+  a = __builtin_shuffle(p, q, typename Simd<T>::I{(I & D ? W + I - D : I)...});
+  b = __builtin_shuffle(p, q, typename Simd<T>::I{(I & D ? W + I : I + D)...});
 #endif
 }
 template <class T, int D>
@@ -323,14 +317,12 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
     const Range r = share(count, thread, n);
     T* const own = rooms.as<T>() + room * thread;
     switch (a.lmax) {
-#ifndef SH_NO_TEMPLATES
       case 0: return tiles<T, N, 0>(a, r.begin, r.end, own);
       case 1: return tiles<T, N, 1>(a, r.begin, r.end, own);
       case 2: return tiles<T, N, 2>(a, r.begin, r.end, own);
       case 3: return tiles<T, N, 3>(a, r.begin, r.end, own);
       case 4: return tiles<T, N, 4>(a, r.begin, r.end, own);
       case 8: return tiles<T, N, 8>(a, r.begin, r.end, own);
-#endif
       default: return tiles<T, N, -1>(a, r.begin, r.end, own);
     }
   };
