@@ -57,20 +57,17 @@ static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 // A store past the caches, for results that are too large to be found there again; p must be aligned to a vector. Ends with stream_end().
-static inline __attribute__((always_inline)) void stream(float* p, Vec<float> v) {
-#if EQTP_SIMD_BYTES == 64
-  __builtin_ia32_movntps512(p, v);
+template <class T>
+static inline __attribute__((always_inline)) void stream(T* p, Vec<T> v) {
+#if defined(__clang__)
+  typedef T A __attribute__((vector_size(EQTP_SIMD_BYTES)));  // as Vec, aligned
+  __builtin_nontemporal_store(A(v), reinterpret_cast<A*>(p));
+#elif EQTP_SIMD_BYTES == 64
+  if constexpr (sizeof(T) == 4) __builtin_ia32_movntps512(p, v);
+  else __builtin_ia32_movntpd512(p, v);
 #elif EQTP_SIMD_BYTES == 32
-  __builtin_ia32_movntps256(p, v);
-#else
-  store(p, v);
-#endif
-}
-static inline __attribute__((always_inline)) void stream(double* p, Vec<double> v) {
-#if EQTP_SIMD_BYTES == 64
-  __builtin_ia32_movntpd512(p, v);
-#elif EQTP_SIMD_BYTES == 32
-  __builtin_ia32_movntpd256(p, v);
+  if constexpr (sizeof(T) == 4) __builtin_ia32_movntps256(p, v);
+  else __builtin_ia32_movntpd256(p, v);
 #else
   store(p, v);
 #endif
@@ -86,13 +83,24 @@ static inline __attribute__((always_inline)) P* plain(P* p) {
   asm("" : "+r"(p));
   return p;
 }
+// Lane l of the result is lane at[l] of v.
+template <class T>
+static inline __attribute__((always_inline)) Vec<T> permute(Vec<T> v, typename Simd<T>::I at) {
+#ifdef __clang__
+  Vec<T> r;
+  for (int l = 0; l < Simd<T>::W; ++l) r[l] = v[at[l]];
+  return r;
+#else
+  return __builtin_shuffle(v, at);
+#endif
+}
 // Sum of the lanes, by halves: at each step lane l takes in lane l ^ n.
 template <class T>
 static inline __attribute__((always_inline)) T sum(Vec<T> v) {
   typedef typename Simd<T>::I I;
   I lane;
   for (int l = 0; l < Simd<T>::W; ++l) lane[l] = l;
-  for (int n = Simd<T>::W / 2; n > 0; n /= 2) v += __builtin_shuffle(v, lane ^ n);
+  for (int n = Simd<T>::W / 2; n > 0; n /= 2) v += permute<T>(v, lane ^ n);
   return v[0];
 }
 

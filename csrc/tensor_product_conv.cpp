@@ -35,8 +35,8 @@ struct Shuffle {
     for (int q = 0; q < D; ++q) v[q] = load(in + q * W);
     for (int i = 0; i < D; ++i) {
       const I at = *reinterpret_cast<const I*>(table.at[i]), from = *reinterpret_cast<const I*>(table.from[i]);
-      Vec<T> a = __builtin_shuffle(v[0], at);
-      for (int q = 1; q < D; ++q) a = from == q ? __builtin_shuffle(v[q], at) : a;
+      Vec<T> a = permute<T>(v[0], at);
+      for (int q = 1; q < D; ++q) a = from == q ? permute<T>(v[q], at) : a;
       store(out + i * W, a);
     }
   }
