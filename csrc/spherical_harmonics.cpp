@@ -3,70 +3,34 @@
 // Every point is computed by the same instructions whatever the number of threads, so results do not depend on it.
 #include "spherical_harmonics.h"
 
+#include "dual.h"
 #include "parallel.h"
 
 #ifdef EQTP_SIMD
 #include <utility>
 
-#define EQTP_INLINE static inline __attribute__((always_inline))
-
 namespace eqtp::EQTP_SIMD {
-
-template <class T>
-struct Dual {
-  Vec<T> v, d;
-};
-template <class T>
-EQTP_INLINE Dual<T> operator+(Dual<T> a, Dual<T> b) {
-  return {a.v + b.v, a.d + b.d};
-}
-template <class T>
-EQTP_INLINE Dual<T> operator-(Dual<T> a, Dual<T> b) {
-  return {a.v - b.v, a.d - b.d};
-}
-template <class T>
-EQTP_INLINE Dual<T> operator*(Dual<T> a, Dual<T> b) {
-  return {a.v * b.v, a.d * b.v + a.v * b.d};
-}
-template <class T>
-EQTP_INLINE Dual<T> operator*(Dual<T> a, Vec<T> b) {
-  return {a.v * b, a.d * b};
-}
-template <class T>
-EQTP_INLINE Dual<T> operator*(T a, Dual<T> b) {
-  return {a * b.v, a * b.d};
-}
-
-// What a number N (Vec<T> or Dual<T>) is made from, and what of it is written
-template <class T, class N>
-struct Number;
-template <class T>
-struct Number<T, Vec<T>> {
-  static constexpr bool dual = false;
-  EQTP_INLINE Vec<T> make(Vec<T> v, Vec<T>) { return v; }
-  EQTP_INLINE Vec<T> result(Vec<T> a) { return a; }
-};
-template <class T>
-struct Number<T, Dual<T>> {
-  static constexpr bool dual = true;
-  EQTP_INLINE Dual<T> make(Vec<T> v, Vec<T> d) { return {v, d}; }
-  EQTP_INLINE Vec<T> result(Dual<T> a) { return a.d; }
-};
 
 // ---------------------------------------------------------------------------------------------------------------- memory <-> lanes
 
+// Lane i of the result is lane index i of a and b together (b's lanes follow a's).
+#if defined(__clang__)
+#define EQTP_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define EQTP_SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, typename Simd<T>::I{__VA_ARGS__})
+#endif
+template <int... I>
+using Indices = std::integer_sequence<int, I...>;
+template <class T>
+using AllLanes = std::make_integer_sequence<int, Simd<T>::W>;
+
 // Exchanges the off-diagonal blocks of size D of two rows: a = (a0 a1), b = (b0 b1) -> (a0 b0), (a1 b1)
 template <class T, int D, int... I>
-EQTP_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>) {
+EQTP_INLINE void exchange(Vec<T>& a, Vec<T>& b, Indices<I...>) {
   constexpr int W = Simd<T>::W;
   const Vec<T> p = a, q = b;
-#if defined(__clang__)
-  a = __builtin_shufflevector(p, q, (I & D ? W + I - D : I)...);
-  b = __builtin_shufflevector(p, q, (I & D ? W + I : I + D)...);
-#else
-  a = __builtin_shuffle(p, q, typename Simd<T>::I{(I & D ? W + I - D : I)...});
-  b = __builtin_shuffle(p, q, typename Simd<T>::I{(I & D ? W + I : I + D)...});
-#endif
+  a = EQTP_SHUFFLE(T, p, q, (I & D ? W + I - D : I)...);
+  b = EQTP_SHUFFLE(T, p, q, (I & D ? W + I : I + D)...);
 }
 template <class T, int D>
 EQTP_INLINE void transpose(Vec<T>* r) {
@@ -74,7 +38,7 @@ EQTP_INLINE void transpose(Vec<T>* r) {
   if constexpr (D < W) {
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i)
-      if (!(i & D)) exchange<T, D>(r[i], r[i + D], std::make_integer_sequence<int, W>());
+      if (!(i & D)) exchange<T, D>(r[i], r[i + D], AllLanes<T>());
     transpose<T, 2 * D>(r);
   }
 }
@@ -85,6 +49,7 @@ EQTP_INLINE int column(const HarmonicsArgs<T>& a, int64_t j) {
 }
 
 // [(lmax + 1)^2, W] -> `count` rows [columns]. A row shorter than a vector is written with what follows it, in order, as long as that is ours.
+// The next tile's lines are asked for meanwhile: the order of these stores hides it from the hardware's own prefetch.
 template <class T>
 static void write_rows(const HarmonicsArgs<T>& a, const Vec<T>* tile, T* out, int count) {
   constexpr int W = Simd<T>::W;
@@ -97,7 +62,10 @@ static void write_rows(const HarmonicsArgs<T>& a, const Vec<T>* tile, T* out, in
     transpose<T, 1>(r);
     if (n >= W && count == W) {
 #pragma GCC unroll 16
-      for (int p = 0; p < W; ++p) store(out + p * n + j, r[p]);
+      for (int p = 0; p < W; ++p) {
+        store(out + p * n + j, r[p]);
+        __builtin_prefetch(out + W * (n + j + p), 1);
+      }
       continue;
     }
     T t[W * W];
@@ -124,7 +92,10 @@ static void read_rows(const HarmonicsArgs<T>& a, const T* g, int count, Vec<T>* 
     Vec<T> r[W];
     if (n >= W && count == W) {
 #pragma GCC unroll 16
-      for (int p = 0; p < W; ++p) r[p] = load(g + p * a.g_row + j);
+      for (int p = 0; p < W; ++p) {
+        r[p] = load(g + p * a.g_row + j);
+        __builtin_prefetch(g + W * (a.g_row + j + p), 0);
+      }
     } else {
       T t[W * W];
       for (int p = 0; p < W; ++p) {
@@ -147,28 +118,43 @@ static void read_rows(const HarmonicsArgs<T>& a, const T* g, int count, Vec<T>* 
   }
 }
 
+// W points in a row in memory, 3 vectors -> component K of each; and vector K of that row from the components
+template <class T, int K, int... I>
+EQTP_INLINE Vec<T> component(const Vec<T>* row, Indices<I...>) {
+  constexpr int W = Simd<T>::W;
+  const Vec<T> t = EQTP_SHUFFLE(T, row[0], row[1], (3 * I + K < 2 * W ? 3 * I + K : 0)...);
+  return EQTP_SHUFFLE(T, t, row[2], (3 * I + K < 2 * W ? I : 3 * I + K - W)...);
+}
+template <class T, int K, int... I>
+EQTP_INLINE Vec<T> third(const Vec<T>* x, Indices<I...>) {
+  constexpr int W = Simd<T>::W;
+  const Vec<T> t = EQTP_SHUFFLE(T, x[0], x[1], ((K * W + I) % 3 % 2 * W + (K * W + I) / 3)...);
+  return EQTP_SHUFFLE(T, t, x[2], ((K * W + I) % 3 == 2 ? W + (K * W + I) / 3 : I)...);
+}
+
+// `count` points -> their components; nothing behind the last one is read
 template <class T>
 EQTP_INLINE void read_vectors(const T* p, int64_t row, int64_t col, int count, Vec<T>* x) {
   constexpr int W = Simd<T>::W;
-  T t[3][W];
   if (row == 3 && col == 1 && count == W) {
-    for (int i = 0; i < W; ++i) t[0][i] = p[3 * i], t[1][i] = p[3 * i + 1], t[2][i] = p[3 * i + 2];
-  } else {
-    for (int k = 0; k < 3; ++k)
-      for (int i = 0; i < W; ++i) t[k][i] = i < count ? p[i * row + k * col] : T(0);
+    const Vec<T> v[3] = {load(p), load(p + W), load(p + 2 * W)};
+    x[0] = component<T, 0>(v, AllLanes<T>()), x[1] = component<T, 1>(v, AllLanes<T>()), x[2] = component<T, 2>(v, AllLanes<T>());
+    return;
   }
-  for (int k = 0; k < 3; ++k) x[k] = load(t[k]);
+  for (int k = 0; k < 3; ++k) {
+    T t[W];
+    for (int i = 0; i < W; ++i) t[i] = i < count ? p[i * row + k * col] : T(0);
+    x[k] = load(t);
+  }
 }
 template <class T>
 EQTP_INLINE void write_vectors(const Vec<T>* x, int count, T* p) {
   constexpr int W = Simd<T>::W;
-  T t[3][W];
-  for (int k = 0; k < 3; ++k) store(t[k], x[k]);
-  if (count == W) {
-    for (int i = 0; i < W; ++i) p[3 * i] = t[0][i], p[3 * i + 1] = t[1][i], p[3 * i + 2] = t[2][i];
-  } else {
-    for (int i = 0; i < count; ++i) p[3 * i] = t[0][i], p[3 * i + 1] = t[1][i], p[3 * i + 2] = t[2][i];
-  }
+  T t[3 * W];
+  T* const to = count == W ? p : t;
+  store(to, third<T, 0>(x, AllLanes<T>())), store(to + W, third<T, 1>(x, AllLanes<T>())), store(to + 2 * W, third<T, 2>(x, AllLanes<T>()));
+  if (count < W)
+    for (int i = 0; i < 3 * count; ++i) p[i] = t[i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------- mathematics
@@ -195,13 +181,13 @@ EQTP_INLINE void locate(Tile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool no
   Vec<T> size = zero;  // |x| + |y| + |z|: neither overflow nor underflow below, and NaN stays NaN
   for (int k = 0; k < 3; ++k) size += x[k] < zero ? -x[k] : x[k];
   const auto null = size < (zero + (sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308)));
-  const Vec<T> scale = null ? one : size;
+  const Vec<T> scale = T(2) / (null ? one : size);  // 2: neither this nor its inverse is infinite or (nearly) denormal
   Vec<T> u[3], n2 = zero;
-  for (int k = 0; k < 3; ++k) u[k] = x[k] / scale, n2 += u[k] * u[k];
+  for (int k = 0; k < 3; ++k) u[k] = x[k] * scale, n2 += u[k] * u[k];
   T root[W];
   store(root, null ? one : n2);
   for (int i = 0; i < W; ++i) root[i] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(root[i]))) : T(__builtin_sqrt(root[i]));
-  const Vec<T> unit = null ? zero : one / load(root), inv = unit / scale;
+  const Vec<T> unit = null ? zero : one / load(root), inv = unit * scale;
   for (int k = 0; k < 3; ++k) u[k] *= unit;
   const Vec<T> along = u[0] * c[0] + u[1] * c[1] + u[2] * c[2];  // derivative of |x|
   t.x = Make::make(u[0], (c[0] - u[0] * along) * inv);
@@ -316,13 +302,12 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
   auto body = [&](int thread, int n) {
     const Range r = share(count, thread, n);
     T* const own = rooms.as<T>() + room * thread;
-    switch (a.lmax) {
+    switch (a.lmax) {  // short loops are worth their own code
       case 0: return tiles<T, N, 0>(a, r.begin, r.end, own);
       case 1: return tiles<T, N, 1>(a, r.begin, r.end, own);
       case 2: return tiles<T, N, 2>(a, r.begin, r.end, own);
       case 3: return tiles<T, N, 3>(a, r.begin, r.end, own);
       case 4: return tiles<T, N, 4>(a, r.begin, r.end, own);
-      case 8: return tiles<T, N, 8>(a, r.begin, r.end, own);
       default: return tiles<T, N, -1>(a, r.begin, r.end, own);
     }
   };

@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # bench is not part of the installed package
+
+from bench.peers import note  # noqa: E402
+
 PASSES = {"fwd": "forward", "bwd": "forward + backward", "bwdbwd": "double backward", "energy+forces": "energy + forces"}
 OPS = ("tensor_product_conv", "tensor_product", "spherical_harmonics", "segment_sum", "sevennet")  # the first in the table
 BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
@@ -44,6 +48,12 @@ def peers_of(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(peer for row in rows for peer in row["ratio_to"]))
 
 
+def notes_of(rows: list[dict]) -> list[str]:
+    """A phrase for each peer that does not do quite the same."""
+    found = {(peer, note(peer, row["problem"])) for row in rows for peer in row["ratio_to"]}
+    return sorted(f"{peer} {text}" for peer, text in found if text)
+
+
 def number(value: float) -> str:
     """Three significant digits at most, as a person writes them."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -67,8 +77,8 @@ def table(rows: list[dict]) -> str:
         ratios = [f"{number(row['ratio_to'][peer])}x" if peer in row["ratio_to"] else "-" for peer in peers]
         cells = [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"]), *ratios]
         lines.append(f"| {' | '.join(cells)} |")
-    note = "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
-    return "\n".join([*lines, "", f"{note} {conditions(rows)}."])
+    caption = "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
+    return "\n".join([*lines, "", " ".join([caption, *(f"{text}." for text in notes_of(rows)), f"{conditions(rows)}."])])
 
 
 def with_table(readme: str, rows: list[dict]) -> str:
@@ -80,7 +90,7 @@ def with_table(readme: str, rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], picture: Path) -> None:
-    """One line per problem and pass, one dot per peer, the slowest peer to the right."""
+    """One line per problem and pass, one dot per peer; the number is of the best peer that does the same. Rings: `notes_of`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,13 +107,16 @@ def draw(rows: list[dict], picture: Path) -> None:
     for y, row in zip(heights, rows, strict=True):
         ratios = row["ratio_to"].values()
         axis.plot([min(1, *ratios), max(1, *ratios)], [y, y], color="#e3e5e8", lw=3, zorder=0, solid_capstyle="round")
-        text = axis.annotate(f"{number(min(ratios))}x", (min(ratios), y), (-7, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+        best = min(ratio for peer, ratio in row["ratio_to"].items() if not note(peer, row["problem"]))
+        axis.annotate(f"{number(best)}x", (1, y), (38, 0), axis.get_yaxis_transform(), "offset points", ha="right", va="center", weight="bold")
     for peer, colour in zip(peers_of(rows), COLOURS * 9, strict=False):
-        dots = [(row["ratio_to"][peer], y) for row, y in zip(rows, heights, strict=True) if peer in row["ratio_to"]]
-        axis.scatter(*zip(*dots, strict=True), s=26, color=colour, lw=0, label=peer, zorder=2)
+        dots = [(row["ratio_to"][peer], y, note(peer, row["problem"])) for row, y in zip(rows, heights, strict=True) if peer in row["ratio_to"]]
+        x, y, different = zip(*dots, strict=True)
+        axis.scatter(x, y, s=26, facecolors=["white" if text else colour for text in different], edgecolors=colour, lw=1, label=peer, zorder=2)
     axis.axvline(1, color="#444444", lw=0.8)
-    axis.set(xscale="log", xlabel="time of the peer / time of eqtp (the number is the best peer's)", ylim=(height + 1, 0))
+    rings = "".join(f"\nring: {text}" for text in notes_of(rows))
+    figure.supxlabel(f"time of the peer / time of eqtp; number: the best peer's{rings}", fontsize=9)
+    axis.set(xscale="log", ylim=(height + 1, 0))
     names = {"spherical_harmonics": "spherical harmonics ", "segment_sum": "segment sum ", "tensor_product": "product of rows "}
     axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -111,7 +124,9 @@ def draw(rows: list[dict], picture: Path) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=7, title=conditions(rows).split("; ", 1)[0])
+    figure.legend(
+        frameon=False, loc="outside upper center", ncols=7, title=conditions(rows).rpartition("; ")[0], columnspacing=1.2, handletextpad=0.2
+    )
     figure.savefig(picture, dpi=150)
     plt.close(figure)
 

@@ -161,7 +161,13 @@ def test_speedup_of_results(plot, tmp_path):
         "| tensor_product_conv, b | double backward | 2 | - | 0.5x |",
         "| sevennet, a | energy + forces | 2 | 100x | 12.3x |",
     ]
-    assert "a processor; 1 thread; float32; torch 2" in text
+    assert "a processor; 1 thread; float32; torch 2" in text and "less work" not in text
+
+
+def test_speedup_marks_a_peer_that_does_less(plot, tmp_path):
+    write(tmp_path / "a.json", *rows(op="spherical_harmonics", problem="lmax3", ratio_to={"sphericart": 1.5, "sphericart-solid": 0.7}))
+    text = plot.table(plot.read(tmp_path))
+    assert "| 1.5x | 0.7x |" in text and "sphericart-solid does not normalise its input: less work." in text
 
 
 def test_speedup_refuses_two_results_for_one_row(plot, tmp_path):

@@ -67,7 +67,7 @@ def assert_all_close(ours, theirs):
 # values and derivatives
 
 LISTS = [[0, 1, 2, 3], [3, 1, 0], [2, 2, 0, 2], list(range(12))]
-IRREPS = ["0e + 1o + 2e", "3o + 2x1o + 0e", "1e + 2e", o3.Irreps("2x2e + 1o"), eqtp.Irreps("2x2e + 1o")]
+IRREPS = ["0e + 1o + 2e", "3o + 2x1o + 0e", "1e + 2e", o3.Irreps("2x2e + 1o"), eqtp.Irreps("2x2e + 1o"), eqtp.Irrep("2e")]
 
 
 @by_normalization
@@ -75,7 +75,7 @@ IRREPS = ["0e + 1o + 2e", "3o + 2x1o + 0e", "1e + 2e", o3.Irreps("2x2e + 1o"), e
 @pytest.mark.parametrize("l", [*range(1, 12), *LISTS, *IRREPS], ids=str)
 def test_e3nn(e3nn64, l, normalize, normalization):
     """Values, gradients and the second order, fused and as a closure, of every degree by itself, in poisoned memory."""
-    irreps = o3.Irreps(str(l)) if isinstance(l, eqtp.Irreps) else l
+    irreps = o3.Irreps(str(l)) if isinstance(l, (eqtp.Irreps, eqtp.Irrep)) else l
     theirs = lambda xyz: o3.spherical_harmonics(irreps, xyz, normalize, normalization)  # noqa: E731
     testing.check_op(harmonics(l, normalize, normalization), theirs, case(parse_degrees(l), vectors()))
 

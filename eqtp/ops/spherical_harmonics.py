@@ -230,7 +230,7 @@ def parse_degrees(l) -> tuple[int, ...]:
     """Degrees, in order, of an int, a list of ints, or irreps (any form `Irreps` takes)."""
     if isinstance(l, int) and not isinstance(l, bool):
         degrees = (l,)
-    elif isinstance(l, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in l):
+    elif type(l) in (list, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in l):
         degrees = tuple(l)
     else:
         irreps = Irreps(l)
