@@ -302,12 +302,14 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
   auto body = [&](int thread, int n) {
     const Range r = share(count, thread, n);
     T* const own = rooms.as<T>() + room * thread;
-    switch (a.lmax) {  // short loops are worth their own code
+    switch (a.lmax) {  // the usual degrees have code of their own
       case 0: return tiles<T, N, 0>(a, r.begin, r.end, own);
       case 1: return tiles<T, N, 1>(a, r.begin, r.end, own);
       case 2: return tiles<T, N, 2>(a, r.begin, r.end, own);
       case 3: return tiles<T, N, 3>(a, r.begin, r.end, own);
       case 4: return tiles<T, N, 4>(a, r.begin, r.end, own);
+      case 6: return tiles<T, N, 6>(a, r.begin, r.end, own);
+      case 8: return tiles<T, N, 8>(a, r.begin, r.end, own);
       default: return tiles<T, N, -1>(a, r.begin, r.end, own);
     }
   };
