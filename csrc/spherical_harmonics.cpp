@@ -178,10 +178,12 @@ EQTP_INLINE void locate(Tile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool no
     return;
   }
   const Vec<T> zero{}, one = zero + T(1);
-  Vec<T> size = zero;  // |x| + |y| + |z|: neither overflow nor underflow below, and NaN stays NaN
+  Vec<T> size = zero;  // |x| + |y| + |z|; scaled by the inverse of its power of 2, neither overflow nor underflow below
   for (int k = 0; k < 3; ++k) size += x[k] < zero ? -x[k] : x[k];
-  const auto null = size < (zero + (sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308)));
-  const Vec<T> scale = T(2) / (null ? one : size);  // 2: neither this nor its inverse is infinite or (nearly) denormal
+  using I = typename Simd<T>::I;
+  const I exponent = I(size) & I(zero + T(__builtin_inf()));
+  const I null = exponent == I{};
+  const Vec<T> scale = null ? zero : Vec<T>(I(zero + T(__builtin_inf())) - exponent);  // a power of 2, so exact; infinity and NaN give NaN
   Vec<T> u[3], n2 = zero;
   for (int k = 0; k < 3; ++k) u[k] = x[k] * scale, n2 += u[k] * u[k];
   T root[W];
@@ -203,11 +205,14 @@ EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, Tile<T, N
   const Vec<T> zero{};
   N* p = t.p;
   t.c[0] = Make::make(zero + T(1), zero), t.s[0] = Make::make(zero, zero);
+  if (lmax) t.c[1] = t.z, t.s[1] = t.x;
+  for (int m = 2; m <= lmax; ++m) t.c[m] = t.z * t.c[m - 1] - t.x * t.s[m - 1], t.s[m] = t.z * t.s[m - 1] + t.x * t.c[m - 1];
   for (int m = 0; m <= lmax; ++m) {
-    if (m) t.c[m] = t.z * t.c[m - 1] - t.x * t.s[m - 1], t.s[m] = t.z * t.s[m - 1] + t.x * t.c[m - 1];
-    N p2 = Make::make(zero, zero), p1 = Make::make(zero + k->a, zero);
-    *p++ = p1, ++k;
-    for (int l = m + 1; l <= lmax; ++l, ++k) {
+    const T first = k->a;
+    N p2 = Make::make(zero + first, zero), p1 = p2;
+    *p++ = p2, ++k;
+    if (m < lmax) p1 = (k->a * first) * t.y, *p++ = p1, ++k;
+    for (int l = m + 2; l <= lmax; ++l, ++k) {
       const N q = k->a * (t.y * p1) + k->b * (t.r2 * p2);
       p2 = p1, p1 = q, *p++ = q;
     }
@@ -232,25 +237,29 @@ EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, Tile<T, N>& 
   using Make = Number<T, N>;
   const N none = Make::make(Vec<T>{}, Vec<T>{});
   N gx = none, gy = none, gz = none, radial = none;
+  for (int l = 1; l <= lmax; ++l) {  // m = 0
+    const Vec<T> gc = t.components[l * l + l];
+    gy = gy + t.p[l - 1] * (k[l].e * gc);
+    if (l > 1) radial = radial + t.p[lmax + l - 1] * (k[l].f * gc);
+  }
   const N* p = t.p;
-  for (int m = 0; m <= lmax; ++m) {
-    const int count = lmax - m + 1;                // degrees of this m
-    const N* const up = p + count - 1;             // up[l - m] = P_(l-1)(m+1)
+  for (int m = 1; m <= lmax; ++m) {
+    const int count = lmax - m + 1;  // degrees of this m
+    k += count + 1, p += count + 1;
     const N c = t.c[m], s = t.s[m];
-    N u = none, v = none;
-    for (int i = 0; i < count; ++i, ++k) {
-      const int l = m + i;
-      const Vec<T> gc = t.components[l * l + l + m], gs = t.components[l * l + l - m];
-      const N w = m ? c * gc + s * gs : c * gc;
-      if (m) u = u + p[i] * gc, v = v + p[i] * gs;
-      if (i > 0) gy = gy + k->e * (p[i - 1] * w);
-      if (i > 1) radial = radial + k->f * (up[i - 1] * w);
+    const T first = k[0].a, next = count > 2 ? k[count].a : T(0);  // P_mm, P_(m+1)(m+1): constants
+    const Vec<T>* const g = t.components + m * m + m;
+    N u = Make::make(first * g[m], Vec<T>{}), v = Make::make(first * g[-m], Vec<T>{});
+    for (int i = 1; i < count; ++i) {
+      const int l = m + i, at = l * l + l - m * m - m;
+      const Vec<T> gc = g[at + m], gs = g[at - m];
+      const N w = c * gc + s * gs;
+      u = u + p[i] * gc, v = v + p[i] * gs;
+      gy = gy + (i == 1 ? (k[i].e * first) * w : k[i].e * (p[i - 1] * w));
+      if (i > 1) radial = radial + (i == 2 ? (k[i].f * next) * w : k[i].f * (p[count + i - 2] * w));
     }
-    if (m) {
-      gz = gz + T(m) * (u * t.c[m - 1] + v * t.s[m - 1]);
-      gx = gx + T(m) * (v * t.c[m - 1] - u * t.s[m - 1]);
-    }
-    p += count;
+    gz = gz + (m == 1 ? u : T(m) * (u * t.c[m - 1] + v * t.s[m - 1]));
+    gx = gx + (m == 1 ? v : T(m) * (v * t.c[m - 1] - u * t.s[m - 1]));
   }
   gx = gx + t.x * radial, gz = gz + t.z * radial;
   if (normalize) {

@@ -55,7 +55,8 @@ def resolve(backend: str, plan: TensorProductPlan | None, device: torch.device, 
     only "auto" moves on. Raises ValueError for an unknown name."""
     if backend == "auto":
         backend = _default or os.environ.get("EQTP_BACKEND", "auto")
-    return _resolve(_known(backend), plan, device.type, dtype)
+    remembered = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve  # Dynamo warns of caches, and has its own
+    return remembered(_known(backend), plan, device.type, dtype)
 
 
 def explain(plan: TensorProductPlan | None = None, device="cpu", dtype: torch.dtype = torch.float32) -> str:

@@ -148,7 +148,7 @@ class SphericalHarmonics(torch.nn.Module):
         parity = -1 if irreps_in is None else Irreps(irreps_in)[0].ir.p
         if isinstance(irreps_out, int):
             irreps_out = [irreps_out]
-        if isinstance(irreps_out, (list, tuple)) and all(isinstance(l, int) for l in irreps_out):
+        if type(irreps_out) in (list, tuple) and all(isinstance(l, int) for l in irreps_out):
             irreps_out = [(1, (l, parity**l)) for l in irreps_out]
         self.irreps_in, self.irreps_out = Irreps([(1, (1, parity))]), Irreps(irreps_out)
         for _, ir in self.irreps_out:
