@@ -37,13 +37,11 @@ template <class T, class N>
 struct Number;
 template <class T>
 struct Number<T, Vec<T>> {
-  static constexpr bool dual = false;
   EQTP_INLINE Vec<T> make(Vec<T> v, Vec<T>) { return v; }
   EQTP_INLINE Vec<T> result(Vec<T> a) { return a; }
 };
 template <class T>
 struct Number<T, Dual<T>> {
-  static constexpr bool dual = true;
   EQTP_INLINE Dual<T> make(Vec<T> v, Vec<T> d) { return {v, d}; }
   EQTP_INLINE Vec<T> result(Dual<T> a) { return a.d; }
 };

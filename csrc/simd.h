@@ -104,44 +104,6 @@ static inline __attribute__((always_inline)) T sum(Vec<T> v) {
   return v[0];
 }
 
-// W rows of D numbers, [W, D], to and from D vectors of W lanes, [D, W]: lane l of vector i is number l D + i, so each vector is put together from
-// D others by one permutation each. For levels that have such a permutation.
-template <class T, int D>
-struct Shuffle {
-  static constexpr int W = Simd<T>::W;
-  static constexpr bool possible = (D == 3 || D == 5 || D == 7) && Simd<T>::bytes >= 32;
-  using I = typename Simd<T>::I;
-  using N = typename Simd<T>::Index;
-  struct Table { N at[D][W], from[D][W]; };
-  static constexpr Table spread() {  // component i, lane l: element l D + i of the row
-    Table t{};
-    for (int i = 0; i < D; ++i)
-      for (int l = 0; l < W; ++l) t.at[i][l] = (l * D + i) % W, t.from[i][l] = (l * D + i) / W;
-    return t;
-  }
-  static constexpr Table gather() {  // vector i of the row, lane l: component (i W + l) % D, lane (i W + l) / D
-    Table t{};
-    for (int i = 0; i < D; ++i)
-      for (int l = 0; l < W; ++l) t.at[i][l] = (i * W + l) / D, t.from[i][l] = (i * W + l) % D;
-    return t;
-  }
-  template <const Table& table>
-  static inline __attribute__((always_inline)) void apply(const T* in, T* out) {
-    Vec<T> v[D];
-    for (int q = 0; q < D; ++q) v[q] = load(in + q * W);
-    for (int i = 0; i < D; ++i) {
-      const I at = *reinterpret_cast<const I*>(table.at[i]), from = *reinterpret_cast<const I*>(table.from[i]);
-      Vec<T> a = permute<T>(v[0], at);
-      for (int q = 1; q < D; ++q) a = from == q ? permute<T>(v[q], at) : a;
-      store(out + i * W, a);
-    }
-  }
-};
-template <class T, int D>
-static constexpr auto spread_table = Shuffle<T, D>::spread();
-template <class T, int D>
-static constexpr auto gather_table = Shuffle<T, D>::gather();
-
 }  // namespace EQTP_SIMD
 #endif
 

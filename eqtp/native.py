@@ -93,7 +93,7 @@ def convolve(key: str, graph, inputs, outputs) -> None:
         y.shape[0],
         [t.data_ptr() for t in graph],
         [(t.data_ptr(), t.stride(0)) for t in inputs],
-        [0 if t is None else t.data_ptr() for t in outputs],
+        [address(t) for t in outputs],
         x.dtype == torch.float64,
         torch.get_num_threads(),
     )

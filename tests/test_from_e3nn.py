@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from test_accelerate import exact, relative
 
-from eqtp.e3nn import exact_tables, from_e3nn, plan_from_e3nn
+from eqtp.e3nn import from_e3nn, plan_from_e3nn
 
 o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 
@@ -11,17 +12,6 @@ o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 class Own(o3.TensorProduct):
     def forward(self, x, y, weight=None):
         return 2 * super().forward(x, y, weight)
-
-
-def exact(module):
-    """The module in float64, with coefficients that did not go through float32."""
-    module.double()
-    assert exact_tables(module) == []
-    return module
-
-
-def relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize("normalization", ["integral", "component", "norm"])

@@ -4,48 +4,11 @@ import io
 
 import pytest
 import torch
+from test_spherical_harmonics import DTYPES, assert_all_close, by_normalize, energy, harmonics, plain, third_order, vectors
 from torch.autograd import forward_ad
 
 import eqtp
 from eqtp import native, testing
-
-DTYPES = [torch.float64, torch.float32]
-by_normalize = pytest.mark.parametrize("normalize", [True, False], ids=["direction", "solid"])
-
-
-def harmonics(degrees, normalize=True, normalization="component"):
-    return lambda xyz: eqtp.spherical_harmonics(degrees, xyz, normalize, normalization, backend="native")
-
-
-def plain(degrees, normalize=True, normalization="component"):
-    """The recursion in plain torch, differentiated by torch."""
-    return lambda xyz: eqtp.spherical_harmonics(degrees, xyz, normalize, normalization, backend="reference")
-
-
-def vectors(n=19):
-    """[n, 3], not close to zero."""
-    xyz = testing.random(n, 3)
-    return (xyz + 0.3 * xyz.sign()).float().double()
-
-
-def energy(t):
-    """A function that is not linear and loses no digits."""
-    return (t.square() / 2 + t).sum()
-
-
-def third_order(f, xyz, dtype=torch.float64):
-    """Value, gradient, second and third order: each is the gradient of the energy of the one before."""
-    x = xyz.to(dtype).requires_grad_()
-    terms = [f(x)]
-    for _ in range(3):
-        terms.append(torch.autograd.grad(energy(terms[-1]), x, create_graph=True)[0])
-    return [t.detach() for t in terms]
-
-
-def assert_all_close(ours, theirs):
-    for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        testing.assert_close(a, b, f"result {n}")
-
 
 # registered ops
 
