@@ -64,7 +64,7 @@ class Case:
 def require(backend: str, plan, dtype: torch.dtype) -> None:
     """Raise Missing, with the reason, if one of our backends cannot run the plan (None: an op without a
     plan)."""
-    reason = None if backend == "auto" else backends.why_not(backend, plan, torch.device("cpu"), dtype)
+    reason = None if backend == "auto" else backends.why_not(backend, "tensor_product_conv", plan, torch.device("cpu"), dtype)
     if reason:
         raise Missing(reason)
 

@@ -5,6 +5,14 @@
 // tensors in Index (64 bits), numbers in memory as T (float, double, f16, bf16) and in registers as Real<T> (float, double).
 #pragma once
 
+#ifdef __CUDACC__
+#define EQTP_UNROLL _Pragma("unroll")
+#define EQTP_LOOP _Pragma("unroll 1")
+#else
+#define EQTP_UNROLL
+#define EQTP_LOOP
+#endif
+
 namespace eqtp {
 
 using Index = long long;
@@ -14,12 +22,8 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // ---------------------------------------------------------------------------------------------------------------- numbers in memory
 // Half precision is for storage only: read to float, written from float, rounded to nearest even. No toolkit header is needed.
-struct f16 {
-  unsigned short bits;
-};
-struct bf16 {
-  unsigned short bits;
-};
+struct f16 { unsigned short bits; };
+struct bf16 { unsigned short bits; };
 
 template <class T>
 struct RealOf {
@@ -36,7 +40,10 @@ __device__ __forceinline__ float as_float(unsigned bits) {
 #ifdef __CUDA_ARCH__
   return __uint_as_float(bits);
 #else
-  union { unsigned u; float f; } v = {bits};
+  union {
+    unsigned u;
+    float f;
+  } v = {bits};
   return v.f;
 #endif
 }
@@ -44,7 +51,10 @@ __device__ __forceinline__ unsigned as_bits(float x) {
 #ifdef __CUDA_ARCH__
   return __float_as_uint(x);
 #else
-  union { float f; unsigned u; } v = {x};
+  union {
+    float f;
+    unsigned u;
+  } v = {x};
   return v.u;
 #endif
 }

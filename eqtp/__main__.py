@@ -63,10 +63,11 @@ def families() -> list[tuple[str, str]]:
     """One row per family for float32 on the CPU, and the one that backend="auto" takes."""
     cpu, rows = torch.device("cpu"), []
     for name in backend.FAMILIES:
-        reason = backend.why_not(name, None, cpu, torch.float32)
+        reason = backend.why_not(name, "tensor_product_conv", None, cpu, torch.float32)
         rows.append((name, "yes" if reason is None else f"no: {reason}"))
     try:
-        rows.append(("auto", f"takes {backend.resolve('auto', None, cpu, torch.float32)}, where that can run the plan: eqtp.explain(plan)"))
+        taken = backend.resolve("auto", "tensor_product_conv", None, cpu, torch.float32)
+        rows.append(("auto", f"takes {taken}, where that can run the plan: eqtp.explain(plan)"))
     except (RuntimeError, ValueError) as error:  # EQTP_BACKEND names one that cannot run, or none
         rows.append(("auto", f"raises an error: {error}"))
     return rows

@@ -167,12 +167,12 @@ def _first_float(module: torch.nn.Module, default: torch.Tensor | None = None) -
 def _family(plan, like: torch.Tensor) -> tuple[str | None, str | None]:
     """(kernel family that runs the plan, None), or (None, why there is no kernel for it)."""
     try:
-        family = backend.resolve("auto", plan, like.device, like.dtype)
+        family = backend.resolve("auto", "tensor_product_conv", plan, like.device, like.dtype)
     except RuntimeError as error:  # a family named by the user that cannot run
         return None, str(error)
     if family != "reference":
         return family, None
-    reasons = [backend.why_not(f, plan, like.device, like.dtype) for f in backend.backends() if f != "reference"]
+    reasons = [backend.why_not(f, "tensor_product_conv", plan, like.device, like.dtype) for f in backend.candidates(like.device) if f != "reference"]
     return None, "; ".join(r for r in reasons if r) or "the reference backend was asked for"
 
 

@@ -25,9 +25,10 @@ LIBRARY = torch.library.Library("eqtp", "DEF")
 
 
 def define(name: str, schema: str, kernel: Callable, fake: Callable):
-    """Registers eqtp::name with its CPU kernel and its fake; returns the op."""
+    """Registers eqtp::name with its kernel, which serves every device, and its fake; returns the op."""
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, kernel, "CPU")
+    for key in ("CPU", "CUDA", "XPU"):
+        LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"eqtp::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.eqtp, name).default
 
@@ -101,6 +102,16 @@ def _transformed(name: str) -> bool:
     return True
 
 
+def empty(tensors, wanted) -> list[torch.Tensor | None]:
+    """A contiguous output like each tensor; None where it is not wanted."""
+    return [t.new_empty(t.shape) if w else None for t, w in zip(tensors, wanted, strict=True)]
+
+
+def present(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
+    return tuple(like.new_empty(0) if t is None else t for t in outputs)
+
+
 def total(terms: Sequence):
     """Sum of the terms that are not None; None if there are none."""
     terms = [t for t in terms if t is not None]
@@ -123,13 +134,13 @@ def register_multilinear(
     """
     n = len(operands)
     tensors = ", ".join(f"Tensor {o}" for o in operands)
-    empty = lambda t, want: torch.empty_like(t, memory_format=torch.contiguous_format) if want else t.new_empty(0)  # noqa: E731
+    like = lambda t, want: torch.empty_like(t, memory_format=torch.contiguous_format) if want else t.new_empty(0)  # noqa: E731
 
     def fake_bwd(g, *args):
-        return tuple(empty(t, w) for t, w in zip(args[:n], args[n], strict=True))
+        return tuple(like(t, w) for t, w in zip(args[:n], args[n], strict=True))
 
     def fake_bwdbwd(*args):
-        return tuple(empty(t, w) for t, w in zip(args[: n + 1], args[2 * n + 1], strict=True))
+        return tuple(like(t, w) for t, w in zip(args[: n + 1], args[2 * n + 1], strict=True))
 
     product_op = define(name, f"({tensors}, {constants}) -> Tensor", product, fake)
     results = ", ".join(["Tensor"] * n)

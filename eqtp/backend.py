@@ -1,4 +1,4 @@
-"""Which kernels run: families in the order of `auto`, each with the reason why it cannot."""
+"""Which kernels run: families in the order of `auto` on each kind of device, each with the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from functools import lru_cache
 
 import torch
 
-from eqtp import native
 from eqtp.plan import TensorProductPlan
 
-FAMILIES = ("native", "reference")  # in the order that auto tries them
+# "reference" is the op's own formula in plain torch; the others are modules or objects, imported when first asked for, that have the same functions: convolve,
+# spherical_harmonics, segment_sum, ... (which write their outputs in place), walks_transpose, and why_not.
+FAMILIES = ("jit", "native", "triton", "reference")
+ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
 _default = None
+_others: dict[str, object] = {}  # families that tests add, which auto never takes
 
 
 def backends() -> tuple[str, ...]:
     """Names that `backend=` takes besides "auto"."""
     return FAMILIES
+
+
+def family(name: str):
+    """The kernels of a family. Raises ImportError if it cannot be imported."""
+    if name in _others:
+        return _others[name]
+    if name == "jit":
+        from eqtp.cuda import KERNELS as module
+    elif name == "triton":
+        from eqtp import kernels as module
+    else:
+        from eqtp import native as module
+    return module
 
 
 def set_backend(name: str | None) -> None:
@@ -28,40 +44,49 @@ def set_backend(name: str | None) -> None:
 
 
 def _known(name: str) -> str:
-    if name not in (*FAMILIES, "auto"):
+    if name not in (*FAMILIES, *_others, "auto"):
         raise ValueError(f"backend must be one of auto, {', '.join(FAMILIES)}, got {name!r}")
     return name
 
 
-def why_not(family: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the family runs this plan (None: an op without a plan) on this device and dtype, else why not."""
-    if family == "reference":
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """Families that `auto` tries on this device, in order."""
+    return ORDER.get(device.type, FAMILIES)
+
+
+def why_not(name: str, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why not."""
+    if name == "reference":
         return None
-    return native.why_not(device, dtype) or (native.why_not_plan(plan) if plan is not None else None)
+    try:
+        module = family(name)
+    except ImportError as error:
+        return f"its kernels cannot be imported: {error}"
+    return module.why_not(op, plan, device, dtype)
 
 
 @lru_cache(maxsize=4096)
-def _resolve(family: str, plan: TensorProductPlan | None, device: str, dtype: torch.dtype) -> str:
-    if family != "auto":
-        reason = why_not(family, plan, torch.device(device), dtype)
+def _resolve(name: str, op: str, plan: TensorProductPlan | None, device: str, dtype: torch.dtype) -> str:
+    if name != "auto":
+        reason = why_not(name, op, plan, torch.device(device), dtype)
         if reason:
-            raise RuntimeError(f"backend {family!r} cannot run this: {reason}")
-        return family
-    return next(f for f in FAMILIES if why_not(f, plan, torch.device(device), dtype) is None)
+            raise RuntimeError(f"backend {name!r} cannot run this: {reason}")
+        return name
+    return next(f for f in candidates(torch.device(device)) if why_not(f, op, plan, torch.device(device), dtype) is None)
 
 
-def resolve(backend: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(backend: str, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str:
     """The family that runs. A family named by the user, here or in EQTP_BACKEND, that cannot run raises RuntimeError;
     only "auto" moves on. Raises ValueError for an unknown name."""
     if backend == "auto":
         backend = _default or os.environ.get("EQTP_BACKEND", "auto")
     remembered = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve  # Dynamo warns of caches, and has its own
-    return remembered(_known(backend), plan, device.type, dtype)
+    return remembered(_known(backend), op, plan, device.type, dtype)
 
 
-def explain(plan: TensorProductPlan | None = None, device="cpu", dtype: torch.dtype = torch.float32) -> str:
+def explain(plan: TensorProductPlan | None = None, device="cpu", dtype: torch.dtype = torch.float32, op: str = "tensor_product_conv") -> str:
     """One line per family: yes, or why not; and which one `auto` takes."""
     device = torch.device(device)
-    reasons = {f: why_not(f, plan, device, dtype) for f in FAMILIES}
+    reasons = {f: why_not(f, op, plan, device, dtype) for f in FAMILIES}
     lines = [f"{f:<10} {'yes' if r is None else 'no: ' + r}" for f, r in reasons.items()]
-    return "\n".join([*lines, f"auto       {resolve('auto', plan, device, dtype)}"])
+    return "\n".join([*lines, f"auto       {resolve('auto', op, plan, device, dtype)}"])

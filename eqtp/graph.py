@@ -19,7 +19,7 @@ def _check_range(name: str, index: torch.Tensor, num: int) -> None:
 
 def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
-    if native.why_not(index.device, torch.float32) is None:
+    if native.why_not("graph", None, index.device, torch.float32) is None:
         ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
         bad = native.csr(index, num, ptr, order)
         if bad >= 0:

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (eqtp._native), and what they ask of their arguments. No formula lives here."""
+"""The compiled kernels (eqtp._native: C++ for CPU tensors, CUDA for those on a GPU), and what they ask of their arguments. No formula lives here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp.plan import TensorProductPlan
+from eqtp import harmonics
+from eqtp.plan import TensorProductPlan, dims
 
 try:
     from eqtp import _native
@@ -20,17 +21,43 @@ else:
 
 MAX_DIM = 33  # largest 2 l + 1 of a native path (csrc/plan.h)
 DTYPES = (torch.float32, torch.float64)
+CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order of csrc/device.cuh's codes
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the CPU kernels run for this device and dtype, else the reason as a sentence."""
+def why_not(op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the compiled kernels run this op (with this plan, if it has one) for this device and dtype, else the reason as a sentence."""
     if _missing:
         return _missing
-    if device.type != "cpu":
-        return f"the native kernels are built for the CPU only, the tensors are on {device.type}"
-    if dtype not in DTYPES:
-        return f"the native kernels know float32 and float64, not {str(dtype).removeprefix('torch.')}"
-    return None
+    if device.type not in ("cpu", "cuda"):
+        return f"the native kernels run on CPUs and NVIDIA GPUs, the tensors are on {device.type}"
+    reason = _why_not_cuda(op) if device.type == "cuda" else None
+    if reason:
+        return reason
+    known = CUDA_DTYPES if device.type == "cuda" else DTYPES
+    if dtype not in known:
+        names = [str(t).removeprefix("torch.") for t in (*known, dtype)]
+        return f"the native kernels know {', '.join(names[:-2])} and {names[-2]}, not {names[-1]}"
+    return why_not_plan(plan) if plan is not None else None
+
+
+def _why_not_cuda(op: str) -> str | None:
+    """None if this build has the op for a GPU and finds one, else the reason."""
+    if not _native.has_cuda:
+        return "eqtp was built without CUDA; install nvcc (the CUDA toolkit), or name it in CUDACXX, and install eqtp again with EQTP_CUDA=1"
+    name = "tensor_product_conv" if op == "tensor_product" else op
+    if not hasattr(_native, f"{name}_cuda"):
+        return f"the native kernels have no {op} for CUDA"
+    return _no_gpu()
+
+
+@lru_cache(maxsize=1)
+def _no_gpu() -> str | None:
+    return _native.cuda_device_count()[1]
+
+
+def walks_transpose(device: torch.device) -> bool:
+    """Whether the gradients of a convolution need the transposed graph: on the CPU they do not."""
+    return device.type != "cpu"
 
 
 def why_not_plan(plan: TensorProductPlan) -> str | None:
@@ -44,22 +71,6 @@ def why_not_plan(plan: TensorProductPlan) -> str | None:
         if max(p.l1, p.l2, p.l3) > (MAX_DIM - 1) // 2:
             return f"{path} exceeds l = {(MAX_DIM - 1) // 2}, the largest degree of the native kernels"
     return None
-
-
-class Dims(NamedTuple):
-    """Row lengths of x1, x2, the output and the weights."""
-
-    in1: int
-    in2: int
-    out: int
-    weights: int
-
-
-@lru_cache(maxsize=1024)
-def dims(key: str) -> Dims:
-    """Row lengths of a plan, from its key."""
-    p = TensorProductPlan.from_key(key)
-    return Dims(p.dim_in1, p.dim_in2, p.dim_out, p.weight_numel)
 
 
 @lru_cache(maxsize=256)
@@ -81,17 +92,20 @@ def row(t: torch.Tensor) -> torch.Tensor:
 
 
 def convolve(key: str, graph, inputs, outputs) -> None:
-    """Runs csrc/tensor_product_conv.cpp. graph: (src, ptr, order), or () for the product of rows; inputs: x, y, w [, g [, cx, cy, cw]];
-    outputs: out, gx, gy, gw, contiguous or None."""
+    """Runs csrc/tensor_product_conv.cpp or .cu. graph: (src, dst, ptr, order, tptr, torder), or () for the product of rows; inputs: x, y, w [, g
+    [, cx, cy, cw]]; outputs: out, gx, gy, gw, contiguous or None."""
     inputs = [row(t) for t in inputs]
+    if inputs[0].is_cuda:
+        return convolve_cuda(key, graph, inputs, outputs)
     x, y = inputs[:2]
-    num_dst = graph[1].shape[0] - 1 if graph else x.shape[0]
+    columns = (graph[0], graph[2], graph[3]) if graph else ()  # src, ptr, order
+    num_dst = graph[2].shape[0] - 1 if graph else x.shape[0]
     _native.tensor_product_conv(
         plan(key),
         x.shape[0],
         num_dst,
         y.shape[0],
-        [t.data_ptr() for t in graph],
+        [t.data_ptr() for t in columns],
         [(t.data_ptr(), t.stride(0)) for t in inputs],
         [address(t) for t in outputs],
         x.dtype == torch.float64,
@@ -99,14 +113,114 @@ def convolve(key: str, graph, inputs, outputs) -> None:
     )
 
 
-def empty(tensors, wanted) -> list[torch.Tensor | None]:
-    """A contiguous output like each tensor; None where it is not wanted."""
-    return [torch.empty(t.shape, dtype=t.dtype) if w else None for t, w in zip(tensors, wanted, strict=True)]
+class Walk(NamedTuple):
+    """What the kernels of csrc/tensor_product.cuh read (its structs say what the columns mean), for the walk over destinations or sources."""
+
+    units: np.ndarray  # int32 [units, 10]
+    paths: np.ndarray  # int32 [paths, 4]
+    columns: np.ndarray  # int32 [entries, 2]
+    terms: np.ndarray  # float64 [entries, 2]
+    y_ptr: np.ndarray  # int32 [blocks (dim2 + 1)]
+    y_entry: np.ndarray  # int32 [terms]
+    y_term: np.ndarray  # float64 [terms]
+    sizes: tuple[int, int, int, int]  # units; the largest of: components of a unit, of a block across from it, entries of M
 
 
-def present(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
-    return tuple(like.new_empty(0) if t is None else t for t in outputs)
+def _entries(p: TensorProductPlan, q) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of M of path q, each the sum of at most two terms: columns of y and coefficients, both [d1, d3, 2]."""
+    c = p.coefficients(q)  # [d1, d2, d3]
+    if (c != 0).sum(axis=1).max() > 2:
+        raise ValueError("tensor_product: more than two coefficients couple one component of x1 with one of the output")
+    c = np.concatenate([c, np.zeros((c.shape[0], 1, c.shape[2]))], axis=1)  # a path with one column has a second one too
+    first = np.argsort(c == 0, axis=1, kind="stable")[:, :2]  # [d1, 2, d3], non-zero ones first
+    terms = np.take_along_axis(c, first, axis=1)
+    columns = p.irreps_in2.slices()[q.i2].start + np.where(terms != 0, first, 0)
+    return np.moveaxis(columns, 1, 2), np.moveaxis(terms, 1, 2)
+
+
+def _tiles(a: np.ndarray) -> list[np.ndarray]:
+    """[rows, d, 2] as tiles of the components that a lane holds: [rows, K, 2] each, K = 1, 4 or 8, filled up with zeros."""
+    d = a.shape[1]
+    size = 1 if d == 1 else 4 if d == 3 else 8
+    a = np.pad(a, ((0, 0), (0, -d % size), (0, 0)))
+    return np.split(a, a.shape[1] // size, axis=1)
+
+
+def walk(p: TensorProductPlan, forward: bool) -> Walk:
+    """Tables of a walk: units are blocks of the output (forward) or of x, 32 channels each; forward, blocks of more than 7 components are cut."""
+    own, across = (p.irreps_out, p.irreps_in1) if forward else (p.irreps_in1, p.irreps_out)
+    starts = [s.start for s in across.slices()]
+    units, paths, columns, terms, y_ptr, y_entry, y_term = [], [], [], [], [], [], []
+    entries = 0  # so far
+    for slot, (s, (mul, ir)) in enumerate(zip(own.slices(), own, strict=True)):
+        mine = [q for q in p.paths if (q.io if forward else q.i1) == slot]
+        pairs = [[np.swapaxes(a, 0, 1) if not forward else a for a in _entries(p, q)] for q in mine]
+        tiles = [[_tiles(a) for a in pair] for pair in pairs]  # [path][columns, terms][tile]
+        count = -(-ir.dim // 8)  # tiles
+        for part in [[k] for k in range(count)] if forward else [range(count)]:
+            first_path, first_entry = len(paths), entries
+            for q, pair in zip(mine, tiles, strict=True):
+                a, b = (np.concatenate([tile[k].reshape(-1, 2) for k in part]) for tile in pair)
+                other = q.i1 if forward else q.io
+                paths.append((starts[other], across[other].ir.dim, q.weight_offset, entries - first_entry))
+                columns.append(a)
+                terms.append(b)
+                entries += len(a)
+            position = first_path, len(paths), first_entry, entries - first_entry, len(y_ptr)
+            units += [(s.start, ir.dim, mul, u, 8 * part[0], *position) for u in range(0, mul, 32)]
+        if not forward:  # the terms of the block's entries once more, by column of y
+            a, b = (np.concatenate([np.zeros((0, 2)), *t[len(t) - len(mine) :]]).ravel() for t in (columns, terms))
+            order = np.argsort(a, kind="stable")
+            order = order[b[order] != 0]
+            y_ptr += (sum(map(len, y_term)) + np.concatenate([[0], np.bincount(a[order].astype(int), minlength=p.dim_in2).cumsum()])).tolist()
+            y_entry.append(order // 2)
+            y_term.append(b[order])
+    table = lambda rows, width: np.array(rows, np.int32).reshape(-1, width)  # noqa: E731
+    join = lambda parts, width, dtype: np.concatenate([np.zeros((0, *width)), *parts]).astype(dtype)  # noqa: E731
+    sizes = (len(units), *(max((row[n] for row in rows), default=0) for rows, n in ((units, 1), (paths, 1), (units, 8))))
+    tables = table(units, 10), table(paths, 4), join(columns, (2,), np.int32), join(terms, (2,), np.float64)
+    return Walk(*tables, np.array(y_ptr, np.int32), join(y_entry, (), np.int32), join(y_term, (), np.float64), sizes)
+
+
+@lru_cache(maxsize=256)
+def _uploaded(key: str, device: torch.device, real: torch.dtype) -> tuple:
+    """The tensors of both walks, forward and backward, on a device, and their sizes; coefficients in the dtype that the kernels compute in."""
+    both = []
+    for forward in (True, False):
+        w = walk(TensorProductPlan.from_key(key), forward)
+        tensors = [torch.from_numpy(a).to(device) for a in w[:-1]]
+        both.append(([t.to(real) if t.is_floating_point() else t for t in tensors], w.sizes))
+    return tuple(both)
+
+
+def convolve_cuda(key: str, graph, inputs, outputs) -> None:
+    """Runs csrc/tensor_product_conv.cu; arguments as for `convolve`, rows contiguous."""
+    x, y = inputs[:2]
+    real = torch.float64 if x.dtype == torch.float64 else torch.float32
+    (fwd, fwd_sizes), (bwd, bwd_sizes) = _uploaded(key, x.device, real)
+    gy = outputs[2]
+    shares = None if gy is None else torch.empty(bwd_sizes[0], *gy.shape, dtype=real, device=x.device)  # [units, e, dim2]
+    _native.tensor_product_conv_cuda(
+        [t.data_ptr() for t in fwd],
+        fwd_sizes,
+        [t.data_ptr() for t in bwd],
+        bwd_sizes,
+        x.shape[0],
+        graph[2].shape[0] - 1 if graph else x.shape[0],
+        y.shape[0],
+        [t.data_ptr() for t in graph],
+        [(t.data_ptr(), t.stride(0)) for t in inputs],
+        [address(t) for t in outputs],
+        address(shares),
+        tuple(dims(key)),
+        CUDA_DTYPES.index(x.dtype),
+        *place(x.device),
+    )
+
+
+def place(device: torch.device) -> tuple[int, int]:
+    """Index of a GPU and the address of its current stream."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def csr(index: torch.Tensor, num: int, ptr: torch.Tensor, order: torch.Tensor) -> int:
@@ -116,25 +230,50 @@ def csr(index: torch.Tensor, num: int, ptr: torch.Tensor, order: torch.Tensor) -
     return _native.csr(index.data_ptr(), is64, len(index), num, ptr.data_ptr(), order.data_ptr())
 
 
+def _segments(name: str, x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, num: int, out: torch.Tensor, *more: int) -> None:
+    """Runs csrc/<name>.cpp, or .cu for CUDA tensors, on the rows of x [e, c]; more: what the op takes besides."""
+    arguments = (x.data_ptr(), x.stride(0), ptr.data_ptr(), order.data_ptr(), len(x), num, x.shape[1], out.data_ptr(), *more)
+    if x.is_cuda:
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        getattr(_native, f"{name}_cuda")(*arguments, CUDA_DTYPES.index(x.dtype), x.device.index, stream)
+    else:
+        getattr(_native, name)(*arguments, x.dtype == torch.float64, torch.get_num_threads())
+
+
 def segment_sum(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: torch.Tensor) -> None:
     """out [n, c] = sums of the rows of x [e, c] over the segments of ptr [n + 1], order [e]."""
-    x = row(x)
-    _native.segment_sum(
-        x.data_ptr(), x.stride(0), ptr.data_ptr(), order.data_ptr(), *out.shape, out.data_ptr(), x.dtype == torch.float64, torch.get_num_threads()
-    )
+    _segments("segment_sum", row(x), ptr, order, len(out), out)
 
 
-def harmonics(*columns):
-    """Constants of the spherical harmonics kernel (csrc/spherical_harmonics.h)."""
-    return _native.Harmonics(*columns)
+def segment_max(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: torch.Tensor, arg: torch.Tensor) -> None:
+    """out [n, c] = largest values of the rows of x [e, c], from the edges arg [n, c] int64; where there is none: 0, from e."""
+    _segments("segment_max", row(x), ptr, order, len(out), out, arg.data_ptr())
 
 
-def spherical_harmonics(kernel, normalize: bool, xyz, g, c, out, gxyz) -> None:
+def segment_softmax(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: torch.Tensor) -> None:
+    """out [e, c] = softmax of x [e, c] over the segments."""
+    _segments("segment_softmax", row(x), ptr, order, len(ptr) - 1, out)
+
+
+def segment_softmax_bwd(g: torch.Tensor, y: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, gx: torch.Tensor) -> None:
+    """gx [e, c] = y (g - sums of y g over the segments), the gradient of the logits from that of their softmax y."""
+    y = row(y)
+    _segments("segment_softmax_bwd", row(g), ptr, order, len(ptr) - 1, gx, y.data_ptr(), y.stride(0))
+
+
+@lru_cache(maxsize=256)
+def _harmonics(degrees: tuple[int, ...], normalization: str):
+    """Constants of the kernel (csrc/spherical_harmonics.h)."""
+    lmax, columns = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
+    return _native.Harmonics(lmax, columns, harmonics.columns(degrees), harmonics.constants(lmax, normalization).ravel().tolist())
+
+
+def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
     """Runs csrc/spherical_harmonics.cpp: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
     g = None if g is None else row(g)
     size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
     _native.spherical_harmonics(
-        kernel,
+        _harmonics(degrees, normalization),
         normalize,
         xyz.shape[0],
         xyz.data_ptr(),

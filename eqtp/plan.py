@@ -227,6 +227,22 @@ class TensorProductPlan:
         return _describe(self)
 
 
+class Dims(NamedTuple):
+    """Row lengths of x1, x2, the output and the weights."""
+
+    in1: int
+    in2: int
+    out: int
+    weights: int
+
+
+@lru_cache(maxsize=1024)
+def dims(key: str) -> Dims:
+    """Row lengths of a plan, from its key."""
+    p = TensorProductPlan.from_key(key)
+    return Dims(p.dim_in1, p.dim_in2, p.dim_out, p.weight_numel)
+
+
 def _error(text: str) -> ValueError:
     return ValueError(f"TensorProductPlan: {text}")
 

@@ -292,15 +292,16 @@ def op_cases():
     xs = operands("conv")[0].requires_grad_()
     g = testing.random(5, PLAN.dim_out, seed=5).requires_grad_()
     gn = testing.random(4, PLAN.dim_out, seed=6).requires_grad_()
-    index = (GRAPH.src, GRAPH.ptr, GRAPH.order, PLAN.key)
-    segments = (GRAPH.dst, GRAPH.ptr, GRAPH.order)
+    none = GRAPH.src.new_empty(0)
+    index = (GRAPH.src, GRAPH.dst, GRAPH.ptr, GRAPH.order, none, none, PLAN.key, "native")
+    segments = (GRAPH.dst, GRAPH.ptr, GRAPH.order, "native")
     c = [t.detach() for t in (x, y, w)]
-    yield ops.tensor_product, (x, y, w, PLAN.key)
+    yield ops.tensor_product, (x, y, w, PLAN.key, "native")
     for wanted in (ALL, SOME):
-        yield ops.tensor_product_bwd, (g, x, y, w, wanted, PLAN.key)
+        yield ops.tensor_product_bwd, (g, x, y, w, wanted, PLAN.key, "native")
         yield ops.tensor_product_conv_bwd, (gn, xs, y, w, wanted, *index)
         fused = [False, *wanted]
-        yield ops.tensor_product_bwdbwd, (g.detach(), *c, *operands("rows", 7), fused, PLAN.key)
+        yield ops.tensor_product_bwdbwd, (g.detach(), *c, *operands("rows", 7), fused, PLAN.key, "native")
         conv_c = (xs.detach(), *c[1:])
         yield ops.tensor_product_conv_bwdbwd, (gn.detach(), *conv_c, *operands("conv", 7), fused, *index)
     yield ops.tensor_product_conv, (xs, y, w, *index)
@@ -325,5 +326,5 @@ def test_bwd_and_bwdbwd_at_the_boundary():
     """Unwanted gradients are empty, not garbage."""
     x, y, w = operands("rows")
     g = testing.random(5, PLAN.dim_out)
-    gx, gy, gw = torch.ops.eqtp.tensor_product_bwd(g, x, y, w, [False, True, False], PLAN.key)
+    gx, gy, gw = torch.ops.eqtp.tensor_product_bwd(g, x, y, w, [False, True, False], PLAN.key, "native")
     assert gx.shape == gw.shape == (0,) and gy.shape == y.shape

@@ -125,10 +125,10 @@ CASES = [
     (graph(src=torch.tensor([0, 2**40])), ValueError, f"Graph: src must be in [0, 2), got {2**40}"),
     (graph(num_src=0), ValueError, "Graph: src must be in [0, 0), got 1"),
     # backends
-    (rows(backend="cuda"), ValueError, "backend must be one of auto, native, reference, got 'cuda'"),
-    (conv(backend="Native"), ValueError, "backend must be one of auto, native, reference, got 'Native'"),
-    (total(backend=""), ValueError, "backend must be one of auto, native, reference, got ''"),
-    (lambda: eqtp.set_backend("fast"), ValueError, "backend must be one of auto, native, reference, got 'fast'"),
+    (rows(backend="cuda"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'cuda'"),
+    (conv(backend="Native"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'Native'"),
+    (total(backend=""), ValueError, "backend must be one of auto, jit, native, triton, reference, got ''"),
+    (lambda: eqtp.set_backend("fast"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'fast'"),
     (
         rows(x1=torch.zeros(4, 2), x2=torch.zeros(4, 2), w=torch.zeros(4, 12), plan=MIXING, backend="native"),
         RuntimeError,
@@ -217,7 +217,7 @@ def test_backend_of_the_environment(monkeypatch):
     with pytest.raises(RuntimeError, match=r"backend 'native' cannot run this: path 0 .* has mode uvw"):
         rows(x1=torch.zeros(4, 2), x2=torch.zeros(4, 2), w=torch.zeros(4, 12), plan=MIXING)()
     monkeypatch.setenv("EQTP_BACKEND", "quick")
-    with pytest.raises(ValueError, match="backend must be one of auto, native, reference, got 'quick'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, jit, native, triton, reference, got 'quick'"):
         fine()
 
 

@@ -146,7 +146,7 @@ def test_axes_and_planes(e3nn64, normalize):
 
 @by_normalization
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", eqtp.backends())
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_zero_vector_has_no_direction(backend, dtype, normalization):
     """Y_0 as everywhere, the other degrees 0, and all derivatives 0; the other rows as without it."""
     op = lambda xyz: eqtp.spherical_harmonics([0, 1, 2, 4], xyz, True, normalization, backend)  # noqa: E731
@@ -175,7 +175,7 @@ def test_zero_vector_of_the_solid_harmonics():
 
 
 @pytest.mark.parametrize(("dtype", "scales"), [(torch.float32, (1e-30, 1e-37, 1e30, 5e37)), (torch.float64, (1e-200, 1e-307, 1e200, 1e307))], ids=str)
-@pytest.mark.parametrize("backend", eqtp.backends())
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_direction_of_tiny_and_huge_vectors(backend, dtype, scales):
     """Right wherever |x| + |y| + |z| is a normal number, though the square of it is not: values, and gradients where these are normal."""
     op = lambda xyz: eqtp.spherical_harmonics([0, 1, 2, 3], xyz, True, "component", backend)  # noqa: E731
@@ -196,7 +196,7 @@ def test_direction_of_tiny_and_huge_vectors(backend, dtype, scales):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", eqtp.backends())
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_nan_stays_nan(backend, dtype, bad):
     """No number comes of a vector that is none; the rows beside it are right. An infinite vector has no direction."""
     op = lambda xyz: eqtp.spherical_harmonics([1, 2, 3], xyz, True, "component", backend)  # noqa: E731

@@ -36,7 +36,7 @@ def test_kernels_run(monkeypatch):
 
 def test_opcheck():
     xyz, c = vectors(5).requires_grad_(), testing.random(5, 3, seed=2)
-    constants = ([2, 0, 1], True, "component")
+    constants = ([2, 0, 1], True, "component", "native")
     g = testing.random(5, 9, seed=1).requires_grad_()
     ops = torch.ops.eqtp
     torch.library.opcheck(ops.spherical_harmonics.default, (xyz, *constants))

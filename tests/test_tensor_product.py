@@ -31,7 +31,7 @@ def test_channelwise_problems_are_native_by_default():
     for problem in problems.TENSOR_PRODUCTS.values():
         if problem.mode == "uvu":
             explained = eqtp.explain(problems.plan(problem.id), "cpu", torch.float64)
-            assert explained.splitlines()[0] == "native     yes" and explained.endswith("auto       native")
+            assert "native     yes" in explained.splitlines() and explained.endswith("auto       native")
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -21,18 +21,23 @@ LAYERS = {
     "plan": {"irreps", "so3", "cost"},
     "problems": {"plan", "irreps"},
     "autograd": set(),
-    "native": {"plan"},
-    "backend": {"native", "plan"},
+    "harmonics": {"so3"},
+    "native": {"harmonics", "plan"},
+    "nvrtc": set(),
+    "jit": {"nvrtc"},
+    "specialise": {"plan"},
+    "cuda": {"jit", "specialise", "native", "harmonics", "plan"},
+    "backend": {"native", "cuda", "kernels", "plan"},
     "graph": {"native", "autograd"},
-    "ops": {"ops", "autograd", "backend", "native", "graph", "plan", "irreps", "so3"},
+    "ops": {"ops", "autograd", "backend", "harmonics", "graph", "plan", "irreps", "so3"},
     "nn": {"ops", "graph", "plan", "irreps", "so3"},
     "testing": {"ops", "backend", "graph", "plan", "irreps", "so3"},
     "integrations": {"integrations", "e3nn", "nn", "ops", "backend", "graph", "plan", "irreps", "so3"},
     "e3nn": {"integrations", "nn", "ops", "plan", "irreps", "so3"},
     "accelerate": {"integrations", "e3nn", "backend"},
 }
-WITHOUT_TORCH = {"irreps", "so3", "cost", "plan", "problems"}
-OTHERS = {"e3nn", "sevenn", "mace", "nequip", "cuequivariance", "cuequivariance_torch", "sphericart", "ase", "triton", "scipy", "sympy"}
+WITHOUT_TORCH = {"irreps", "harmonics", "so3", "cost", "plan", "problems"}
+OTHERS = {"e3nn", "sevenn", "mace", "nequip", "cuequivariance", "cuequivariance_torch", "sphericart", "ase", "triton", "cupy", "scipy", "sympy"}
 
 
 def relative(path: Path) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 
 from eqtp import backend as backends
-from eqtp import native
 from eqtp.autograd import define, differentiable
 from eqtp.graph import Graph
 
@@ -20,23 +19,27 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     return x.new_zeros(graph.num_dst, *x.shape[1:]).index_add(0, graph.dst, x)
 
 
-def _sum(x, dst, ptr, order):
+def _sum(x, dst, ptr, order, family):
     out = x.new_empty(len(ptr) - 1, x.shape[1])
-    native.segment_sum(x, ptr, order, out)
+    backends.family(family).segment_sum(x, ptr, order, out)
     return out
+
+
+def _gather(g, dst, ptr, order, family):
+    return g.index_select(0, dst)
 
 
 _sum_op = define(
     "segment_sum",
-    "(Tensor x, Tensor dst, Tensor ptr, Tensor order) -> Tensor",
+    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
     _sum,
-    lambda x, dst, ptr, order: x.new_empty(ptr.shape[0] - 1, x.shape[1]),
+    lambda x, dst, ptr, order, family: x.new_empty(ptr.shape[0] - 1, x.shape[1]),
 )
 _gather_op = define(
     "segment_gather",
-    "(Tensor g, Tensor dst, Tensor ptr, Tensor order) -> Tensor",
-    lambda g, dst, ptr, order: g.index_select(0, dst),
-    lambda g, dst, ptr, order: g.new_empty(dst.shape[0], g.shape[1]),
+    "(Tensor g, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    _gather,
+    lambda g, dst, ptr, order, family: g.new_empty(dst.shape[0], g.shape[1]),
 )
 
 
@@ -44,34 +47,45 @@ def _linear(op, adjoint):
     """A linear op of its first argument, whose backward is its adjoint and whose tangent is itself."""
     call = differentiable(
         op,
-        lambda args, needs, grads: [adjoint()(grads[0], *args[1:]), None, None, None],
+        lambda args, needs, grads: [adjoint()(grads[0], *args[1:]), *[None] * 4],
         lambda args, tangents: call(tangents[0], *args[1:]),
     )
     return call
 
 
-_segment_sum = _linear(_sum_op, lambda: _segment_gather)
-_segment_gather = _linear(_gather_op, lambda: _segment_sum)
+sum_rows = _linear(_sum_op, lambda: gather_rows)  # x [e, c], dst, ptr, order, family -> [num_dst, c]
+gather_rows = _linear(_gather_op, lambda: sum_rows)  # g [num_dst, c], dst, ptr, order, family -> [e, c]
+
+
+def resolve(op: str, x: torch.Tensor, graph: Graph, backend: str) -> str:
+    """The family that runs a segment op, after its arguments are checked."""
+    if not isinstance(graph, Graph):
+        raise TypeError(f"{op}: graph must be an eqtp.Graph, got {type(graph).__name__}")
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(f"{op}: x must be a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.ndim < 1 or x.shape[0] != graph.num_edges:
+        raise ValueError(f"{op}: x must be [{graph.num_edges}, ...], got {list(x.shape)}")
+    if x.device != graph.src.device:
+        raise ValueError(f"{op}: graph is on {graph.src.device}, x is on {x.device}")
+    return backends.resolve(backend, op, None, x.device, x.dtype)
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """[e, ...] -> [e, c]"""
+    return x if x.ndim == 2 else x.reshape(x.shape[0], x.shape[1:].numel())
 
 
 def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Sum of the rows of x over the edges into each destination.
 
-    x: [e, ...]. Returns [graph.num_dst, ...], zeros where a destination has no edges. Deterministic: the rows of a destination are added in
-    the order of the edges, whatever the number of threads. Raises TypeError or ValueError, naming the argument.
+    x: [e, ...]. Returns [graph.num_dst, ...], zeros where a destination has no edges. Deterministic: the same bits every time, and on the CPU
+    the rows of a destination are added in the order of the edges, whatever the number of threads. Raises TypeError or ValueError, naming the
+    argument.
     """
-    if not isinstance(graph, Graph):
-        raise TypeError(f"segment_sum: graph must be an eqtp.Graph, got {type(graph).__name__}")
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        raise TypeError(f"segment_sum: x must be a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.ndim < 1 or x.shape[0] != graph.num_edges:
-        raise ValueError(f"segment_sum: x must be [{graph.num_edges}, ...], got {list(x.shape)}")
-    if x.device != graph.src.device:
-        raise ValueError(f"segment_sum: graph is on {graph.src.device}, x is on {x.device}")
-    if backends.resolve(backend, None, x.device, x.dtype) == "reference":
+    family = resolve("segment_sum", x, graph, backend)
+    if family == "reference":
         return reference(x, graph)
-    rows = x if x.ndim == 2 else x.reshape(x.shape[0], x.shape[1:].numel())
-    out = _segment_sum(rows, graph.dst, graph.ptr, graph.order)
+    out = sum_rows(as_rows(x), graph.dst, graph.ptr, graph.order, family)
     return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])
 
 

@@ -13,70 +13,12 @@ of gradients are again harmonics and matrix products; kernels do the value, the 
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import pi, sqrt
-
-import numpy as np
 import torch
 
 from eqtp import backend as backends
-from eqtp import native
-from eqtp.autograd import define, differentiable
+from eqtp.autograd import define, differentiable, empty, present
+from eqtp.harmonics import NORMALIZATIONS, constants, gradient_map
 from eqtp.irreps import Irreps
-from eqtp.so3 import wigner_3j
-
-NORMALIZATIONS = ("integral", "component", "norm")
-
-
-def _scale(l: int, normalization: str) -> float:
-    """|Y_l| over that of "integral"."""
-    return {"integral": 1.0, "component": sqrt(4 * pi), "norm": sqrt(4 * pi / (2 * l + 1))}[normalization]
-
-
-@lru_cache(maxsize=256)
-def constants(lmax: int, normalization: str) -> np.ndarray:
-    """[(lmax+1)(lmax+2)/2, 4]: a, b, e, f of each (m, l), m from 0 to lmax and l from m to lmax (csrc/spherical_harmonics.h).
-
-    P_mm = a, P_lm = a y P_(l-1)m + b r^2 P_(l-2)m;  dP_lm/dy = e P_(l-1)m,  dP_lm/dx = x f P_(l-1)(m+1).
-    """
-    s = [_scale(l, normalization) for l in range(lmax + 1)]
-    rows, first = [], sqrt(1 / (4 * pi))
-    for m in range(lmax + 1):
-        if m:
-            first *= sqrt((2 * m + 1) / (2 * m)) * (sqrt(2) if m == 1 else 1)
-        rows.append((first * s[m], 0.0, 0.0, 0.0))
-        for l in range(m + 1, lmax + 1):
-            one = sqrt((2 * l + 1) / (2 * l - 1) * (l - m) / (l + m)) * s[l] / s[l - 1]  # one degree down
-            b = f = 0.0
-            if l > m + 1:
-                two = sqrt((2 * l + 1) / (2 * l - 3) * (l - m) * (l - m - 1) / ((l + m) * (l + m - 1))) * s[l] / s[l - 2]
-                b = -(l + m - 1) / (l - m) * two
-                f = -sqrt((2 * l + 1) / (2 * l - 1) * (l - m) * (l - m - 1) / (1 if m else 2)) * s[l] / s[l - 1]
-            rows.append(((2 * l - 1) / (l - m) * one, b, (l + m) * one, f))
-    return np.array(rows)
-
-
-@lru_cache(maxsize=64)
-def gradient_map(degrees: tuple[int, ...], normalization: str) -> np.ndarray:
-    """D [3, columns, lmax^2]: d S_c / d x_a = sum_j D[a, c, j] S_j with S_j the "integral" solid harmonics of degrees 0 .. lmax - 1.
-
-    Source: gradient formula of the solid harmonics (Varshalovich 5.8.3), with the coupling written as a 3j symbol.
-    """
-    lmax = max(degrees, default=0)
-    D = np.zeros((3, sum(2 * l + 1 for l in degrees), max(lmax, 1) ** 2))
-    at = 0
-    for l in degrees:
-        if l:
-            coupling = wigner_3j(l - 1, 1, l) * (2 * l + 1) * sqrt(l) * _scale(l, normalization)  # [2l-1, 3, 2l+1]
-            D[:, at : at + 2 * l + 1, (l - 1) ** 2 : l * l] = coupling.transpose(1, 2, 0)
-        at += 2 * l + 1
-    return D
-
-
-def _columns(degrees) -> list[int]:
-    """Where each column stands among the components of degrees 0 .. lmax; empty if they are these, in order."""
-    columns = [l * l + i for l in degrees for i in range(2 * l + 1)]
-    return [] if columns == list(range((max(degrees, default=0) + 1) ** 2)) else columns
 
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,32 +54,25 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     return torch.stack(out, -1) if out else xyz.new_zeros(len(xyz), 0)
 
 
-@lru_cache(maxsize=256)
-def _kernel(degrees: tuple[int, ...], normalization: str):
-    lmax = max(degrees, default=0)
-    columns = sum(2 * l + 1 for l in degrees)
-    return native.harmonics(lmax, columns, _columns(degrees), constants(lmax, normalization).ravel().tolist())
-
-
-def _fwd(xyz, degrees, normalize, normalization):
-    out = torch.empty(len(xyz), sum(degrees) * 2 + len(degrees), dtype=xyz.dtype)
-    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, None, None, out, None)
+def _fwd(xyz, degrees, normalize, normalization, family):
+    out = xyz.new_empty(len(xyz), sum(degrees) * 2 + len(degrees))
+    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, None, None, out, None)
     return out
 
 
-def _bwd(g, xyz, degrees, normalize, normalization):
-    gxyz = torch.empty(xyz.shape, dtype=xyz.dtype)
-    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, g, None, None, gxyz)
+def _bwd(g, xyz, degrees, normalize, normalization, family):
+    gxyz = xyz.new_empty(xyz.shape)
+    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, g, None, None, gxyz)
     return gxyz
 
 
-def _bwdbwd(g, xyz, c, wanted, degrees, normalize, normalization):
-    gg, gxyz = native.empty((g, xyz), wanted)
-    native.spherical_harmonics(_kernel(tuple(degrees), normalization), normalize, xyz, g, c, gg, gxyz)
-    return native.present(xyz, gg, gxyz)
+def _bwdbwd(g, xyz, c, wanted, degrees, normalize, normalization, family):
+    gg, gxyz = empty((g, xyz), wanted)
+    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, g, c, gg, gxyz)
+    return present(xyz, gg, gxyz)
 
 
-_CONSTANTS = "int[] degrees, bool normalize, str normalization"
+_CONSTANTS = "int[] degrees, bool normalize, str normalization, str family"
 _op = define(
     "spherical_harmonics",
     f"(Tensor xyz, {_CONSTANTS}) -> Tensor",
@@ -158,7 +93,7 @@ _bwdbwd_op = define(
 )
 
 
-def _along(g, xyz, c, degrees, normalize, normalization):
+def _along(g, xyz, c, degrees, normalize, normalization, family):
     """Derivative of the harmonics along c, and of their gradient gxyz (for the cotangent g; None: not asked for) along c.
 
     Made of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
@@ -168,20 +103,20 @@ def _along(g, xyz, c, degrees, normalize, normalization):
     n, inverse = _direction(xyz) if normalize else (xyz, None)
     project = lambda v: (v - n * (n * v).sum(-1, keepdim=True)) * inverse  # noqa: E731
     pc = project(c) if normalize else c  # [n, 3] derivative of the argument
-    along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral"))
+    along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral", family))
     if g is None:
         return along, None
-    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral")  # [n, 3] Hessian times pc
+    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family)  # [n, 3] Hessian times pc
     if not normalize:
         return along, h
-    q = _call_bwd(g, n, degrees, False, normalization)  # [n, 3]
+    q = _call_bwd(g, n, degrees, False, normalization, family)  # [n, 3]
     dot = lambda a, b: (a * b).sum(-1, keepdim=True)  # noqa: E731
     bent = inverse * (dot(n, q) * pc + dot(c, n) * project(q)) + n * inverse**2 * (dot(c, q) - dot(c, n) * dot(n, q))
     return along, project(h) - bent
 
 
 def _backward(args, needs, grads):
-    return [_call_bwd(grads[0], *args), None, None, None]
+    return [_call_bwd(grads[0], *args), *[None] * 4]
 
 
 def _jvp(args, tangents):
@@ -192,9 +127,9 @@ def _bwd_backward(args, needs, grads):
     g, xyz, *rest = args
     (c,) = grads
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return [*_along(g, xyz, c, *rest), None, None, None]
+        return [*_along(g, xyz, c, *rest), *[None] * 4]
     second = _bwdbwd_op(g, xyz, c, list(needs[:2]), *rest)
-    return [*(t if want else None for t, want in zip(second, needs, strict=False)), None, None, None]
+    return [*(t if want else None for t, want in zip(second, needs, strict=False)), *[None] * 4]
 
 
 def _bwd_jvp(args, tangents):
@@ -266,8 +201,9 @@ def spherical_harmonics(l, xyz: torch.Tensor, normalize: bool, normalization: st
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
     points = xyz if xyz.ndim == 2 else xyz.reshape(xyz.shape[:-1].numel(), 3)
-    if backends.resolve(backend, None, xyz.device, xyz.dtype) == "reference":
+    family = backends.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype)
+    if family == "reference":
         out = reference(degrees, points, bool(normalize), normalization)
     else:
-        out = _call(points, list(degrees), bool(normalize), normalization)
+        out = _call(points, list(degrees), bool(normalize), normalization, family)
     return out if xyz.ndim == 2 else out.reshape(*xyz.shape[:-1], out.shape[-1])

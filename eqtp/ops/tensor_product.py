@@ -14,9 +14,8 @@ from functools import lru_cache
 import torch
 
 from eqtp import backend as backends
-from eqtp import native
-from eqtp.autograd import register_multilinear
-from eqtp.plan import MODES, TensorProductPlan
+from eqtp.autograd import empty, present, register_multilinear
+from eqtp.plan import MODES, TensorProductPlan, dims
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan) -> torch.Tensor:
@@ -51,22 +50,22 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: 
     return torch.cat(blocks, dim=1) if blocks else x1.new_zeros(z, 0)
 
 
-def _fwd(x1, x2, w, plan):
-    out = x1.new_empty(x1.shape[0], native.dims(plan).out)
-    native.convolve(plan, (), (x1, x2, w), (out, None, None, None))
+def _fwd(x1, x2, w, plan, family):
+    out = x1.new_empty(x1.shape[0], dims(plan).out)
+    backends.family(family).convolve(plan, (), (x1, x2, w), (out, None, None, None))
     return out
 
 
-def _bwd(g, x1, x2, w, wanted, plan):
-    gx1, gx2, gw = native.empty((x1, x2, w), wanted)
-    native.convolve(plan, (), (x1, x2, w, g), (None, gx1, gx2, gw))
-    return native.present(x1, gx1, gx2, gw)
+def _bwd(g, x1, x2, w, wanted, plan, family):
+    gx1, gx2, gw = empty((x1, x2, w), wanted)
+    backends.family(family).convolve(plan, (), (x1, x2, w, g), (None, gx1, gx2, gw))
+    return present(x1, gx1, gx2, gw)
 
 
-def _bwdbwd(g, x1, x2, w, cx1, cx2, cw, wanted, plan):
-    out, gx1, gx2, gw = native.empty((g, x1, x2, w), wanted)
-    native.convolve(plan, (), (x1, x2, w, g, cx1, cx2, cw), (out, gx1, gx2, gw))
-    return native.present(x1, out, gx1, gx2, gw)
+def _bwdbwd(g, x1, x2, w, cx1, cx2, cw, wanted, plan, family):
+    out, gx1, gx2, gw = empty((g, x1, x2, w), wanted)
+    backends.family(family).convolve(plan, (), (x1, x2, w, g, cx1, cx2, cw), (out, gx1, gx2, gw))
+    return present(x1, out, gx1, gx2, gw)
 
 
 @lru_cache(maxsize=1024)
@@ -80,18 +79,19 @@ def _weighted(key: str) -> str:
 
 
 def part(s: int, constants: tuple) -> tuple:
-    """Constants (the last is the plan) of the part of a product that depends on operand s (x1, x2, w)."""
-    return (*constants[:-1], _weighted(constants[-1])) if s == 2 else constants
+    """Constants (the last two are the plan and the family) of the part of a product that depends on operand s (x1, x2, w)."""
+    *graph, plan, family = constants
+    return (*graph, _weighted(plan), family) if s == 2 else constants
 
 
 _op = register_multilinear(
     "tensor_product",
     ("x1", "x2", "w"),
-    "str plan",
+    "str plan, str family",
     _fwd,
     _bwd,
     _bwdbwd,
-    lambda x1, x2, w, plan: x1.new_empty(x1.shape[0], native.dims(plan).out),
+    lambda x1, x2, w, plan, family: x1.new_empty(x1.shape[0], dims(plan).out),
     part,
 )
 
@@ -147,6 +147,7 @@ def tensor_product(
     """
     w = check("tensor_product", "x1", x1, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0,
               "x2", x2, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0, w, plan)  # fmt: skip
-    if backends.resolve(backend, plan, x1.device, x1.dtype) == "reference":
+    family = backends.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
+    if family == "reference":
         return reference(x1, x2, w, plan)
-    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key)
+    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key, family)

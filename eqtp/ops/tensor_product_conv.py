@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 
 from eqtp import backend as backends
-from eqtp import native
-from eqtp.autograd import register_multilinear
+from eqtp.autograd import empty, present, register_multilinear
 from eqtp.graph import Graph
 from eqtp.ops import tensor_product as rows
-from eqtp.plan import TensorProductPlan
+from eqtp.plan import TensorProductPlan, dims
 
 
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
@@ -24,34 +23,43 @@ def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     return x.new_zeros(graph.num_dst, plan.dim_out).index_add(0, graph.dst, messages)
 
 
-def _fwd(x, y, w, src, ptr, order, plan):
-    out = x.new_empty(len(ptr) - 1, native.dims(plan).out)
-    native.convolve(plan, (src, ptr, order), (x, y, w), (out, None, None, None))
+def _fwd(x, y, w, src, dst, ptr, order, tptr, torder, plan, family):
+    out = x.new_empty(len(ptr) - 1, dims(plan).out)
+    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w), (out, None, None, None))
     return out
 
 
-def _bwd(g, x, y, w, wanted, src, ptr, order, plan):
-    gx, gy, gw = native.empty((x, y, w), wanted)
-    native.convolve(plan, (src, ptr, order), (x, y, w, g), (None, gx, gy, gw))
-    return native.present(x, gx, gy, gw)
+def _bwd(g, x, y, w, wanted, src, dst, ptr, order, tptr, torder, plan, family):
+    gx, gy, gw = empty((x, y, w), wanted)
+    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g), (None, gx, gy, gw))
+    return present(x, gx, gy, gw)
 
 
-def _bwdbwd(g, x, y, w, cx, cy, cw, wanted, src, ptr, order, plan):
-    out, gx, gy, gw = native.empty((g, x, y, w), wanted)
-    native.convolve(plan, (src, ptr, order), (x, y, w, g, cx, cy, cw), (out, gx, gy, gw))
-    return native.present(x, out, gx, gy, gw)
+def _bwdbwd(g, x, y, w, cx, cy, cw, wanted, src, dst, ptr, order, tptr, torder, plan, family):
+    out, gx, gy, gw = empty((g, x, y, w), wanted)
+    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g, cx, cy, cw), (out, gx, gy, gw))
+    return present(x, out, gx, gy, gw)
 
 
 _op = register_multilinear(
     "tensor_product_conv",
     ("x", "y", "w"),
-    "Tensor src, Tensor ptr, Tensor order, str plan",
+    "Tensor src, Tensor dst, Tensor ptr, Tensor order, Tensor tptr, Tensor torder, str plan, str family",
     _fwd,
     _bwd,
     _bwdbwd,
-    lambda x, y, w, src, ptr, order, plan: x.new_empty(ptr.shape[0] - 1, native.dims(plan).out),
+    lambda x, y, w, src, dst, ptr, order, tptr, torder, plan, family: x.new_empty(ptr.shape[0] - 1, dims(plan).out),
     rows.part,
 )
+
+
+def _columns(graph: Graph, family: str) -> tuple[torch.Tensor, ...]:
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it)."""
+    if backends.family(family).walks_transpose(graph.src.device):
+        t = graph.transpose()
+        return graph.src, graph.dst, graph.ptr, graph.order, t.ptr, t.order
+    none = graph.src.new_empty(0)
+    return graph.src, graph.dst, graph.ptr, graph.order, none, none
 
 
 def tensor_product_conv(
@@ -78,6 +86,7 @@ def tensor_product_conv(
     w = rows.check("tensor_product_conv", "x", x, graph.num_src, "y", y, graph.num_edges, w, plan)
     if graph.src.device != x.device:
         raise ValueError(f"tensor_product_conv: graph is on {graph.src.device}, x is on {x.device}")
-    if backends.resolve(backend, plan, x.device, x.dtype) == "reference":
+    family = backends.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
+    if family == "reference":
         return reference(x, y, w, plan, graph)
-    return _op(x, y, rows.per_row(w, graph.num_edges), graph.src, graph.ptr, graph.order, plan.key)
+    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family), plan.key, family)

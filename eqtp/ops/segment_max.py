@@ -1,0 +1,93 @@
+"""Largest value over the edges into each destination, for each column by itself.
+
+    out[n] = max over edges e with dst[e] = n of x[e],      zero where there are none.
+
+The gradient goes to one edge for each output, arg[n], so it is a scatter to arg, whose adjoint is the gather from arg: these two close
+every derivative order.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eqtp import backend as backends
+from eqtp.autograd import define, differentiable
+from eqtp.graph import Graph
+from eqtp.ops.segment_sum import as_rows, resolve
+
+
+def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """x [e, ...] -> [num_dst, ...]"""
+    e, n = graph.num_edges, graph.num_dst
+    at = lambda t: t.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)  # noqa: E731
+    dst, edge = at(graph.dst), at(torch.arange(e, device=x.device))
+    values = x.detach()
+    largest = values.new_zeros(n, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)[graph.dst]  # [e, ...]
+    taken = (values == largest) | (values.isnan() & largest.isnan())
+    arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(0, dst, torch.where(taken, edge, e), "amin")  # [num_dst, ...]; e: no edges
+    return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).gather(0, arg)
+
+
+def _max(x, ptr, order, family):
+    out = x.new_empty(len(ptr) - 1, x.shape[1])
+    arg = ptr.new_empty(out.shape)
+    backends.family(family).segment_max(x, ptr, order, out, arg)
+    return out, arg
+
+
+def _gather(t, arg):
+    if not len(t):
+        return t.new_zeros(arg.shape)
+    return t.gather(0, arg.clamp(max=len(t) - 1)).masked_fill_(arg == len(t), 0)
+
+
+def _scatter(g, arg, e):
+    return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[:e]  # an edge has one destination: nothing is added. Row e: of no edge
+
+
+_max_op = define(
+    "segment_max",
+    "(Tensor x, Tensor ptr, Tensor order, str family) -> (Tensor, Tensor)",
+    _max,
+    lambda x, ptr, order, family: (x.new_empty(ptr.shape[0] - 1, x.shape[1]), ptr.new_empty(ptr.shape[0] - 1, x.shape[1])),
+)
+_gather_op = define("segment_max_gather", "(Tensor t, Tensor arg) -> Tensor", _gather, lambda t, arg: t.new_empty(arg.shape))
+_scatter_op = define("segment_max_scatter", "(Tensor g, Tensor arg, SymInt e) -> Tensor", _scatter, lambda g, arg, e: g.new_empty(e, g.shape[1]))
+
+# t [e, c], arg [num_dst, c] -> [num_dst, c], and its adjoint g [num_dst, c], arg, e -> [e, c]; arg is e where there are no edges
+gather = differentiable(
+    _gather_op,
+    lambda args, needs, grads: [scatter(grads[0], args[1], args[0].shape[0]), None],
+    lambda args, tangents: gather(tangents[0], args[1]),
+)
+scatter = differentiable(
+    _scatter_op,
+    lambda args, needs, grads: [gather(grads[0], args[1]), None, None],
+    lambda args, tangents: scatter(tangents[0], *args[1:]),
+)
+
+
+def _backward(args, needs, grads, outputs):
+    return [None if grads[0] is None else scatter(grads[0], outputs[1], args[0].shape[0]), None, None, None]
+
+
+def _jvp(args, tangents):
+    arg = max_rows(*args)[1]
+    return gather(tangents[0], arg), None
+
+
+max_rows = differentiable(_max_op, _backward, _jvp, outputs=True)  # x [e, c], ptr, order, family -> out [num_dst, c], arg [num_dst, c]
+
+
+def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
+    """Largest of the rows of x over the edges into each destination, column by column.
+
+    x: [e, ...]. Returns [graph.num_dst, ...]. A destination without edges gets 0, and no gradient comes from it (as in torch_scatter and
+    PyG). Among equal values the gradient goes to the first edge, in the order of the edges. NaN propagates: it is the result where one is
+    there, and the first one gets the gradient. Deterministic. Raises TypeError or ValueError, naming the argument.
+    """
+    family = resolve("segment_max", x, graph, backend)
+    if family == "reference":
+        return reference(x, graph)
+    out = max_rows(as_rows(x), graph.ptr, graph.order, family)[0]
+    return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])

@@ -1,0 +1,93 @@
+"""Softmax over the edges into each destination, for each column by itself.
+
+    out[e] = exp(x[e] - m[dst[e]]) / sum over edges f with dst[f] = dst[e] of exp(x[f] - m[dst[f]]),      m = segment_max(x)
+
+With y = out and S the segment sum, the backward is  B(g, y)[e] = y[e] (g[e] - S(y g)[dst[e]]),  linear in g and its own adjoint.
+Its derivative in y is made of S, its gather and products, so every derivative order closes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eqtp import backend as backends
+from eqtp.autograd import define, differentiable, total
+from eqtp.graph import Graph
+from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows
+
+
+def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """x [e, ...] -> [e, ...]"""
+    values = x.detach()
+    dst = graph.dst.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    largest = values.new_zeros(graph.num_dst, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)
+    largest = torch.where(largest == -torch.inf, 0, largest)  # nothing but masked edges
+    p = (x - largest[graph.dst]).exp()
+    norm = p.new_zeros(largest.shape).index_add(0, graph.dst, p)
+    return p / torch.where(norm == 0, 1, norm)[graph.dst]
+
+
+def _softmax(x, dst, ptr, order, family):
+    out = x.new_empty(x.shape)
+    backends.family(family).segment_softmax(x, ptr, order, out)
+    return out
+
+
+def _softmax_bwd(g, y, dst, ptr, order, family):
+    gx = y.new_empty(y.shape)
+    backends.family(family).segment_softmax_bwd(g, y, ptr, order, gx)
+    return gx
+
+
+_op = define(
+    "segment_softmax",
+    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    _softmax,
+    lambda x, dst, ptr, order, family: x.new_empty(x.shape),
+)
+_bwd_op = define(
+    "segment_softmax_bwd",
+    "(Tensor g, Tensor y, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    _softmax_bwd,
+    lambda g, y, dst, ptr, order, family: y.new_empty(y.shape),
+)
+
+
+def _dot(a, b, graph):
+    """sum over f with dst[f] = dst[e] of a[f] b[f], for each edge e: [e, c]"""
+    return gather_rows(sum_rows(a * b, *graph), *graph)
+
+
+def _bwd_backward(args, needs, grads):
+    (g, y, *graph), (c,) = args, grads
+    gy = c * (g - _dot(y, g, graph)) - g * _dot(y, c, graph) if needs[1] else None
+    return [bwd(c, y, *graph) if needs[0] else None, gy, *[None] * 4]
+
+
+def _bwd_jvp(args, tangents):
+    (g, y, *graph), (tg, ty) = args, tangents[:2]
+    along_y = None if ty is None else ty * (g - _dot(y, g, graph)) - y * _dot(ty, g, graph)
+    return total([None if tg is None else bwd(tg, y, *graph), along_y])
+
+
+bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp)
+softmax_rows = differentiable(
+    _op,
+    lambda args, needs, grads, outputs: [bwd(grads[0], outputs[0], *args[1:]), *[None] * 4],
+    lambda args, tangents: bwd(tangents[0], softmax_rows(*args), *args[1:]),
+    outputs=True,
+)
+
+
+def segment_softmax(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
+    """Softmax over the edges into each destination, column by column: the weights of attention over neighbours.
+
+    x: [e, ...], logits of any size: the largest of each destination is subtracted first. Returns [e, ...]; the values of a destination sum
+    to 1. A logit of -inf is an edge that is masked: it gets 0, and no gradient; if all edges of a destination are masked, all get 0 (as in
+    attention with a mask; torch.softmax gives NaN). A logit of +inf or NaN makes its destination NaN. Deterministic. Raises TypeError or
+    ValueError, naming the argument.
+    """
+    family = resolve("segment_softmax", x, graph, backend)
+    if family == "reference":
+        return reference(x, graph)
+    return softmax_rows(as_rows(x), graph.dst, graph.ptr, graph.order, family).reshape(x.shape)

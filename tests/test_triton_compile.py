@@ -1,0 +1,156 @@
+"""Triton kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
+
+Compiling runs in a process of its own, as a process either compiles or interprets: python tests/test_triton_compile.py TARGET REAL NAME ..
+prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments").
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from eqtp import problems
+
+PASSES = ("fwd", "bwd", "fwd2", "bwd2")
+WITHOUT_SPILLS = ["mace-l1", "mace-medium", "mace-large", "nequip-s", "nequip-m", "nequip-l", "sevennet-0", "mace-medium:rows"]
+QUICK = [*WITHOUT_SPILLS[1:], "nequip-lips", "lmax3", "lmax6", "segments"]
+CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
+OTHERS = [name for name in [*CHANNELWISE, *problems.SPHERICAL_HARMONICS] if name not in QUICK]
+SLOW_HARMONICS = ("lmax8", "lmax10", "lmax15")  # more values than a lane has registers
+POINTERS = {"far", "ptr", "order", "arg"}  # of int64; other pointers are of numbers
+
+
+def run(target: str, real: str, *names: str) -> list[dict]:
+    """Rows of the table, one per kernel."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, __file__, target, real, *names], env=environment, capture_output=True, text=True, timeout=280)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return [json.loads(line.split("|")[1]) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_registers(name):
+    """Every kernel compiles for sm_90; those of the usual workloads keep everything in registers."""
+    pytest.importorskip("triton")
+    table = run("sm_90", "float32", name)
+    assert table and all(0 < row["registers"] <= 255 for row in table)
+    if name in WITHOUT_SPILLS or not (name in CHANNELWISE or name in SLOW_HARMONICS):
+        assert not [row for row in table if row["spills"]]
+
+
+def test_other_types():
+    """float64 and storage in half precision; nothing is calculated in less than the type says."""
+    pytest.importorskip("triton")
+    for real in ("float64", "bfloat16", "float16"):
+        table = run("sm_90", real, "mace-l1", "lmax2", "segments")
+        assert not [row for row in table if row["spills"]]
+        assert all(row["widest"] == (64 if real == "float64" else 32) for row in table)
+
+
+def test_amd():
+    """The same kernels for an MI300."""
+    pytest.importorskip("triton.backends.amd")
+    table = run("gfx942", "float32", "mace-medium", "lmax3", "segments")
+    assert table and not [row for row in table if row["spills"]]
+
+
+def test_registers_of_a_kernel_that_spills():
+    """The table shows spills where there are some: the harmonics to degree 15 are 256 columns a lane."""
+    pytest.importorskip("triton")
+    assert any(row["spills"] for row in run("sm_90", "float64", "lmax10"))
+
+
+# ------------------------------------------------------------------------------------------------------------------ in the other process
+def sources(name: str, real: str):
+    """(kernel name, function, outputs and inputs that are not None, constants, warps)"""
+    import triton
+
+    from eqtp import kernels
+    from eqtp.kernels import segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product_conv
+
+    wide = "float64" if real == "float64" else "float32"
+    if name == "segments":
+        functions = (segment_sum._segment_sum, segment_max._segment_max, segment_softmax._segment_softmax, segment_softmax._segment_softmax_bwd)
+        for f in functions:
+            for columns in (1, 48, 128):
+                for constants, warps in (segment_max if f is functions[1] else segment_sum).blocks(columns):
+                    yield f.__name__, f, {*f.arg_names}, {**constants, "REAL": getattr(triton.language, wide)}, warps
+    elif name.startswith("lmax"):
+        degrees = tuple(range(int(name.removeprefix("lmax")) + 1))
+        for second, out, gxyz in ((False, True, False), (False, False, True), (True, True, True)):
+            kernel, text = spherical_harmonics.source(degrees, True, "component", second, out, gxyz, wide, 1e-38)
+            used = {"xyz", *(["g", "gxyz"] if gxyz else []), *(["out"] if out else []), *(["c"] if second else [])}
+            yield kernel, kernels.function(kernel, text), used, *spherical_harmonics.CONFIGURATIONS[0]
+    else:
+        name, _, rows = name.partition(":")
+        for pass_ in PASSES:
+            forward, second = pass_.startswith("fwd"), pass_.endswith("2")
+            used = {"x", "y", "w", *(["out"] if forward else ["g", "gx", "gy", "gw"]), *(["cx", "cy", "cw"] if second else [])}
+            used |= set() if rows else {"far", "ptr", "order"}
+            for kernel, text, unit in tensor_product_conv.source(problems.plan(name).key, pass_, wide, not rows, (not forward,) * 3):
+                yield kernel, kernels.function(kernel, text), used, *tensor_product_conv.configurations(unit, forward)[0]
+
+
+def compiled(function, used, constants, warps, real, target):
+    """A kernel as the JIT compiles it: pointers of torch are divisible by 16 bytes, and so are the strides of these workloads."""
+    import triton
+    from triton.compiler import ASTSource
+
+    number = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16"}[real]
+    pointers = {"x", "y", "w", "g", "cx", "cy", "cw", "out", "gx", "gy", "gw", "xyz", "c", "gxyz", *POINTERS}
+    signature, values, attributes = {}, {}, {}
+    for n, name in enumerate(function.arg_names):
+        if name in constants or (name in pointers and name not in used):
+            signature[name], values[n,] = "constexpr", constants.get(name)
+        elif name in pointers:
+            wide = name == "gy" and real != "float64"  # sums are never in half precision
+            signature[name], attributes[n,] = "*i64" if name in POINTERS else "*fp32" if wide else number, [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+            if re.match(r"s[xywg]|sc|\w+_row", name):
+                attributes[n,] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 2})
+
+
+def resources(kernel) -> dict:
+    """Registers, bytes of spills, and the widest type of arithmetic: by ptxas for NVIDIA, by what the assembly says of itself for AMD."""
+    if "amdgcn" in kernel.asm:
+        found = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", kernel.asm["amdgcn"])[1])  # noqa: E731
+        return {"registers": found("vgpr_count"), "spills": found("vgpr_spill_count"), "widest": 0}
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    ptx = kernel.asm["ptx"]
+    architecture = re.search(r"\.target (sm_(\d+)\w*)", ptx)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        command = [get_ptxas(int(architecture[2])).path, "-v", f"-arch={architecture[1]}", str(path), "-o", f"{path}.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.findall(r"(\d+) bytes spill", report)
+    widest = max((int(w) for w in re.findall(r"\b(?:fma|add|mul|sub|max)\.(?:rn\.)?(?:ftz\.)?f(\d+)", ptx)), default=0)
+    return {"registers": int(re.search(r"Used (\d+) registers", report)[1]), "spills": sum(map(int, spills)), "widest": widest}
+
+
+def main(target: str, real: str, *names: str) -> None:
+    from triton.backends.compiler import GPUTarget
+
+    chip = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    for name in names:
+        for kernel, function, used, constants, warps in sources(name, real):
+            start = time.perf_counter()
+            row = resources(compiled(function, used, constants, warps, real, chip))
+            blocks = " ".join(f"{k}{v}" for k, v in constants.items() if k != "REAL")
+            seconds = time.perf_counter() - start
+            print(f"{name:<22} {kernel:<34} {blocks:<9} {warps} warps {seconds:5.1f} s |{json.dumps(row)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
