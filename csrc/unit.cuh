@@ -15,10 +15,45 @@ template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
+// What is used once, weights and their gradients, goes past the caches (.cs), so that rows that are used again stay there.
+template <class A>
+__device__ __forceinline__ A load_once(const A* p) {
+#ifdef __CUDA_ARCH__
+  union {
+    unsigned w[4];
+    A a;
+  } v;
+  if constexpr (sizeof(A) == 16) asm("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "l"(p));
+  else if constexpr (sizeof(A) == 8) asm("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(v.w[0]), "=r"(v.w[1]) : "l"(p));
+  else if constexpr (sizeof(A) == 4) asm("ld.global.cs.u32 %0, [%1];" : "=r"(v.w[0]) : "l"(p));
+  else return *p;
+  return v.a;
+#else
+  return *p;
+#endif
+}
+template <class A>
+__device__ __forceinline__ void store_once(A* p, A a) {
+#ifdef __CUDA_ARCH__
+  union {
+    A a;
+    unsigned w[4];
+  } v;
+  v.a = a;
+  if constexpr (sizeof(A) == 16)
+    asm volatile("st.global.cs.v4.u32 [%4], {%0, %1, %2, %3};" ::"r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "l"(p));
+  else if constexpr (sizeof(A) == 8) asm volatile("st.global.cs.v2.u32 [%2], {%0, %1};" ::"r"(v.w[0]), "r"(v.w[1]), "l"(p));
+  else if constexpr (sizeof(A) == 4) asm volatile("st.global.cs.u32 [%1], %0;" ::"r"(v.w[0]), "l"(p));
+  else *p = a;
+#else
+  *p = a;
+#endif
+}
 // N numbers in one access; `p` is aligned to all of them
-template <int N, class T>
+template <int N, bool ONCE = false, class T>
 __device__ __forceinline__ void read_pack(const T* p, Real<T>* v) {
-  const Pack<T, N> a = *reinterpret_cast<const Pack<T, N>*>(p);
+  const auto* const at = reinterpret_cast<const Pack<T, N>*>(p);
+  const Pack<T, N> a = ONCE ? load_once(at) : *at;
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) v[i] = read(a.v[i]);
 }
@@ -27,7 +62,7 @@ __device__ __forceinline__ void write_pack(T* p, const Real<T>* v) {
   Pack<T, N> a;
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) write(&a.v[i], v[i]);
-  *reinterpret_cast<Pack<T, N>*>(p) = a;
+  store_once(reinterpret_cast<Pack<T, N>*>(p), a);
 }
 // CPL channels of one component, from channel u: neighbours in a planar row, else STEP apart
 template <int CPL, int STEP, class T>
@@ -146,7 +181,7 @@ __device__ __forceinline__ void read_weights(const T* w, const Place& at, Real<T
   each<G::PATH, G::PATH_END>([&](auto N) {
     constexpr int p = N;
     Real<T>* const to = v + (p - G::PATH) * G::CPL;
-    if constexpr (P::W[p] >= 0) read_channels<G::CPL, 1>(w + P::W[p], at.u, to);
+    if constexpr (P::W[p] >= 0) read_pack<G::CPL, true>(w + P::W[p] + at.u, to);
     else EQTP_UNROLL
     for (int c = 0; c < G::CPL; ++c) to[c] = none;
   });
