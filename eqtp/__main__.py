@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import platform
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import torch
 
 import eqtp
-from eqtp import backend, native
+from eqtp import backend, native, nvrtc
 
 SIMD = {1: "plain C++", 3: "AVX2 and FMA", 4: "AVX-512"}
 # variable -> what it may say
@@ -19,6 +21,9 @@ VARIABLES = {
     "EQTP_BACKEND": f"family for backend='auto': auto, {', '.join(backend.FAMILIES)}",
     "EQTP_SIMD": f"highest SIMD level: {', '.join(f'{level} {name}' for level, name in SIMD.items())}",
     "EQTP_HUGEPAGES": "0: never ask the system for huge pages",
+    "EQTP_CACHE_DIR": "folder of the kernels compiled at run time",
+    "EQTP_LOCK_SECONDS": "how long to wait for another process that compiles the same kernels: 60",
+    "EQTP_QUIET": "1: no line on stderr while kernels are compiled",
 }
 # distribution -> what it is for
 LIBRARIES = {"e3nn": "eqtp.accelerate on models of e3nn", "sevenn": "eqtp.accelerate on SevenNet, the demo"}
@@ -42,6 +47,17 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def cuda_of_driver() -> str:
+    """The CUDA version up to which NVIDIA's driver goes, as 13.0, or "none". Initialises nothing."""
+    number = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) == 0:
+            return f"{number.value // 1000}.{number.value % 1000 // 10}"
+    except (OSError, AttributeError):
+        pass
+    return "none"
+
+
 def versions() -> list[tuple[str, str]]:
     rows = [("eqtp", f"{eqtp.__version__} in {Path(eqtp.__file__).parent}")]
     rows += [("python", platform.python_version()), ("torch", torch.__version__), ("numpy", version("numpy") or "unknown")]
@@ -50,24 +66,56 @@ def versions() -> list[tuple[str, str]]:
     return rows
 
 
+def compiled() -> str:
+    """What eqtp._native was built for."""
+    if native._native is None:
+        return "not built: pip install . in eqtp's source tree, with a C++ compiler and Python's headers"
+    if not native._native.has_cuda:
+        return "for the CPU only; for GPUs too: install nvcc (the CUDA toolkit) and eqtp again with EQTP_CUDA=1"
+    return f"for the CPU and for GPUs: sm_{native._native.cuda_architectures.replace(' ', ', sm_')}"
+
+
+def run_time() -> list[tuple[str, str]]:
+    """What compiles and launches kernels at run time, or how to get it."""
+    try:
+        compiler = ".".join(map(str, nvrtc.version()))
+    except RuntimeError as error:
+        compiler = str(error)
+    cupy = [f"{name} {version(name)}" for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if version(name)]
+    if importlib.util.find_spec("cupy") is None:
+        cupy = [f"not installed; launches the kernels of the family jit: {nvrtc.remedy('cupy')}"]
+    triton = version("triton") or "not installed; wanted for the family triton: pip install triton"
+    return [("NVRTC", compiler), ("CuPy", ", ".join(cupy) or "installed, version unknown"), ("Triton", triton)]
+
+
 def devices() -> list[tuple[str, str]]:
     rows = [("cpu", f"{processor()}, {os.cpu_count()} cores"), ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)")]
     if native._native is not None:
         rows.append(("SIMD", SIMD[native._native.simd_level()]))
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    rows.append(("gpu", f"{', '.join(gpus) or 'none that torch can use'}; this version of eqtp has kernels for the CPU only"))
     return rows
 
 
-def families() -> list[tuple[str, str]]:
-    """One row per family for float32 on the CPU, and the one that backend="auto" takes."""
-    cpu, rows = torch.device("cpu"), []
+def gpus() -> list[tuple[str, str]]:
+    """GPUs that torch can use; without any, nothing of CUDA is initialised."""
+    driver, wanted = cuda_of_driver(), torch.version.cuda
+    rows = [("driver", "none (libcuda.so.1 is not there): install NVIDIA's driver" if driver == "none" else f"for CUDA up to {driver}")]
+    rows.append(("torch", f"built for CUDA {wanted}" if wanted else "built without CUDA: https://pytorch.org/get-started/locally"))
+    count = torch.cuda.device_count() if wanted and driver != "none" else 0
+    for n in range(count):
+        p = torch.cuda.get_device_properties(n)
+        rows.append((f"gpu {n}", f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB"))
+    return rows if count else [*rows, ("gpu", "none that torch can use")]
+
+
+def families(device: str = "cpu") -> list[tuple[str, str]]:
+    """One row per family for float32 on a device, and the one that backend="auto" takes."""
+    on, rows = torch.device(device), []
     for name in backend.FAMILIES:
-        reason = backend.why_not(name, "tensor_product_conv", None, cpu, torch.float32)
+        reason = backend.why_not(name, "tensor_product_conv", None, on, torch.float32)
         rows.append((name, "yes" if reason is None else f"no: {reason}"))
     try:
-        taken = backend.resolve("auto", "tensor_product_conv", None, cpu, torch.float32)
-        rows.append(("auto", f"takes {taken}, where that can run the plan: eqtp.explain(plan)"))
+        taken = backend.resolve("auto", "tensor_product_conv", None, on, torch.float32)
+        rows.append(("auto", f"takes {taken}, where that can run the plan: eqtp.explain(plan{'' if device == 'cpu' else f', {device!r}'})"))
     except (RuntimeError, ValueError) as error:  # EQTP_BACKEND names one that cannot run, or none
         rows.append(("auto", f"raises an error: {error}"))
     return rows
@@ -78,10 +126,18 @@ def environment() -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    for title, rows in (("versions", versions()), ("devices", devices()), ("families", families()), ("environment", environment())):
+    sections = {"versions": versions, "devices": devices, "gpus": gpus, "kernels": lambda: [("native", compiled()), *run_time()]}
+    sections |= {"families on the cpu": families, "families on cuda": lambda: families("cuda"), "environment": environment}
+    for title, section in sections.items():
+        try:
+            if title.endswith("cuda") and not (torch.version.cuda and torch.cuda.is_available()):
+                continue
+            rows = section()
+        except Exception as error:  # a broken installation of something is what this page is asked about
+            rows = [("error", f"{type(error).__name__}: {error}")]
         print(title)
         for name, text in rows:
-            print(f"  {name:<15} {text}")
+            print(f"  {name:<17} {text}")
     return 0
 
 

@@ -122,7 +122,15 @@ class _Changes:
             reason = "it is the model itself and cannot be replaced in place: use eqtp.e3nn.from_e3nn(module)"
             self.kept.append(Entry("", type(model).__name__, reason, {}))
         else:
+            self._prepare(model)
             self._walk(model, "")
+
+    def _prepare(self, model: torch.nn.Module) -> None:
+        """Has all kernels compiled at once, where kernels are compiled at run time."""
+        seams = [(m, seam) for m in model.modules() if (seam := integrations.seam_of(m)) is not None and seam.reason(m) is None]
+        plans = [plan for m, seam in seams if (plan := seam.plan(m)) is not None]
+        for dtype in {self.default.dtype, torch.float64} if self.verify else {self.default.dtype}:
+            backend.prepare(plans, self.default.device, dtype)
 
     def _walk(self, parent: torch.nn.Module, prefix: str) -> None:
         for name, child in parent._modules.items():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
 
 from eqtp.plan import TensorProductPlan
 
-# "reference" is the op's own formula in plain torch; the others are modules or objects, imported when first asked for, that have the same functions: convolve,
-# spherical_harmonics, segment_sum, ... (which write their outputs in place), walks_transpose, and why_not.
+# "reference" is the op's own formula in plain torch; the others are modules or objects, imported when first asked for, that have the same functions:
+# convolve, spherical_harmonics, segment_sum, ... (which write their outputs in place), walks_transpose, and why_not.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
 _default = None
@@ -82,6 +83,14 @@ def resolve(backend: str, op: str, plan: TensorProductPlan | None, device: torch
         backend = _default or os.environ.get("EQTP_BACKEND", "auto")
     remembered = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve  # Dynamo warns of caches, and has its own
     return remembered(_known(backend), op, plan, device.type, dtype)
+
+
+def prepare(plans: Iterable[TensorProductPlan], device: torch.device, dtype: torch.dtype) -> None:
+    """Compiles what convolutions of these plans will need, several kernels at a time. Nothing to do where no kernel is compiled at run time."""
+    if device.type == "cuda":
+        chosen = [plan for plan in plans if resolve("auto", "tensor_product_conv", plan, device, dtype) == "jit"]
+        if chosen:
+            family("jit").prepare(chosen, device, dtype)
 
 
 def explain(plan: TensorProductPlan | None = None, device="cpu", dtype: torch.dtype = torch.float32, op: str = "tensor_product_conv") -> str:

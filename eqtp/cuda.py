@@ -6,14 +6,18 @@ compiler), so the same lines run with and without a GPU.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from eqtp import jit, native
-from eqtp.plan import TensorProductPlan
-from eqtp.specialise import STORAGE, THREADS, tables
+from eqtp.plan import TensorProductPlan, dims
+from eqtp.specialise import STORAGE, THREADS, Tables, harmonics_shape, harmonics_source, tables
 
 MAX_BLOCKS = 2**31 - 1
 ALIGNMENT = 16  # bytes: of rows that are read several numbers at a time
@@ -33,7 +37,7 @@ class Kernels:
     def why_not(self, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
         if dtype not in STORAGE:
-            return f"the specialised kernels know {', '.join(str(t).removeprefix('torch.') for t in STORAGE)}, not {str(dtype).removeprefix('torch.')}"
+            return f"the specialised kernels know {', '.join(map(_name, STORAGE))}, not {_name(dtype)}"
         return self.unavailable(device) or (native.why_not_plan(plan) if plan is not None else None)
 
     def walks_transpose(self, device: torch.device) -> bool:
@@ -41,8 +45,8 @@ class Kernels:
         return True
 
     def convolve(self, key: str, graph, inputs, outputs) -> None:
-        """Runs csrc/tensor_product_conv.cuh. graph: (src, dst, ptr, order, tptr, torder), or () for the product of rows; inputs: x, y, w [, g [, cx, cy,
-        cw]]; outputs: out, gx, gy, gw, contiguous or None."""
+        """Runs csrc/tensor_product_conv.cuh. graph: (src, dst, ptr, order, tptr, torder), or () for the product of rows;
+        inputs: x, y, w [, g [, cx, cy, cw]]; outputs: out, gx, gy, gw, contiguous or None."""
         inputs = [_aligned(t) for t in inputs]
         out, gx, gy, gw = outputs
         if out is not None:
@@ -51,70 +55,111 @@ class Kernels:
             self._backward(key, graph, inputs, gx, gy, gw)
 
     def _forward(self, key, graph, inputs, out):
-        x, y, w, *rest = inputs
-        tangent = rest[1:]  # tx, ty, tw
-        run, t = self._program(key, "fwd_tangent" if tangent else "fwd", x, bool(graph))
-        for columns in t.idle["out"]:
+        x, y, w, _, *tangent = (*inputs, None) if len(inputs) == 3 else inputs
+        p = program(key, "fwd_tangent" if tangent else "fwd", x.dtype, bool(graph))
+        for columns in p.tables.idle["out"]:
             out[:, columns].zero_()
+        rows = graph[2].shape[0] - 1 if graph else x.shape[0]
+        if p.blocks(rows) == 0:
+            return
+        kernels = self._build(p, x.device)
+        walk = (graph[0], graph[2], graph[3]) if graph else (None, None, None)
         if graph:
-            x = self._planar(t, 0, x)
-            if tangent:
-                tangent[0] = self._planar(t, 0, tangent[0])
-            rows, walk = graph[2].shape[0] - 1, (graph[0], graph[2], graph[3])
-        else:
-            rows, walk = x.shape[0], (None, None, None)
-        run(rows, [x, y, w, *(tangent or [None] * 3)], *walk, out)
+            x = self._planar(kernels, p, x)
+            tangent = [self._planar(kernels, p, tangent[0]), *tangent[1:]] if tangent else []
+        tensors = [x, y, w, *(tangent or [None] * 3)]
+        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *walk, out, np.int64(rows))
 
     def _backward(self, key, graph, inputs, gx, gy, gw):
         x, y, w, g, *tangent = inputs
-        run, t = self._program(key, "bwd_tangent" if tangent else "bwd", x, bool(graph))
+        p, rows = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, bool(graph)), x.shape[0]
         if gx is not None:
-            for columns in t.idle["x"]:
+            for columns in p.tables.idle["x"]:
                 gx[:, columns].zero_()
-        if graph:
-            g = self._planar(t, 1, g)
-            rows, walk = x.shape[0], (graph[1], graph[4], graph[5])
-        else:
-            rows, walk = x.shape[0], (None, None, None)
-        whole = gy is None or (t.blocks == 1 and gy.dtype in (torch.float32, torch.float64))
+        if p.blocks(rows) == 0:
+            return [t.zero_() for t in (gx, gy, gw) if t is not None]
+        kernels = self._build(p, x.device)
+        walk = (graph[1], graph[4], graph[5]) if graph else (None, None, None)
+        tensors = [x, y, w, self._planar(kernels, p, g) if graph else g, *(tangent or [None] * 3)]
         real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        parts = gy if whole else gy.new_empty(y.shape[0], t.blocks, y.shape[1], dtype=real)  # [e, blocks, dim_in2]
-        if gy is not None and not t.blocks:
-            return gy.zero_()
-        run(rows, [x, y, w, g, *(tangent or [None] * 3)], *walk, gx, parts, gw)
-        if not whole:
-            name = f"eqtp::sum_units_kernel<{STORAGE[x.dtype]}, {t.blocks}, {y.shape[1]}>"
-            kernel = self.build("tensor_product_conv.cuh", "", (name,), x.device)[name]
-            self._launch(kernel, -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
+        parts = None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=real)  # of the gradient of y
+        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *walk, gx, parts, gw, np.int64(rows))
+        if gy is not None and gy.numel():
+            self._run(kernels[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
         return None
 
-    def _program(self, key: str, pass_: str, x: torch.Tensor, graph: bool):
-        """(run(rows, tensors with row strides, *rest), tables) of a pass."""
-        t = tables(key, pass_, x.dtype)
-        flags = f"{str(not graph).lower()}, {str(pass_.endswith('tangent')).lower()}"
-        name = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {STORAGE[x.dtype]}, {flags}>"
+    def spherical_harmonics(self, degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
+        """Runs csrc/spherical_harmonics.cuh: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
+        if not xyz.shape[0] or (out is None and gxyz is None):
+            return
+        which = "SECOND" if c is not None else "GRADIENT" if gxyz is not None else "VALUES"
+        shape = harmonics_shape(degrees, which, xyz.dtype)
+        if not shape.tile:
+            raise RuntimeError(f"spherical_harmonics: {sum(2 * l + 1 for l in degrees)} columns do not fit the shared memory of a GPU")
+        name = f"eqtp::harmonics_plan_kernel<{STORAGE[xyz.dtype]}, eqtp::{which}, eqtp::Plan>"
+        kernel = self.build("spherical_harmonics.cuh", harmonics_source(degrees, normalization), (name,), xyz.device)[name]
+        strides = lambda t, count: [np.int64(0 if t is None else t.stride(k)) for k in range(count)]  # noqa: E731
+        g = None if g is None else native.row(g)
+        arguments = [xyz, *strides(xyz, 2), g, *strides(g, 1), c, *strides(c, 2), out, gxyz, np.int32(shape.tile), np.int32(shape.room)]
+        blocks, threads, shared = shape.launch(xyz.shape[0])
+        self.launch(kernel, (blocks,), (threads,), shared, np.bool_(normalize), np.int64(xyz.shape[0]), *arguments)
 
-        def run(rows, tensors, *rest):
-            groups = rows if graph else max((-(-rows // workers) for workers in t.workers), default=0)
-            if t.blocks == 0 or groups == 0:
-                return
-            kernel = self.build("tensor_product_conv.cuh", t.text, (name,), x.device)[name]
-            strides = [np.int64(0 if v is None else v.stride(0)) for v in tensors]
-            self._launch(kernel, groups * t.blocks, *tensors, *strides, *rest, np.int64(rows))
+    def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
+        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call need not wait long."""
+        programs = [program(plan.key, pass_, dtype, True) for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")]
+        with ThreadPoolExecutor(min(len(programs), os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda p: self._build(p, device), [p for p in programs if p.tables.blocks]))
 
-        return run, t
+    def _build(self, p: Program, device: torch.device) -> dict:
+        return self.build("tensor_product_conv.cuh", p.tables.text, p.names, device)
 
-    def _planar(self, t, side: int, rows: torch.Tensor) -> torch.Tensor:
+    def _planar(self, kernels, p: Program, rows: torch.Tensor) -> torch.Tensor:
         """Rows [n, dim] with the components of each block outermost."""
         out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-        if rows.numel() and t.blocks:
-            name = f"eqtp::planar_kernel<eqtp::Plan, {side}, {STORAGE[rows.dtype]}>"
-            kernel = self.build("tensor_product_conv.cuh", t.text, (name,), rows.device)[name]
-            self._launch(kernel, rows.shape[0], rows, np.int64(rows.stride(0)), out, np.int64(rows.shape[0]))
+        if rows.numel():
+            self._run(kernels[p.planar], rows.shape[0], rows, np.int64(rows.stride(0)), out, np.int64(rows.shape[0]))
         return out
 
-    def _launch(self, kernel, blocks: int, *arguments) -> None:
+    def _run(self, kernel, blocks: int, *arguments) -> None:
         self.launch(kernel, (min(blocks, MAX_BLOCKS),), (THREADS,), 0, *arguments)
+
+
+class Program(NamedTuple):
+    """The kernels of a plan for one pass and dtype: names as written in C++."""
+
+    tables: Tables
+    graph: bool
+    main: str
+    planar: str | None  # rows of x (forward) or g (backward) by component; with a graph only
+    sum_units: str | None  # parts of the gradient of y; backward only
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kernels that there are."""
+        return tuple(name for name in self[2:] if name)
+
+    def blocks(self, rows: int) -> int:
+        """Blocks of threads for this many rows."""
+        groups = rows if self.graph else max((-(-rows // workers) for workers in self.tables.workers), default=0)
+        return groups * self.tables.blocks
+
+
+@lru_cache(maxsize=1024)
+def program(key: str, pass_: str, dtype: torch.dtype, graph: bool) -> Program:
+    """The kernels of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent"), with a graph or by rows."""
+    t, storage, forward = tables(key, pass_, dtype), STORAGE[dtype], pass_.startswith("fwd")
+    flags = ", ".join(str(flag).lower() for flag in (not graph, pass_.endswith("tangent")))
+    main = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {storage}, {flags}>"
+    planar = f"eqtp::planar_kernel<eqtp::Plan, {0 if forward else 1}, {storage}>" if graph else None
+    return Program(t, graph, main, planar, None if forward else f"eqtp::sum_units_kernel<{storage}, {t.blocks}, {dims(key).in2}>")
+
+
+def _strides(tensors) -> list[np.int64]:
+    return [np.int64(0 if t is None else t.stride(0)) for t in tensors]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _aligned(t: torch.Tensor) -> torch.Tensor:
@@ -136,13 +181,9 @@ def _unavailable(device: torch.device) -> str | None:
     return jit.why_not()
 
 
-_sources: dict[str, str] = {}
-
-
+@lru_cache
 def _source(file: str) -> str:
-    if file not in _sources:
-        _sources[file] = jit.source(file)
-    return _sources[file]
+    return jit.source(file)
 
 
 KERNELS = Kernels(_build, jit.launch, _unavailable)

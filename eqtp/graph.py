@@ -19,15 +19,15 @@ def _check_range(name: str, index: torch.Tensor, num: int) -> None:
 
 def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
-    if native.why_not("graph", None, index.device, torch.float32) is None:
+    if index.device.type == "cpu" and native.why_not("graph", None, index.device, torch.float32) is None:
         ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
         bad = native.csr(index, num, ptr, order)
         if bad >= 0:
             raise ValueError(f"Graph: dst must be in [0, {num}), got {int(index[bad])} at edge {bad}")
         return ptr, order
     _check_range("dst", index, num)
-    count = torch.bincount(index, minlength=num)  # [num]
-    return torch.cat([count.new_zeros(1), count.cumsum(0)]), torch.argsort(index, stable=True)
+    ordered, order = torch.sort(index, stable=True)
+    return torch.searchsorted(ordered, torch.arange(num + 1, device=index.device)), order
 
 
 def _build(src, dst, num_src, num_dst):

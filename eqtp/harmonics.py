@@ -64,3 +64,15 @@ def columns(degrees) -> list[int]:
     """Where each column stands among the components of degrees 0 .. lmax; empty if they are these, in order."""
     found = [l * l + i for l in degrees for i in range(2 * l + 1)]
     return [] if found == list(range((max(degrees, default=0) + 1) ** 2)) else found
+
+
+@lru_cache(maxsize=256)
+def tables(degrees, normalization: str) -> tuple[np.ndarray, list[int], list[int]]:
+    """constants [(lmax+1)(lmax+2)/2, 4] float64; start [(lmax+1)^2 + 1], column [columns]: component k is in the columns
+    column[start[k]:start[k+1]]."""
+    lmax, components = max(degrees, default=0), [l * l + i for l in degrees for i in range(2 * l + 1)]
+    where = [[j for j, k in enumerate(components) if k == n] for n in range((lmax + 1) ** 2)]
+    start = [0]
+    for columns in where:
+        start.append(start[-1] + len(columns))
+    return constants(lmax, normalization), start, [j for columns in where for j in columns]

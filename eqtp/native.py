@@ -271,6 +271,8 @@ def _harmonics(degrees: tuple[int, ...], normalization: str):
 def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
     """Runs csrc/spherical_harmonics.cpp: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
     g = None if g is None else row(g)
+    if xyz.is_cuda:
+        return spherical_harmonics_cuda(degrees, normalize, normalization, xyz, g, c, out, gxyz)
     size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
     _native.spherical_harmonics(
         _harmonics(degrees, normalization),
@@ -286,6 +288,39 @@ def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c,
         address(gxyz),
         xyz.dtype == torch.float64,
         torch.get_num_threads(),
+    )
+
+
+@lru_cache(maxsize=256)
+def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.device, real: torch.dtype):
+    """Constants for csrc/spherical_harmonics.cu: on the host (None unless all degrees stand in order), and the run-time tables on the device."""
+    constants, start, column = harmonics.tables(degrees, normalization)
+    fixed = None if harmonics.columns(degrees) else np.ascontiguousarray(constants)
+    integers = [torch.tensor(t or [0], dtype=torch.int32, device=device) for t in (start, column)]
+    return fixed, [torch.from_numpy(constants).to(real).to(device), *integers]
+
+
+def spherical_harmonics_cuda(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
+    """Runs csrc/spherical_harmonics.cu, as `spherical_harmonics`."""
+    fixed, tables = _harmonics_cuda(degrees, normalization, xyz.device, torch.float64 if xyz.dtype == torch.float64 else torch.float32)
+    size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
+    _native.spherical_harmonics_cuda(
+        max(degrees, default=0),
+        sum(2 * l + 1 for l in degrees),
+        0 if fixed is None else fixed.ctypes.data,
+        *map(address, tables),
+        normalize,
+        xyz.shape[0],
+        xyz.data_ptr(),
+        *xyz.stride(),
+        address(g),
+        size(g)[0],
+        address(c),
+        *size(c),
+        address(out),
+        address(gxyz),
+        CUDA_DTYPES.index(xyz.dtype),
+        *place(xyz.device),
     )
 
 

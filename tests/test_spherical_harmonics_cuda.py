@@ -6,7 +6,7 @@ import emulation
 import pytest
 import torch
 
-from eqtp import cuda, harmonics, testing
+from eqtp import harmonics, specialise, testing
 from eqtp.ops.spherical_harmonics import reference
 
 NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp::f16", torch.bfloat16: "eqtp::bf16"}
@@ -65,10 +65,10 @@ def kernels(kind, degrees, dtype, sanitize=None):
     elif kind == "fixed":
         text, before, name = AHEAD, [pointer], f"eqtp::fixed<{T}, eqtp::%s, {max(degrees)}>"
     else:
-        text, before = '#include "spherical_harmonics.cuh"\n' + cuda.harmonics_source(*degrees), []
+        text, before = '#include "spherical_harmonics.cuh"\n' + specialise.harmonics_source(*degrees), []
         name = f"eqtp::harmonics_plan_kernel<{T}, eqtp::%s, eqtp::Plan>"
-    built = emulation.build(text, {name % p: [*before, *types(dtype)] for p in cuda.HARMONICS_PASSES}, sanitize)
-    return {p: built[name % p] for p in cuda.HARMONICS_PASSES}
+    built = emulation.build(text, {name % p: [*before, *types(dtype)] for p in specialise.HARMONICS_PASSES}, sanitize)
+    return {p: built[name % p] for p in specialise.HARMONICS_PASSES}
 
 
 def flat(t):
@@ -89,14 +89,13 @@ def run(kind, degrees, normalize, normalization, xyz, g=None, c=None, wanted=(Tr
     constants, start, column = harmonics.tables(degrees, normalization)
     columns, which = len(column), "SECOND" if c is not None else "GRADIENT" if g is not None else "VALUES"
     unrolled = kind == "fixed" or (kind == "specialised" and lmax <= 8)
-    itemsize = real(dtype).itemsize
-    shape = cuda.harmonics_shape(columns, lmax, unrolled, which, itemsize)
+    shape = specialise.harmonics_shape(degrees, which, dtype, unrolled)
     memory, results = zip(*(framed((n, k), dtype, shift) for k in (columns, 3)), strict=True)
     wanted = [w and which in (one, "SECOND") for w, one in zip(wanted, ("VALUES", "GRADIENT"), strict=True)]
     numbers, integers = torch.from_numpy(constants).to(real(dtype)), [torch.tensor(t or [0], dtype=torch.int32) for t in (start, column)]
     tables = {"given": [numbers, *integers, lmax, columns], "fixed": [numbers], "specialised": []}[kind]
     key = {"given": (), "fixed": degrees, "specialised": (degrees, normalization)}[kind]
-    grid, block, shared = shape.launch(n, itemsize)
+    grid, block, shared = shape.launch(n)
     strided = lambda t, k: [None if t is None else flat(t), *((0,) * k if t is None else t.stride()[:k])]  # noqa: E731
     outputs = [flat(t) if w else None for t, w in zip(results, wanted, strict=True)]
     arguments = [*tables, normalize, n, *strided(xyz, 2), *strided(g, 1), *strided(c, 2), *outputs, shape.tile, shape.room]
@@ -232,9 +231,9 @@ def test_only_what_is_wanted():
 def test_many_columns_have_smaller_tiles():
     """Rows that do not fit 32 times into shared memory."""
     degrees = (3,) * 200
-    assert 0 < cuda.harmonics_shape(1400, 3, False, "SECOND", 4).tile < 32
+    assert 0 < specialise.harmonics_shape(degrees, "SECOND", torch.float32, False).tile < 32
     check("given", degrees, True, "component", *operands(degrees, 21, torch.float32))
-    assert cuda.harmonics_shape(13000, 3, False, "VALUES", 4).tile == 0
+    assert specialise.harmonics_shape((3,) * 1900, "VALUES", torch.float32).tile == 0
 
 
 # zero vectors, extremes

@@ -25,7 +25,7 @@ LAYERS = {
     "native": {"harmonics", "plan"},
     "nvrtc": set(),
     "jit": {"nvrtc"},
-    "specialise": {"plan"},
+    "specialise": {"harmonics", "plan"},
     "cuda": {"jit", "specialise", "native", "harmonics", "plan"},
     "backend": {"native", "cuda", "kernels", "plan"},
     "graph": {"native", "autograd"},
