@@ -1,10 +1,12 @@
-# Every target does all the set-up it needs: a virtual environment in .venv, torch, the package with its kernels, and what demo and tests use.
+# Every target but gpu does all the set-up it needs: a virtual environment in .venv, torch, the package with its kernels, and what demo and tests use.
 # Needed beforehand: Python 3.10 or newer and a C++17 compiler. Set-up runs again when pyproject.toml, setup.py, CMakeLists.txt or csrc/ change.
 #
 #   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
 #   make test    all tests              make test TESTS="tests/test_plan.py -k normalization"
 #   make lint    ruff and clang-format  make fmt applies them
+#   make racecheck   the CUDA kernels on the CPU, watched for races, divergent barriers and writes out of bounds
 #   make bench   timings against other libraries, into bench/results/, then the picture and the table of README.md
+#   make gpu     on a GPU machine, with the torch, nvcc, CuPy and Triton that it has: build, tests, compute-sanitizer, timings; no set-up, no network
 #   make wheel   source distribution, wheel built from it, and tests of that wheel in an environment of its own
 #   make setup   only the set-up        make clean removes all that make has made
 
@@ -20,8 +22,9 @@ THREADS ?= 1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+FORMATTED := $(wildcard csrc/* tests/*.h tests/cuda/*)
 
-.PHONY: demo test lint fmt bench wheel setup clean
+.PHONY: demo test lint fmt racecheck bench gpu wheel setup clean
 
 demo: setup
 	$(BIN)/python examples/sevennet_dropin.py $(ARGS)
@@ -32,12 +35,15 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 fmt: setup
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i $(FORMATTED)
+
+racecheck: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/test_racecheck.py tests/test_cuda_cpu.py
 
 setup: $(VENV)/installed
 
@@ -71,6 +77,10 @@ CONVS ?= mace-medium sevennet-0 nequip-l nequip-lips sevennet-l3i5 mace-large
 $(VENV)/bench: $(VENV)/installed
 	$(PIP) install -q --no-build-isolation -e ".[bench]"
 	@touch $@
+
+# Less than nine minutes; tables in bench/results/, logs in build/gpu/. Without a GPU: make gpu GPU=--rehearse
+gpu:
+	$(PYTHON) -m bench.gpu $(GPU)
 
 # The wheel is tested, not the source tree: in an environment that has the wheel and, through a .pth file, the other packages of .venv.
 wheel: setup

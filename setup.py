@@ -1,4 +1,4 @@
-"""Builds eqtp._native with CMake. Needs a C++17 compiler; torch is not needed to build."""
+"""Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to build."""
 
 import importlib.util
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -37,6 +38,22 @@ def pybind11_argument() -> str:
         return f"-DEQTP_PYBIND11_INCLUDE={include}"
 
 
+def cuda_arguments() -> list[str]:
+    """EQTP_CUDA: auto (if there is a working nvcc), 0 (no), 1 (it must be). EQTP_CUDA_ARCHS: compute capabilities, as in 80;90."""
+    values = {"auto": "AUTO", "0": "OFF", "1": "ON"}
+    value = os.environ.get("EQTP_CUDA") or "auto"
+    if value not in values:
+        sys.exit(f"eqtp: EQTP_CUDA must be auto, 0 or 1, got {value!r}")
+    return [f"-DEQTP_CUDA={values[value]}", f"-DEQTP_CUDA_ARCHS={os.environ.get('EQTP_CUDA_ARCHS', '').replace(',', ';')}"]
+
+
+def jobs() -> str:
+    """How many compilers run at a time: one per core, and no more than have 2 GiB of memory each."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 31
+    named = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS")
+    return named or str(max(1, min(os.cpu_count() or 1, memory, 16)))
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
         require_compiler()
@@ -51,6 +68,7 @@ class CMakeBuild(build_ext):
             f"-DEQTP_EXT_SUFFIX={suffix}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
             pybind11_argument(),
+            *cuda_arguments(),
         ]
         # cmake and ninja of this Python's environment first, which need not be active
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -62,9 +80,19 @@ class CMakeBuild(build_ext):
         cache = build / "CMakeCache.txt"  # an isolated build's ninja lives in a folder that is gone the next time
         if cache.exists() and f"CMAKE_MAKE_PROGRAM:FILEPATH={ninja}" not in cache.read_text():
             cache.unlink()
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or os.environ.get("MAX_JOBS") or str(min(os.cpu_count() or 1, 8))
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments], env=environment)
-        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs], env=environment)
+        subprocess.check_call(["cmake", "--build", str(build), "-j", jobs()], env=environment)
 
 
-setup(ext_modules=[Extension("eqtp._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class BuildWithSources(build_py):
+    def run(self):
+        """Puts what eqtp/jit.py compiles at run time into the package; an editable install finds it in the source tree."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "eqtp", "csrc")
+            target.mkdir(parents=True, exist_ok=True)
+            for source in ROOT.glob("csrc/*.cuh"):
+                shutil.copy(source, target)
+
+
+setup(ext_modules=[Extension("eqtp._native", sources=[])], cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithSources})

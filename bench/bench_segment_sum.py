@@ -19,17 +19,17 @@ PASSES = ("fwd", "bwd")
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 
-def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, **_) -> Case:
+def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     width = problems.tensor_product(problem_id).dim_out
     ends = problems.graph(graph, nodes, edges)
-    src, dst = torch.from_numpy(ends.src), torch.from_numpy(ends.dst)  # [e], [e]
+    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
     nodes, edges = ends.num_nodes, len(src)
     csr = eqtp.Graph(src, dst, nodes, nodes)
-    inputs = {"x": random(edges, width, dtype=dtype, seed=1)}
-    cotangent = random(nodes, width, dtype=dtype, seed=2, grad=False)
+    inputs = {"x": random(edges, width, dtype=dtype, seed=1, device=device)}
+    cotangent = random(nodes, width, dtype=dtype, seed=2, device=device, grad=False)
 
     def ours(backend: str) -> Callable:
-        require(backend, None, dtype)
+        require(backend, "segment_sum", None, dtype, torch.device(device))
         return lambda x: eqtp.segment_sum(x, csr, backend=backend)
 
     moved = (edges + nodes) * width * dtype.itemsize + 8 * edges  # both ways: linear, so backward does not read x

@@ -12,7 +12,8 @@ from bench import peers
 from bench.harness import Case, multilinear_bytes, random, require
 from eqtp import problems
 
-PROBLEMS = tuple(problems.SPHERICAL_HARMONICS) + tuple(f"{name}-solid" for name in problems.SPHERICAL_HARMONICS)
+LMAX = {f"lmax{lmax}": lmax for lmax in sorted({*range(1, 11), *problems.SPHERICAL_HARMONICS.values()})}
+PROBLEMS = tuple(LMAX) + tuple(f"{name}-solid" for name in LMAX)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"points": 33}
 
@@ -29,15 +30,15 @@ def point_flops(lmax: int) -> dict[str, int]:
     return {"fwd": 3 * h + 2 * n, "bwd": 9 * n, "bwdbwd": 18 * n}
 
 
-def case(problem_id: str, dtype: torch.dtype, *, points: int, **_) -> Case:
-    lmax = problems.SPHERICAL_HARMONICS[problem_id.removesuffix("-solid")]
+def case(problem_id: str, dtype: torch.dtype, *, points: int, device: str = "cpu", **_) -> Case:
+    lmax = LMAX[problem_id.removesuffix("-solid")]
     normalize = not problem_id.endswith("-solid")
     degrees = list(range(lmax + 1))
-    inputs = {"xyz": random(points, 3, dtype=dtype, seed=1)}
-    cotangent = random(points, (lmax + 1) ** 2, dtype=dtype, seed=2, grad=False)
+    inputs = {"xyz": random(points, 3, dtype=dtype, seed=1, device=device)}
+    cotangent = random(points, (lmax + 1) ** 2, dtype=dtype, seed=2, device=device, grad=False)
 
     def ours(backend: str) -> Callable:
-        require(backend, None, dtype)
+        require(backend, "spherical_harmonics", None, dtype, torch.device(device))
         return lambda xyz: eqtp.spherical_harmonics(degrees, xyz, normalize, "component", backend=backend)
 
     return Case(
@@ -46,7 +47,7 @@ def case(problem_id: str, dtype: torch.dtype, *, points: int, **_) -> Case:
         inputs=inputs,
         cotangent=cotangent,
         ours=ours,
-        peer=lambda name: peers.harmonics(name, lmax, normalize, dtype),
+        peer=lambda name: peers.harmonics(name, lmax, normalize, dtype, device),
         bytes=multilinear_bytes(inputs, cotangent),
         flops={stage: points * count for stage, count in point_flops(lmax).items()},
         pieces={"out": [slice(l * l, (l + 1) ** 2) for l in degrees]},

@@ -39,23 +39,23 @@ def pieces(plan: TensorProductPlan, names: tuple[str, str, str] = ("x1", "x2", "
     return dict(zip((*names, "out"), (in1, in2, weights, out), strict=True))
 
 
-def weights(problem: problems.TensorProductProblem, rows: int, dtype: torch.dtype) -> torch.Tensor:
+def weights(problem: problems.TensorProductProblem, rows: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     """Random weights, [rows, numel] or shared [numel]."""
     shape = (problem.weight_numel,) if problem.weights == "shared" else (rows, problem.weight_numel)
-    return random(*shape, dtype=dtype, seed=3)
+    return random(*shape, dtype=dtype, seed=3, device=device)
 
 
-def case(problem_id: str, dtype: torch.dtype, *, edges: int, **_) -> Case:
+def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
     problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
     inputs = {
-        "x1": random(edges, plan.dim_in1, dtype=dtype, seed=1),
-        "x2": random(edges, plan.dim_in2, dtype=dtype, seed=2),
-        "w": weights(problem, edges, dtype),
+        "x1": random(edges, plan.dim_in1, dtype=dtype, seed=1, device=device),
+        "x2": random(edges, plan.dim_in2, dtype=dtype, seed=2, device=device),
+        "w": weights(problem, edges, dtype, device),
     }
-    cotangent = random(edges, plan.dim_out, dtype=dtype, seed=4, grad=False)
+    cotangent = random(edges, plan.dim_out, dtype=dtype, seed=4, device=device, grad=False)
 
     def ours(backend: str) -> Callable:
-        require(backend, plan, dtype)
+        require(backend, "tensor_product", plan, dtype, torch.device(device))
         return lambda x1, x2, w: eqtp.tensor_product(x1, x2, w, plan, backend=backend)
 
     return Case(
@@ -64,7 +64,7 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, **_) -> Case:
         inputs=inputs,
         cotangent=cotangent,
         ours=ours,
-        peer=lambda name: peers.product(name, problem_id, dtype),
+        peer=lambda name: peers.product(name, problem_id, dtype, device),
         bytes=multilinear_bytes(inputs, cotangent),
         flops={stage: edges * count for stage, count in row_flops(plan).items()},
         pieces=pieces(plan),

@@ -21,26 +21,26 @@ __all__ = ["CHECK_SIZE", "PASSES", "PROBLEMS", "case"]
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 
-def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, **_) -> Case:
+def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
     ends = problems.graph(graph, nodes, edges)
-    src, dst = torch.from_numpy(ends.src), torch.from_numpy(ends.dst)  # [e], [e]
+    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
     nodes, edges = ends.num_nodes, len(src)
     csr = eqtp.Graph(src, dst, nodes, nodes)
     csr.transpose()
     inputs = {
-        "x": random(nodes, plan.dim_in1, dtype=dtype, seed=1),
-        "y": random(edges, plan.dim_in2, dtype=dtype, seed=2),
-        "w": weights(problem, edges, dtype),
+        "x": random(nodes, plan.dim_in1, dtype=dtype, seed=1, device=device),
+        "y": random(edges, plan.dim_in2, dtype=dtype, seed=2, device=device),
+        "w": weights(problem, edges, dtype, device),
     }
-    cotangent = random(nodes, plan.dim_out, dtype=dtype, seed=4, grad=False)
+    cotangent = random(nodes, plan.dim_out, dtype=dtype, seed=4, device=device, grad=False)
 
     def ours(backend: str) -> Callable:
-        require(backend, plan, dtype)
+        require(backend, "tensor_product_conv", plan, dtype, torch.device(device))
         return lambda x, y, w: eqtp.tensor_product_conv(x, y, w, plan, csr, backend=backend)
 
     def peer(name: str) -> Callable:
-        product = peers.product(name, problem_id, dtype)
+        product = peers.product(name, problem_id, dtype, device)
         zeros = lambda x: x.new_zeros(nodes, plan.dim_out)  # noqa: E731
         return lambda x, y, w: zeros(x).index_add_(0, dst, product(x[src], y, w))
 

@@ -7,6 +7,8 @@ A pass is one thing that is timed, for our kernels and for every peer through th
              (printed as fwd+bwd: the time includes the forward)
     bwdbwd   the same with a graph of the gradients, the sum of their squares as a force-like loss, and the
              gradients of that loss for x, y and w (the time includes everything)
+    grad         the gradients of bwd by themselves, from an output that is there (printed as bwd alone)
+    gradgrad     gradients of x, y and w for random cotangents of the gradients that bwd gave, by themselves
 
 A pass consists of stages (`STAGES`); its compulsory bytes and operations are their sums. In each stage
 every operand is read once and every result written once, nothing else:
@@ -16,7 +18,11 @@ every operand is read once and every result written once, nothing else:
     bwdbwd   reads what bwd reads and cotangents of gx, gy, gw      writes the gradients of x, y, w
 
 The loss (squares and sums of gx, gy, gw) is inside the time but not in the bytes. Sorting the graph is not in
-the time: a model does it once for all its layers. Caches are warm. Inputs are random, never zeros.
+the time: a model does it once for all its layers. Caches of compiled code are warm. Inputs are random, never zeros.
+
+On a GPU the clock is a pair of CUDA events around each call. Before each call FLUSH_BYTES are written, outside of the clock: nothing is left of
+the inputs in the L2 cache, and the GPU is busy for a millisecond or so while Python prepares the launches: what is timed is the GPU's work, as
+in a model that keeps it busy. Peak memory is what torch's allocator says.
 """
 
 from __future__ import annotations
@@ -27,15 +33,18 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 
 from eqtp import backend as backends
 
-STAGES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "bwdbwd": ("fwd", "bwd", "bwdbwd")}
-TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd"}
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the scale of each piece
+STAGES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "bwdbwd": ("fwd", "bwd", "bwdbwd"), "grad": ("bwd",), "gradgrad": ("bwdbwd",)}
+TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd", "grad": "bwd alone", "gradgrad": "bwdbwd alone"}
+WHOLE = {"grad": "bwd", "gradgrad": "bwdbwd"}  # the pass that contains, and is checked for, one that is timed by itself
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}  # relative to the scale of each piece; bfloat16 has 8 bits
 MAX_CALLS = 200  # in one round
+FLUSH_BYTES = 3 << 30  # many times the largest L2 cache: see above
 
 
 class Missing(Exception):
@@ -61,18 +70,17 @@ class Case:
     pieces: dict[str, list[slice]] = field(default_factory=dict)  # columns by path or irrep: compared one by one
 
 
-def require(backend: str, plan, dtype: torch.dtype) -> None:
-    """Raise Missing, with the reason, if one of our backends cannot run the plan (None: an op without a
-    plan)."""
-    reason = None if backend == "auto" else backends.why_not(backend, "tensor_product_conv", plan, torch.device("cpu"), dtype)
+def require(backend: str, op: str, plan, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise Missing, with the reason, if one of our backends cannot run the op with the plan (None: an op without a plan)."""
+    reason = None if backend == "auto" else backends.why_not(backend, op, plan, device, dtype)
     if reason:
         raise Missing(reason)
 
 
-def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True) -> torch.Tensor:
+def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True, device: torch.device | str = "cpu") -> torch.Tensor:
     """Normal random numbers, the same in every dtype up to rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
     return values.to(dtype).requires_grad_(grad)
 
 
@@ -100,6 +108,22 @@ def run_pass(f: Callable, inputs: tuple, cotangent: torch.Tensor, pass_: str) ->
     return torch.autograd.grad(loss, inputs)
 
 
+def call_of(f: Callable, inputs: tuple, cotangent: torch.Tensor, pass_: str) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """What is timed. What the passes grad and gradgrad start from is made at the first call, which a warm-up makes."""
+    if pass_ not in WHOLE:
+        return partial(run_pass, f, inputs, cotangent, pass_)
+
+    @cache
+    def prepared():
+        out = f(*inputs)
+        if pass_ == "grad":
+            return out, cotangent
+        results = torch.autograd.grad(out, inputs, cotangent, create_graph=True)
+        return results, [torch.randn_like(g) for g in results]
+
+    return lambda: torch.autograd.grad(prepared()[0], inputs, prepared()[1], retain_graph=True, allow_unused=True)
+
+
 def result_names(inputs: dict[str, torch.Tensor], pass_: str) -> list[tuple[str, str]]:
     """(what it is, the operand whose columns it has) of each tensor that `run_pass` returns."""
     first = [(f"gradient of {name}", name) for name in inputs]
@@ -122,7 +146,7 @@ def check(case: Case, f: Callable, who: str, passes: list[str], tolerance: float
     """
     inputs = tuple(case.inputs.values())
     tolerance = tolerance or TOLERANCE[case.cotangent.dtype]
-    for pass_ in passes:
+    for pass_ in dict.fromkeys(WHOLE.get(name, name) for name in passes):
         got, want = run_pass(f, inputs, case.cotangent, pass_), expected(case, pass_)
         for (what, name), a, b in zip(result_names(case.inputs, pass_), got, want, strict=True):
             if a.shape != b.shape:
@@ -147,13 +171,17 @@ def _status(key: str) -> float:
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
 
 
-def peak_mb(call: Callable[[], object]) -> float | None:
-    """Peak resident memory that one call adds, results included, in MB: VmHWM (reset before) minus VmRSS
-    before.
+def peak_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
+    """Peak memory that one call adds, results included, in MB. On the CPU resident memory: VmHWM (reset before) minus VmRSS before.
 
     Free heap is given back to the system first, so that memory freed earlier does not hide what the call
     takes. None where the system does not let a process reset its high-water mark.
     """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -186,7 +214,27 @@ class Timing:
         return self.quantile(0.5)
 
 
-def warm_up(call: Callable[[], object], calls: int) -> tuple[float | None, float]:
+def clock(call: Callable[[], object], count: int, device: torch.device | str = "cpu") -> list[float]:
+    """Milliseconds of each of `count` calls."""
+    if torch.device(device).type == "cpu":
+        times = []
+        for _ in range(count):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+    for start, end in events:
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def warm_up(call: Callable[[], object], calls: int, device: torch.device | str = "cpu") -> tuple[float | None, float]:
     """Call `calls` times, at least once. Returns the peak memory of the last call and its seconds."""
     seconds = 0.0
 
@@ -194,11 +242,13 @@ def warm_up(call: Callable[[], object], calls: int) -> tuple[float | None, float
         nonlocal seconds
         start = time.perf_counter()
         call()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
 
     for _ in range(calls - 1):
         call()
-    return peak_mb(timed), seconds
+    return peak_mb(timed, device), seconds
 
 
 def time_together(
@@ -208,6 +258,7 @@ def time_together(
     min_time: float,
     warmup: int,
     step: Callable[[str], None] = lambda who: None,
+    device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Time all contestants in one run, round robin, so that a drift of the machine meets all of them.
 
@@ -220,7 +271,7 @@ def time_together(
     calls = {}
     for who, call in contestants.items():
         try:
-            peak, seconds = warm_up(call, warmup)
+            peak, seconds = warm_up(call, warmup, device)
         except Exception as error:  # a peer may fail in any way; it is named with its reason
             failed[who] = reason_of(error)
         else:
@@ -232,10 +283,7 @@ def time_together(
     try:
         for _ in range(rounds):
             for who, timing in timings.items():
-                for _ in range(calls[who]):
-                    start = time.perf_counter()
-                    contestants[who]()
-                    timing.calls.append((time.perf_counter() - start) * 1e3)
+                timing.calls += clock(contestants[who], calls[who], device)
                 step(who)
     finally:
         gc.enable()

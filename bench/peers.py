@@ -3,7 +3,7 @@
     e3nn            o3.TensorProduct and o3.SphericalHarmonics as they come on this torch (eager)
     e3nn-script     the same through TorchScript, e3nn's older default
     e3nn-compile    the same through torch.compile
-    cueq            cuequivariance_torch on the CPU (method "naive"), data in mul_ir layout
+    cueq            cuequivariance_torch, data in mul_ir layout; method "naive", on a GPU "uniform_1d" where all multiplicities are equal
     cueq-irmul      the same, data kept in ir_mul layout
     sphericart      sphericart.torch.SphericalHarmonics
     sphericart-solid  sphericart.torch.SolidHarmonics: r^l Y, no normalisation of the input
@@ -38,14 +38,18 @@ NO_CPU = {
     "openequivariance": "OpenEquivariance does not run on a CPU",
     "flashtp": "FlashTP does not run on a CPU",
 }
+MODULES = {"openequivariance": "openequivariance", "flashtp": "flashTP_e3nn"}
 NAMES = (*E3NN, *CUEQ, *SPHERICART, *SUMS, *NO_CPU)
 DISTRIBUTIONS = ("torch", "e3nn", "cuequivariance-torch", "sphericart-torch", "torch-geometric")
+ON_GPU = ("triton", "cupy-cuda12x", "cupy-cuda13x", "cuequivariance-ops-torch-cu12", "cuequivariance-ops-torch-cu13")
 
 
-def versions() -> dict[str, str]:
-    """Installed version of each peer's distribution; those not installed are left out."""
+def versions(device: str = "cpu") -> dict[str, str]:
+    """Installed version of each peer's distribution, and on a GPU of what our kernels are made with; those not installed are left out."""
     found = {}
-    for name in DISTRIBUTIONS:
+    if device == "cuda":
+        found["cuda"] = str(torch.version.cuda)
+    for name in (*DISTRIBUTIONS, *(ON_GPU if device == "cuda" else ())):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
@@ -64,9 +68,12 @@ def _import(module: str):
         raise Missing(f"{module} is not installed ({error})") from None
 
 
-def _refuse(name: str, op: str):
-    if name in NO_CPU:
+def _refuse(name: str, op: str, device: str = "cpu"):
+    if name in NO_CPU and device == "cpu":
         raise Missing(NO_CPU[name])
+    if name in NO_CPU:
+        _import(MODULES[name])
+        raise Missing(f"{name} is installed, but this benchmark does not call it yet")
     raise Missing(f"{name} has no {op}")
 
 
@@ -86,28 +93,30 @@ def _e3nn_mode(mode: str, dtype: torch.dtype) -> Iterator[None]:
         e3nn.set_optimization_defaults(**({"jit_mode": before["jit_mode"]} if "jit_mode" in before else {}))
 
 
-def _e3nn_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype) -> Callable:
+def _e3nn_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype, device: str) -> Callable:
     o3 = _import("e3nn.o3")
     plan = problems.plan(problem.id)
     irreps = [o3.Irreps(str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
     with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
-        module = o3.TensorProduct(*irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False)
+        module = o3.TensorProduct(*irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False).to(device)
     return torch.compile(module) if name == "e3nn-compile" else module
 
 
-def _cueq_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype) -> Callable:
+def _cueq_product(name: str, problem: problems.TensorProductProblem, dtype: torch.dtype, device: str) -> Callable:
     cue, cuet = _import("cuequivariance"), _import("cuequivariance_torch")
     in1, in2 = cue.Irreps("O3", problem.irreps_in1), cue.Irreps("O3", problem.irreps_in2)
     out = in1 if problem.out == "in1" else cue.Irreps("O3", problem.out)
     shared = problem.weights == "shared"
+    even = len({mul for mul, _ in in1}) == 1 and problem.mode == "uvu"
     options = {
         "layout": cue.mul_ir if name == "cueq" else cue.ir_mul,
         "shared_weights": shared,
         "internal_weights": False,
-        "method": "naive",
+        "method": "uniform_1d" if device == "cuda" and even else "naive",
         "dtype": dtype,
         "math_dtype": dtype,
+        "device": device,
     }
     if problem.mode == "uvu":
         module = cuet.ChannelWiseTensorProduct(in1, in2, [ir for _, ir in out], **options)
@@ -119,38 +128,38 @@ def _cueq_product(name: str, problem: problems.TensorProductProblem, dtype: torc
 
 
 @cache
-def product(name: str, problem_id: str, dtype: torch.dtype) -> Callable:
+def product(name: str, problem_id: str, dtype: torch.dtype, device: str = "cpu") -> Callable:
     """f(x1 [z, dim1], x2 [z, dim2], w [z, numel] or [numel]) -> [z, dim_out] of a problem; raises Missing."""
     problem = problems.tensor_product(problem_id)
     if name in E3NN:
-        return _e3nn_product(name, problem, dtype)
+        return _e3nn_product(name, problem, dtype, device)
     if name in CUEQ:
-        return _cueq_product(name, problem, dtype)
-    return _refuse(name, "tensor product")
+        return _cueq_product(name, problem, dtype, device)
+    return _refuse(name, "tensor product", device)
 
 
 @cache
-def harmonics(name: str, lmax: int, normalize: bool, dtype: torch.dtype) -> Callable:
+def harmonics(name: str, lmax: int, normalize: bool, dtype: torch.dtype, device: str = "cpu") -> Callable:
     """f(xyz [n, 3]) -> [n, (lmax+1)**2], all degrees to lmax; raises Missing."""
     if name in E3NN:
         o3 = _import("e3nn.o3")
         with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
             try:
-                module = o3.SphericalHarmonics(list(range(lmax + 1)), normalize, "component")
+                module = o3.SphericalHarmonics(list(range(lmax + 1)), normalize, "component").to(device)
             except NotImplementedError as error:
                 raise Missing(str(error).partition(",")[0]) from None
         return torch.compile(module) if name == "e3nn-compile" else module
     if name == "cueq":
         cuet = _import("cuequivariance_torch")
-        if lmax > CUEQ_LMAX:
+        if lmax > CUEQ_LMAX and device == "cpu":
             raise Missing(f"its CPU path stops at lmax {CUEQ_LMAX}")
-        return cuet.SphericalHarmonics(list(range(lmax + 1)), normalize, method="naive", math_dtype=dtype)
+        return cuet.SphericalHarmonics(list(range(lmax + 1)), normalize, method="naive", math_dtype=dtype).to(device)
     if name in SPHERICART:
         if name == "sphericart" and not normalize:
             raise Missing("it normalises its input: see sphericart-solid")
         sphericart = _import("sphericart.torch")
-        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(l_max=lmax)
-    return _refuse(name, "spherical harmonics")
+        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(l_max=lmax).to(device)
+    return _refuse(name, "spherical harmonics", device)
 
 
 def summation(name: str, dst: torch.Tensor, num_dst: int) -> Callable:

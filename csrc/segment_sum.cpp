@@ -71,21 +71,10 @@ static int64_t csr(P index, bool is64, int64_t n, int64_t num, P ptr, P order) {
   return is64 ? build_csr(reinterpret_cast<const int64_t*>(index), n, num, p, o) : build_csr(reinterpret_cast<const int32_t*>(index), n, num, p, o);
 }
 
-template <class T>
-static SegmentArgs<T> arguments(P x, int64_t x_stride, P ptr, P order, int64_t num, int64_t c, P out, int threads) {
-  return {num,
-          c,
-          x_stride,
-          reinterpret_cast<const int64_t*>(ptr),
-          reinterpret_cast<const int64_t*>(order),
-          reinterpret_cast<const T*>(x),
-          reinterpret_cast<T*>(out),
-          threads};
-}
-static void sum(P x, int64_t x_stride, P ptr, P order, int64_t num, int64_t c, P out, bool f64, int threads) {
+static void sum(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t num, int64_t c, P out, bool f64, int threads) {
   pybind11::gil_scoped_release nogil;
-  if (f64) EQTP_PICK(segment_sum_f64)(arguments<double>(x, x_stride, ptr, order, num, c, out, threads));
-  else EQTP_PICK(segment_sum_f32)(arguments<float>(x, x_stride, ptr, order, num, c, out, threads));
+  if (f64) EQTP_PICK(segment_sum_f64)(segment_args<double>(x, x_stride, ptr, order, e, num, c, out, threads));
+  else EQTP_PICK(segment_sum_f32)(segment_args<float>(x, x_stride, ptr, order, e, num, c, out, threads));
 }
 
 EQTP_BINDING(define_segment_sum) {

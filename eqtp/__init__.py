@@ -11,6 +11,8 @@ from eqtp.accelerate import Report, accelerate
 from eqtp.backend import backends, explain, set_backend
 from eqtp.graph import Graph
 from eqtp.irreps import Irrep, Irreps
+from eqtp.ops.segment_max import segment_max
+from eqtp.ops.segment_softmax import segment_softmax
 from eqtp.ops.segment_sum import segment_mean, segment_sum
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
@@ -29,7 +31,9 @@ __all__ = [
     "backends",
     "explain",
     "nn",
+    "segment_max",
     "segment_mean",
+    "segment_softmax",
     "segment_sum",
     "set_backend",
     "so3",

@@ -33,10 +33,11 @@ def define(name: str, schema: str, kernel: Callable, fake: Callable):
     return getattr(torch.ops.eqtp, name).default
 
 
-def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None = None) -> Callable:
+def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None = None, outputs: bool = False) -> Callable:
     """The callable of an op, with all derivatives.
 
-    backward(args, needs, grads) -> gradient (or None) per argument; grads: one per output, None where there is none.
+    backward(args, needs, grads) -> gradient (or None) per argument; grads: one per output, None where there is none. With outputs=True it is
+    backward(args, needs, grads, outputs) with the tuple of what the op returned.
     jvp(args, tangents) -> tangent(s) of the output(s); tangents: one per argument, None where there is none.
     vmap(info, in_dims, *args) as in torch.autograd.Function; by default the calls are made one by one.
     """
@@ -46,24 +47,29 @@ def differentiable(op, backward: Callable, jvp: Callable, vmap: Callable | None 
         ctx.is_tensor = [isinstance(a, torch.Tensor) for a in inputs]
         ctx.constants = [None if isinstance(a, torch.Tensor) else a for a in inputs]
         tensors = [a for a in inputs if isinstance(a, torch.Tensor)]
-        ctx.save_for_backward(*tensors)
         if hasattr(ctx, "save_for_forward"):
             ctx.save_for_forward(*tensors)
+        if outputs:
+            tensors += [output] if isinstance(output, torch.Tensor) else output
+        ctx.save_for_backward(*tensors)
 
     def arguments(ctx):
         tensors = iter(ctx.saved_tensors)
         return [next(tensors) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
 
+    def results(ctx):
+        return (ctx.saved_tensors[sum(ctx.is_tensor) :],) if outputs else ()
+
     def run_backward(ctx, *grads):
         if all(g is None for g in grads):
             return tuple(None for _ in ctx.is_tensor)
-        return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads))
+        return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads, *results(ctx)))
 
     def one_by_one(info, in_dims, *args):
-        outputs = [call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True))) for n in range(info.batch_size)]
-        if isinstance(outputs[0], torch.Tensor):
-            return torch.stack(outputs), 0
-        return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), tuple(0 for _ in outputs[0])
+        each = [call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True))) for n in range(info.batch_size)]
+        if isinstance(each[0], torch.Tensor):
+            return torch.stack(each), 0
+        return tuple(torch.stack(o) for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
 
     class Function(torch.autograd.Function):
         @staticmethod

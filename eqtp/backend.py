@@ -30,7 +30,7 @@ def family(name: str):
     if name == "jit":
         from eqtp.cuda import KERNELS as module
     elif name == "triton":
-        from eqtp import kernels as module
+        from eqtp.kernels import KERNELS as module
     else:
         from eqtp import native as module
     return module

@@ -36,6 +36,8 @@ class Kernels:
 
     def why_not(self, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
         """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
+        if op.startswith("segment_"):
+            return f"there is nothing to specialise in {op}"
         if dtype not in STORAGE:
             return f"the specialised kernels know {', '.join(map(_name, STORAGE))}, not {_name(dtype)}"
         return self.unavailable(device) or (native.why_not_plan(plan) if plan is not None else None)

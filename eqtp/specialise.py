@@ -69,6 +69,7 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
     at1, _, out = plan.offsets
     places = [plan.dim_in1, plan.dim_out, plan.weight_numel, unit.mul, *(at1[b].start for b in unit.in1), *(out[b].start for b in unit.out)]
     places += [plan.paths[n].weight_offset for n in unit.paths if plan.paths[n].has_weight]
+    others = 40 + 18 * max(0, len(units(plan)) - 4)  # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
     widest = 2 if unit.mul >= 64 else 1
     choices = [(c, ahead) for c in (2, 1) for ahead in (True, False) if c <= widest and all(place % c == 0 for place in places)]
     for channels, ahead in choices if choices else [(1, False)]:
@@ -77,8 +78,8 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
             registers = channels * no + operands * (2 if ahead else 1)
         else:
             registers = channels * (nx * (1 + directions) + no + len(unit.paths) * directions) + plan.dim_in2 * (1 + directions)
-            ahead = False
-        if registers * size + (90 if ahead else 40) <= REGISTERS:
+            ahead, others = False, 40
+        if registers * size + others + (56 if ahead else 0) <= REGISTERS:
             break
     threads = next(n for n in (4, 8, 16, 32) if n >= min(32, -(-unit.mul // channels)))
     return Layout(channels, ahead, threads, -(-unit.mul // (threads * channels)))

@@ -7,7 +7,6 @@ import torch
 
 from eqtp import backend, cuda
 
-_kernels = {}
 _ROWS = ["T*"] * 6 + ["eqtp::Index"] * 6
 # Parameters of each kernel; T is its storage type, R the type it calculates in
 TYPES = {
@@ -25,20 +24,38 @@ def types_of(name: str) -> list[str]:
     return [t.replace("T*", f"{storage}*").replace("R*", f"{real}*") for t in TYPES[re.search(r"::(\w+)<", name)[1]]]
 
 
-def build(file, text, names, device):
-    key = (file, text, names)
-    if key not in _kernels:
-        _kernels[key] = emulation.build(f'#include "{file}"\n{text}', {name: types_of(name) for name in names})
-    return _kernels[key]
+def together(names: tuple[str, ...]) -> list[str]:
+    """The kernels that are built with these: the pass with a graph and by rows, as another kernel costs a tenth of another program."""
+    plan, storage, _, tangent = names[0].split(", ")
+    side = 0 if "conv_fwd" in plan else 1
+    both = [f"{plan}, {storage}, {rows}, {tangent}" for rows in ("false", "true")]
+    return [*both, f"eqtp::planar_kernel<eqtp::Plan, {side}, {storage}>", *(name for name in names if "sum_units" in name)]
+
+
+def family(sanitize: str | None = None, source: str | None = None) -> cuda.Kernels:
+    """The kernels of csrc/, or of `source` in their place, under a sanitizer ("address", "thread") or none."""
+    built = {}
+
+    def build(file, text, names, device):
+        key = (text, *together(names))
+        if key not in built:
+            built[key] = emulation.build((source or f'#include "{file}"\n') + text, {name: types_of(name) for name in key[1:]}, sanitize)
+        return built[key]
+
+    return cuda.Kernels(build, launch, unavailable)
 
 
 def launch(kernel, grid, block, shared, *arguments):
-    flat = [a.as_strided((1,), (1,)) if isinstance(a, torch.Tensor) and a.numel() else a for a in arguments]  # its address; strides go apart
-    kernel(grid, block, shared, *(a if isinstance(a, torch.Tensor) or a is None else a.item() for a in flat))
+    kernel(grid, block, shared, *(flat(a) if isinstance(a, torch.Tensor) else a if a is None else a.item() for a in arguments))
+
+
+def flat(t: torch.Tensor) -> torch.Tensor:
+    """The memory between a tensor's first and last number: strides are arguments of their own."""
+    return t.as_strided((sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1,), (1,)) if t.numel() else t
 
 
 def unavailable(device):
-    return None if device.type == "cpu" else "the emulated kernels run on CPU tensors"
+    return emulation.why_not(None) if device.type == "cpu" else "the emulated kernels run on CPU tensors"
 
 
-backend._others["emulated"] = cuda.Kernels(build, launch, unavailable)
+backend._others["emulated"] = family()

@@ -307,6 +307,14 @@ def op_cases():
     yield ops.tensor_product_conv, (xs, y, w, *index)
     yield ops.segment_sum, (g, *segments)
     yield ops.segment_gather, (gn, *segments)
+    x5, g5, gn4 = (testing.random(n, 4, seed=n).requires_grad_() for n in (5, 6, 4))
+    g5 = g5[:5].detach().requires_grad_()
+    arg = ops.segment_max(x5, GRAPH.ptr, GRAPH.order, "native")[1]
+    yield ops.segment_max, (x5, GRAPH.ptr, GRAPH.order, "native")
+    yield ops.segment_max_gather, (x5, arg)
+    yield ops.segment_max_scatter, (gn4, arg, 5)
+    yield ops.segment_softmax, (x5, *segments)
+    yield ops.segment_softmax_bwd, (g5, x5, *segments)
     yield ops.graph, (torch.tensor([0, 2, 1]), torch.tensor([1, 1, 0]), 3, 2)
 
 

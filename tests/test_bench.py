@@ -1,5 +1,6 @@
 """The benchmark harness: its output, its refusal to time a wrong kernel, and that nobody is left out."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def threads():
 @pytest.fixture
 def run(monkeypatch, tmp_path, capfd):
     """main() without measuring the machine: exit code, stdout, stderr and the lines of the JSON file."""
-    monkeypatch.setattr(machine, "measure", lambda dtype: RATES)
+    monkeypatch.setattr(machine, "measure", lambda dtype, **_: RATES)
 
     def call(*arguments: str):
         file = tmp_path / "lines.jsonl"
@@ -148,6 +149,87 @@ def test_a_right_kernel_passes_the_same_gate(run, monkeypatch):
     monkeypatch.setattr(eqtp, "tensor_product_conv", corrupt("nothing"))
     code, _, _, lines = run("tensor_product_conv", "--problem", "nequip-water", "--backend", "auto")
     assert code == 0 and len(lines) == 3
+
+
+def test_check_times_nothing_and_names_what_is_wrong(run, monkeypatch):
+    monkeypatch.setattr(eqtp, "tensor_product_conv", corrupt("out"))
+    monkeypatch.setattr(harness, "time_together", lambda *_, **__: pytest.fail("it was timed"))
+    code, out, err, lines = run("tensor_product_conv", "--problem", "nequip-water", "--backend", "auto,reference", "--check", "--keep-going")
+    assert code == 1 and "wrong kernels, which were not timed" in err and "nequip-water: auto: wrong: WrongKernel" in err
+    assert [(line["backend"], line["check"].partition(":")[0]) for line in lines] == [("auto", "wrong"), ("reference", "agrees with the reference")]
+    assert "reference         agrees with the reference" in out
+
+
+def test_a_wrong_backend_is_left_out_where_that_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr(eqtp, "tensor_product_conv", corrupt("w"))
+    arguments = ("tensor_product_conv", "--problem", "nequip-water", "--pass", "fwd,bwd")
+    code, _, err, lines = run(*arguments, "--backend", "auto,reference", "--keep-going")
+    assert code == 1 and "auto: wrong" in err
+    assert [(line["backend"], line["pass"], line["missing"]["auto"][:5]) for line in lines] == [("reference", p, "wrong") for p in ("fwd", "bwd")]
+
+
+def test_passes_by_themselves():
+    """grad and gradgrad return what the passes that contain them compute on the way, call after call."""
+    case = bench.importlib.import_module("bench.bench_tensor_product_conv").case("nequip-water", torch.float64, nodes=4, edges=9, graph="random")
+    f, inputs = case.ours("reference"), tuple(case.inputs.values())
+    call = harness.call_of(f, inputs, case.cotangent, "grad")
+    _, *want = harness.run_pass(f, inputs, case.cotangent, "bwd")
+    for got in (call(), call()):
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    torch.manual_seed(0)
+    got = harness.call_of(f, inputs, case.cotangent, "gradgrad")()
+    gradients = torch.autograd.grad(f(*inputs), inputs, case.cotangent, create_graph=True)
+    torch.manual_seed(0)
+    want = torch.autograd.grad(gradients, inputs, [torch.randn_like(g) for g in gradients])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert {harness.STAGES[alone] for alone in harness.WHOLE} == {("bwd",), ("bwdbwd",)}
+
+
+def test_backends_meet_the_size_that_is_timed_before_the_check():
+    """What a backend tunes at its first call is tuned for the real size; a backend that raises is left to the check."""
+    module, seen = bench.importlib.import_module("bench.bench_segment_sum"), []
+    case = module.case("nequip-s", torch.float32, nodes=4, edges=9, graph="random")
+
+    def ours(backend):
+        if backend == "away":
+            raise harness.Missing("away")
+        return lambda x: seen.append((backend, len(x), torch.is_grad_enabled())) or case.cotangent * x.sum()
+
+    options = bench.parse(["segment_sum", "--problem", "nequip-s", "--backend", "triton,reference,native", "--pass", "fwd,grad"])
+    options.backend[2] = "away"
+    bench.call_once(dataclasses.replace(case, ours=ours), options)
+    assert seen == [("triton", 9, False), ("triton", 9, True)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        bench.parse(["segment_sum", "--problem", "mace-l1", "--device", "cuda"])
+    assert "--device cuda: torch finds no GPU" in capsys.readouterr().err
+
+
+def test_fractions_of_a_gpu_are_of_its_copy_bandwidth():
+    rates = RATES._replace(read_gb_s=40.0, threads=None, gpu="a GPU", driver="1")
+    assert rates.bandwidth == ("copy", 10.0) and RATES.bandwidth == ("read", 10.0)
+    assert rates.row()["gpu"] == "a GPU" and "gpu" not in RATES.row()
+    assert str(rates).startswith("a GPU, driver 1: read 40.0 GB/s")
+
+
+@pytest.mark.gpu
+def test_clock_and_memory_of_a_gpu():
+    a = torch.rand(1 << 24, device="cuda")
+    times = harness.clock(a.sum, 5, "cuda")
+    assert len(times) == 5 and all(0 < ms < 100 for ms in times)
+    assert 63 < harness.peak_mb(lambda: a + 1, "cuda") < 66
+    rates = machine.measure(torch.float32, repeats=2, device="cuda")
+    assert rates.gpu and 50 < rates.copy_gb_s < 20_000 and rates.threads is None
+
+
+@pytest.mark.gpu
+def test_a_family_is_timed_on_a_gpu(run):
+    arguments = ("tensor_product_conv", "--problem", "nequip-water", "--device", "cuda", "--backend", "reference")
+    code, _, _, lines = run(*arguments, "--pass", "fwd,grad,gradgrad")
+    assert code == 0 and [line["device"] for line in lines] == ["cuda"] * 3
 
 
 def test_missing_peers_are_named(run, monkeypatch):
@@ -272,6 +354,8 @@ def test_unknown_names_list_the_known_ones(capsys):
             "unknown pass 'bwdbwd'; known: fwd, bwd",
         ),
         (["tensor_product", "--problem", "mace-l1", "--backend", "cuda"], "unknown backend 'cuda'"),
+        (["tensor_product", "--problem", "mace-l1", "--backend", "emulated"], "unknown backend 'emulated'"),
+        (["segment_sum", "--problem", "mace-l1", "--pass", "gradgrad"], "unknown pass 'gradgrad'; known: fwd, bwd, grad"),
         (["tensor_product", "--problem", "mace-l1", "--repeat", "0"], "--repeat must be at least 1, got 0"),
     ):
         with pytest.raises(SystemExit) as stop:

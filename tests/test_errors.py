@@ -22,7 +22,7 @@ def no_kernel(monkeypatch):
     def ran(*_):
         raise AssertionError("a kernel ran")
 
-    for name in ("convolve", "segment_sum", "csr"):
+    for name in ("convolve", "segment_sum", "segment_max", "segment_softmax", "segment_softmax_bwd", "csr"):
         monkeypatch.setattr(native, name, ran)
 
 
@@ -78,7 +78,11 @@ CASES = [
     (conv(w=torch.zeros(3, 4)), ValueError, "tensor_product_conv: w must be [4, 4] or [4], got [3, 4]"),
     (conv(w=None), ValueError, "tensor_product_conv: w must be [4, 4] or [4], got None"),
     (total(x=torch.zeros(3, 2)), ValueError, "segment_sum: x must be [4, ...], got [3, 2]"),
+    (total(eqtp.segment_max, x=torch.zeros(3, 2)), ValueError, "segment_max: x must be [4, ...], got [3, 2]"),
+    (total(eqtp.segment_softmax, x=torch.zeros(3, 2)), ValueError, "segment_softmax: x must be [4, ...], got [3, 2]"),
     (total(x=torch.zeros(())), ValueError, "segment_sum: x must be [4, ...], got []"),
+    (total(eqtp.segment_max, x=torch.zeros(())), ValueError, "segment_max: x must be [4, ...], got []"),
+    (total(eqtp.segment_softmax, x=torch.zeros(())), ValueError, "segment_softmax: x must be [4, ...], got []"),
     (graph(src=torch.zeros(2, 2, dtype=torch.int64)), ValueError, "Graph: src must be [e], got [2, 2]"),
     (graph(dst=torch.zeros((), dtype=torch.int64)), ValueError, "Graph: dst must be [e], got []"),
     (graph(src=torch.zeros(3, dtype=torch.int64)), ValueError, "Graph: src and dst must have one length, got 3 and 2"),
@@ -89,6 +93,8 @@ CASES = [
     (rows(x1=torch.zeros(4, 5, dtype=torch.complex64)), TypeError, "tensor_product: x1 must be floating point, got torch.complex64"),
     (conv(y=torch.zeros(4, 4, dtype=F64)), TypeError, "tensor_product_conv: y must have the dtype of x, torch.float32, got torch.float64"),
     (total(x=INT), TypeError, "segment_sum: x must be a floating point tensor, got torch.int64"),
+    (total(eqtp.segment_max, x=INT), TypeError, "segment_max: x must be a floating point tensor, got torch.int64"),
+    (total(eqtp.segment_softmax, x=INT), TypeError, "segment_softmax: x must be a floating point tensor, got torch.int64"),
     (graph(src=torch.zeros(2)), TypeError, "Graph: src must be int32 or int64, got torch.float32"),
     (graph(dst=torch.zeros(2, dtype=torch.int16)), TypeError, "Graph: dst must be int32 or int64, got torch.int16"),
     # no tensors
@@ -97,6 +103,8 @@ CASES = [
     (rows(w=1.0), TypeError, "tensor_product: w must be a tensor, got float"),
     (conv(x=None), TypeError, "tensor_product_conv: x must be a tensor, got NoneType"),
     (total(x=None), TypeError, "segment_sum: x must be a floating point tensor, got NoneType"),
+    (total(eqtp.segment_max, x=None), TypeError, "segment_max: x must be a floating point tensor, got NoneType"),
+    (total(eqtp.segment_softmax, x=None), TypeError, "segment_softmax: x must be a floating point tensor, got NoneType"),
     (graph(src=[0, 1]), TypeError, "Graph: src must be a tensor, got list"),
     (graph(num_src=2.0), TypeError, "Graph: num_src must be an int, got float"),
     (graph(num_dst=torch.tensor(2)), TypeError, "Graph: num_dst must be an int, got Tensor"),
@@ -118,6 +126,8 @@ CASES = [
         "tensor_product_conv: graph is on cpu, x is on meta",
     ),
     (total(x=meta(4, 2)), ValueError, "segment_sum: graph is on cpu, x is on meta"),
+    (total(eqtp.segment_max, x=meta(4, 2)), ValueError, "segment_max: graph is on cpu, x is on meta"),
+    (total(eqtp.segment_softmax, x=meta(4, 2)), ValueError, "segment_softmax: graph is on cpu, x is on meta"),
     (graph(src=torch.zeros(2, dtype=torch.int64, device="meta")), ValueError, "Graph: src and dst must be on one device, got meta and cpu"),
     # index range
     (graph(src=torch.tensor([0, 2])), ValueError, "Graph: src must be in [0, 2), got 2"),
@@ -142,7 +152,7 @@ CASES = [
     (
         rows(x1=meta(4, 5), x2=meta(4, 4), w=meta(4, 4), backend="native"),
         RuntimeError,
-        "backend 'native' cannot run this: the native kernels are built for the CPU only, the tensors are on meta",
+        "backend 'native' cannot run this: the native kernels run on CPUs and NVIDIA GPUs, the tensors are on meta",
     ),
     # irreps, instructions, layout
     (lambda: eqtp.Irreps("2x1x"), ValueError, "1x"),

@@ -112,9 +112,8 @@ UNEVEN = TensorProductPlan(
     ],
 )  # shared output slots, a slot without a path, paths without weights, more than 7 components
 UNWEIGHTED = TensorProductPlan("4x0e+3x1o", "0e+1o", "3x1o+4x1o", [(1, 0, 0, "uvu", False), (0, 1, 1, "uvu", False)])
-HIGH = TensorProductPlan(
-    "2x8e+1x3o", "6o", "2x8o+1x9e", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)]
-)  # more shared memory than there is at first
+# More shared memory than a kernel gets without asking
+HIGH = TensorProductPlan("2x8e+1x3o", "6o", "2x8o+1x9e", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)])
 PLANS = {"mace-medium": None, "sevennet-0": None, "nequip-l": None, "uneven": UNEVEN, "unweighted": UNWEIGHTED, "high": HIGH}
 
 

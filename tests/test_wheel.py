@@ -59,7 +59,7 @@ def test_wheel_is_complete_and_runs(tmp_path):
     native = {name for name in names if name.endswith(".so")}
     assert len(native) == 1 and next(iter(native)).startswith("eqtp/_native.")
     kernels = {f"eqtp/{name}" for name in sources("kernels/*.py")}
-    assert names - native == sources("eqtp/**/*.py") | kernels
+    assert names - native == sources("eqtp/**/*.py") | kernels | {f"eqtp/{name}" for name in sources("csrc/*.cuh")}
     assert len(licence) == 1
     command = [sys.executable, "-c", SMOKE, str(tmp_path / "site")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -70,6 +70,6 @@ def test_wheel_is_complete_and_runs(tmp_path):
 def test_source_distribution_is_complete(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = sources("eqtp/**/*.py", "csrc/*.h", "csrc/*.cpp", "kernels/*.py", "tests/*.py")
+    wanted = sources("eqtp/**/*.py", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", "csrc/*.cuh", "kernels/*.py", "tests/*.py", "tests/*.h", "tests/cuda/*")
     wanted |= {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff"}
     assert wanted <= names

@@ -5,8 +5,6 @@ Not collected by itself: tests/test_triton.py runs it in a process of its own, a
 
 import os
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run this through tests/test_triton.py"
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,8 @@ from eqtp.kernels import tensor_product as rows
 from eqtp.kernels import tensor_product_conv as conv
 from eqtp.ops import segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product, tensor_product_conv
 from eqtp.plan import TensorProductPlan
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run this through tests/test_triton.py"
 
 HALF = [torch.bfloat16, torch.float16]
 FULL = [torch.float64, torch.float32]
@@ -67,8 +67,8 @@ def case(plan, edges, shared=False):
 
 
 def tolerance(dtype):
-    """One rounding of the result, where the type is for storage only."""
-    return testing.TOLERANCE.get(dtype) or 0.505 * torch.finfo(dtype).eps
+    """One rounding of the result, where the type is for storage only; the interpreter cuts bfloat16 off, a GPU rounds it to the nearest."""
+    return testing.TOLERANCE.get(dtype) or torch.finfo(dtype).eps * (1.01 if dtype == torch.bfloat16 else 0.505)
 
 
 def assert_all_orders(plan, edges, dtype, shared=False, layout=lambda t: t):
@@ -162,9 +162,7 @@ def test_empty_products(arguments):
         out = eqtp.tensor_product_conv(x, y, w, empty, edges, "triton")
         gradients = torch.autograd.grad(out.sum(), (x, y, w))
     testing.assert_close(out, tensor_product_conv.reference(x, y, w, empty, edges))
-    testing.assert_close(
-        eqtp.tensor_product(x[edges.src], y, w, empty, "triton"), tensor_product.reference(x[edges.src], y, w, empty)
-    )
+    testing.assert_close(eqtp.tensor_product(x[edges.src], y, w, empty, "triton"), tensor_product.reference(x[edges.src], y, w, empty))
     assert all(t.isfinite().all() for t in gradients)
 
 

@@ -1,0 +1,56 @@
+"""Largest value over the edges into each node. Problems are those of the convolution: rows as wide as its messages.
+
+The gradient is a scatter, linear in the cotangent, so its second-order gradient is zero and there is no bwdbwd pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import eqtp
+from bench import peers
+from bench.harness import Case, random, require
+from eqtp import problems
+from eqtp.ops.segment_max import segment_max
+
+PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
+PASSES = ("fwd", "bwd")
+CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+
+
+def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
+    """f(x [e, c]) -> [num_dst, c]; raises Missing. Among equal values torch shares the gradient out; random numbers are not equal."""
+    if name == "torch":
+        new = lambda x: x.new_zeros(num_dst, x.shape[1])  # noqa: E731
+        return lambda x: new(x).scatter_reduce(0, dst[:, None].expand_as(x), x, "amax", include_self=False)
+    if name == "pyg":
+        scatter = peers._import("torch_geometric.utils").scatter
+        return lambda x: scatter(x, dst, dim=0, dim_size=num_dst, reduce="max")
+    return peers._refuse(name, "segment max")
+
+
+def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
+    width = problems.tensor_product(problem_id).dim_out
+    ends = problems.graph(graph, nodes, edges)
+    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
+    nodes, edges = ends.num_nodes, len(src)
+    csr = eqtp.Graph(src, dst, nodes, nodes)
+
+    def ours(backend: str) -> Callable:
+        require(backend, "segment_max", None, dtype, torch.device(device))
+        return lambda x: segment_max(x, csr, backend=backend)
+
+    values = (edges + nodes) * width * dtype.itemsize
+    arg = 8 * nodes * width
+    return Case(
+        problem=problem_id,
+        size={"nodes": nodes, "edges": edges},
+        inputs={"x": random(edges, width, dtype=dtype, seed=1, device=device)},
+        cotangent=random(nodes, width, dtype=dtype, seed=2, device=device, grad=False),
+        ours=ours,
+        peer=lambda name: peer(name, dst, nodes),
+        bytes={"fwd": values + arg + 8 * edges, "bwd": values + arg},
+        flops={"fwd": edges * width, "bwd": 0},
+    )

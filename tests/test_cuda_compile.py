@@ -1,0 +1,114 @@
+"""The specialised kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
+
+pytest -rA shows the table."""
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from eqtp import cuda, jit, nvrtc, problems
+from eqtp.specialise import PASSES
+
+FILE = "tensor_product_conv.cuh"
+MAIN = ["mace-medium", "sevennet-0", "mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
+CHANNELWISE = [problem for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
+SIZE = {problem.id: problem.cg_nonzeros for problem in CHANNELWISE}
+LONG = [n for n in SIZE if SIZE[n] > SIZE["sevennet-l3i5"]]  # half a minute each
+WITHOUT_SPILLS = {  # everything up to nequip-l, and what the programs of the larger ones happen to allow
+    torch.float32: {*MAIN, *(n for n in SIZE if SIZE[n] <= SIZE["nequip-l"])},
+    torch.float64: {"mace-medium", "sevennet-0", "mace-large", "nequip-lips"},
+}
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    try:
+        nvrtc.library()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def table(name: str, arch: str, dtype: torch.dtype = torch.float32, graph: bool = True) -> list[nvrtc.Usage]:
+    """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not spill."""
+    programs = [cuda.program(problems.plan(name).key, p, dtype, graph) for p in PASSES]
+    with ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(lambda p: jit.compile(cuda._source(FILE) + p.tables.text, p.names, arch), programs))
+    rows = []
+    for pass_, p, c in zip(PASSES, programs, compiled, strict=True):
+        usage = {u.kernel: u for u in jit.usage(c.log)}
+        assert set(usage) == {c.lowered[n] for n in p.names}
+        main = usage.pop(c.lowered[p.main])
+        assert not any(u.stack or u.spill_stores or u.spill_loads for u in usage.values())
+        words = f"{name:<22} {pass_:<11} {'graph' if graph else 'rows'} sm_{arch} {dtype}"
+        print(f"{words}: {main.registers} registers, {main.spill_stores} bytes spilled, {main.stack} bytes of stack")
+        rows.append(main)
+    return rows
+
+
+def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = torch.float32):
+    assert all(0 < row.registers <= 255 for row in rows)
+    if name in WITHOUT_SPILLS[dtype]:
+        assert not [row for row in rows if row.spill_stores or row.spill_loads or row.stack]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SIZE])
+def test_registers(name):
+    """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in registers."""
+    assert_registers(name, table(name, "90"))
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_registers_in_float64(name):
+    assert_registers(name, table(name, "90", torch.float64), torch.float64)
+
+
+@pytest.mark.parametrize("arch", ["80", "100", "120"])
+@pytest.mark.parametrize("name", [*MAIN[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in MAIN[2:])])
+def test_other_architectures(name, arch):
+    assert_registers(name, table(name, arch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "100", "120"])
+@pytest.mark.parametrize("name", MAIN)
+def test_other_architectures_in_float64(name, arch):
+    assert_registers(name, table(name, arch, torch.float64), torch.float64)
+
+
+@pytest.mark.parametrize("name", MAIN[:2])
+def test_rows(name):
+    """The product without a graph."""
+    assert_registers(name, table(name, "90", graph=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype):
+    assert not [row for row in table("sevennet-0", "90", dtype) if row.spill_stores or row.stack]
+
+
+def test_the_table_shows_spills():
+    """With a quarter of the registers there are some."""
+    p = cuda.program(problems.plan("mace-medium").key, "fwd", torch.float32, True)
+    squeezed = p.tables.text.replace("RESIDENT = 3", "RESIDENT = 12")
+    assert squeezed != p.tables.text
+    (usage,) = jit.usage(jit.compile(cuda._source(FILE) + squeezed, (p.main,), "90").log)
+    assert usage.spill_stores > 0 and usage.registers <= 40
+
+
+def test_nvcc_takes_the_same_text(tmp_path):
+    """The source with its tables is CUDA C++, not something that only NVRTC understands."""
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is not installed")
+    programs = [cuda.program(problems.plan("mace-medium").key, p, torch.float32, True) for p in ("fwd", "bwd")]
+    tables = [p.tables.text.replace("struct Plan", f"struct Plan{n}") for n, p in enumerate(programs)]
+    names = [name.replace("eqtp::Plan", f"eqtp::Plan{n}") for n, p in enumerate(programs) for name in p.names]
+    kernels = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
+    source = tmp_path / "plan.cu"
+    source.write_text(cuda._source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n")
+    command = ["nvcc", "-std=c++17", "-arch=sm_90", "--expt-relaxed-constexpr", "-c", source, "-o", tmp_path / "plan.o"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "plan.o").stat().st_size > 10_000

@@ -1,0 +1,94 @@
+"""The specialised kernels under the race checker and the memory checker, on the CPU (tests/emulation.py): `make racecheck`.
+
+Every CUDA thread is a thread to the race checker, ordered by barriers alone; blocks run on two threads of the machine."""
+
+import emulated
+import emulation
+import pytest
+import torch
+
+from eqtp import nvrtc, testing
+from eqtp.plan import TensorProductPlan
+from eqtp.specialise import PASSES, layout, units
+
+WIDE = TensorProductPlan("6x1o+130x0e", "0e+1o", "6x0e+6x1o+130x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", True), (1, 1, 2, "uvu", True)])
+NARROW = TensorProductPlan("5x1o", "0e+1o", "5x0e+5x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", False)])
+FILE = "tensor_product_conv.cuh"
+
+
+def rows_of(wide, n, dim, seed):
+    """Random rows [n, dim]; wide: as columns of a larger tensor whose rows begin where vectors may, else at any place."""
+    t = testing.random(n, dim, seed=seed).float()
+    if wide is None:
+        return t
+    larger = torch.zeros(n, dim + (16 - dim % 16 if wide else 3))
+    view = larger[:, :dim] if wide else larger[:, 1 : dim + 1]
+    return view.copy_(t)
+
+
+def passes(family, plan, graph, wide=None):
+    """All kernels: forward, backward, both along a direction; a bipartite graph of 9 edges or as many rows. Outputs start as NaN."""
+    num_src, num_dst, edges = (3, 2, 9) if graph else (9, 9, 9)
+    shapes = {"x": (num_src, plan.dim_in1), "y": (edges, plan.dim_in2), "w": (edges, plan.weight_numel), "g": (num_dst, plan.dim_out)}
+    x, y, w, g, cx, cy, cw = (rows_of(wide, *shapes[n], seed) for seed, n in enumerate("xywgxyw"))
+    outputs = []
+    for inputs, wanted in (((x, y, w), "g"), ((x, y, w, g), "xyw"), ((x, y, w, g, cx, cy, cw), "gxyw")):
+        results = [torch.full(shapes[n], torch.nan) if n in wanted else None for n in "gxyw"]
+        family.convolve(plan.key, graph, inputs, results)
+        outputs += [t for t in results if t is not None]
+    return outputs
+
+
+@pytest.fixture
+def graph(random_graph):
+    g = random_graph(3, 2, 9)
+    t = g.transpose()
+    return g.src, g.dst, g.ptr, g.order, t.ptr, t.order
+
+
+def sanitized(kind, source=None):
+    if emulation.why_not(kind):
+        pytest.skip(emulation.why_not(kind))
+    return emulated.family(kind, source)
+
+
+def test_the_plan_covers_what_it_should():
+    """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of threads per row."""
+    for pass_ in PASSES:
+        narrow, wide = (layout(WIDE, u, pass_, torch.float32) for u in units(WIDE))
+        assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
+
+
+@pytest.mark.parametrize("kind", ["thread", "address"])
+def test_the_kernels_are_clean(graph, monkeypatch, kind):
+    """No race, no access out of bounds or at a wrong alignment; the same bits as without a checker. Also with rows at any distance."""
+    family = sanitized(kind)
+    monkeypatch.setenv("EQTP_CPU_THREADS", "2")
+    monkeypatch.setenv("EQTP_CPU_ORDER", "random")
+    layouts = [(graph, None), ((), None)] if kind == "thread" else [(graph, True), (graph, False), ((), True)]
+    for columns, wide in layouts:
+        plain = passes(emulated.family(), WIDE, columns, wide)
+        assert all(t.isfinite().all() for t in plain)
+        assert all(torch.equal(a, b) for a, b in zip(passes(family, WIDE, columns, wide), plain, strict=True))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["before reading", "before writing again"])
+@pytest.mark.parametrize("barrier", ["__syncthreads();", "__syncwarp();"])
+def test_a_missing_barrier_is_a_race(graph, barrier, which):
+    """The real kernels without one of the barriers around the shared tile."""
+    parts = nvrtc.source(FILE).split(barrier)
+    assert len(parts) == 3
+    family = sanitized("thread", parts[0] + ("" if which == 0 else barrier) + parts[1] + ("" if which == 1 else barrier) + parts[2])
+    x, y, w = (testing.random(9, n).float() for n in (NARROW.dim_in1, NARROW.dim_in2, NARROW.weight_numel))
+    columns = graph if barrier == "__syncthreads();" else ()
+    x, out = (x[:3], torch.empty(2, NARROW.dim_out)) if columns else (x, torch.empty(9, NARROW.dim_out))
+    with pytest.raises(RuntimeError, match=r"(?s)data race.*write_block"):
+        family.convolve(NARROW.key, columns, (x, y, w), (out, None, None, None))
+
+
+def test_an_overrun_is_found(graph):
+    """One row too few in a tensor is one access out of bounds."""
+    family = sanitized("address")
+    x, y, w, out = (testing.random(n, d).float() for n, d in ((3, WIDE.dim_in1), (8, WIDE.dim_in2), (9, WIDE.weight_numel), (2, WIDE.dim_out)))
+    with pytest.raises(RuntimeError, match="heap-buffer-overflow"):
+        family.convolve(WIDE.key, graph, (x, y, w), (out, None, None, None))
