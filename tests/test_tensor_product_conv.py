@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from e3nn import o3
 
 import eqtp
 from eqtp import native, problems, testing
@@ -213,6 +212,7 @@ def test_equal_to_e3nn(e3nn64, random_channelwise, random_graph, seed):
     """A second oracle: e3nn's product with e3nn's own weights, gathered and summed; and the module on e3nn's
     state_dict."""
     arguments, shared = random_channelwise(seed + 1000), seed % 2 == 0
+    o3 = pytest.importorskip("e3nn.o3")
     theirs = o3.TensorProduct(*arguments, shared_weights=shared, internal_weights=shared)
     module = eqtp.nn.TensorProduct(*arguments, shared_weights=shared, internal_weights=shared)
     module.load_state_dict(theirs.state_dict(), strict=True)

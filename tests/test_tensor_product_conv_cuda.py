@@ -16,7 +16,7 @@ from eqtp.plan import TensorProductPlan
 DTYPES = [torch.float64, torch.float32]
 MAIN = ["mace-medium", "sevennet-0", "nequip-l"]
 OTHERS = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu" and problem.id not in MAIN]
-LONG = [n for n in OTHERS if problems.TENSOR_PRODUCTS[n].cg_nonzeros > 400]
+LONG = [n for n in OTHERS if problems.TENSOR_PRODUCTS[n].cg_nonzeros > 210]
 SMALL = TensorProductPlan(
     "17x0e+3x1o+2x2e+5x1o",
     "0e+1o+2e",
@@ -109,7 +109,7 @@ def test_every_problem(target, name):
     check(problems.plan(name), target, **options)
 
 
-@pytest.mark.parametrize("seed", [2, 5, 7])
+@pytest.mark.parametrize("seed", [13, 19, 21])
 def test_random_products(target, random_channelwise, seed):
     """Uneven multiplicities, weighted and unweighted paths, several or none into a slot."""
     check(TensorProductPlan(*random_channelwise(seed)), target, dtypes=(torch.float32,))
@@ -125,7 +125,7 @@ def test_the_plans_cover_what_they_should(random_channelwise):
         spread = [specialise.layout(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32) for u in units]
         partial = [s.chunks for u, s in zip(units, spread, strict=True) if u.mul % (s.lanes * s.channels) and s.channels == channels]
         assert max(partial) > 2
-    drawn = [TensorProductPlan(*random_channelwise(seed)) for seed in (2, 5, 7)]
+    drawn = [TensorProductPlan(*random_channelwise(seed)) for seed in (13, 19, 21)]
     assert any(len({p.io for p in plan.paths}) < len(plan.paths) for plan in drawn)
     assert any({io for io, (mul, _) in enumerate(plan.irreps_out) if mul} > {p.io for p in plan.paths} for plan in drawn)
     assert any(len({p.has_weight for p in plan.paths}) == 2 for plan in drawn)

@@ -101,14 +101,13 @@ def test_outputs_beyond_32_bits(sparse):
     x, y, w, g = (testing.random(*shape).float() for shape in ((1, plan.dim_in1), (3, plan.dim_in2), (3, plan.weight_numel), (2, plan.dim_out)))
     dst = sparse(edges, 1, torch.int64)[:, 0]
     dst[chosen] = torch.tensor([1, 0, 1])
-    many = {n: sparse(edges, t.shape[1]) for n, t in (("y", y), ("w", w), ("gy", y), ("gw", w))}
-    many["y"][chosen], many["w"][chosen] = y, w
+    many_y, many_w, many_gw = (sparse(edges, t.shape[1]) for t in (y, w, w))
+    many_y[chosen], many_w[chosen] = y, w
     walk = (torch.tensor([0, 3]), chosen)
-    emulated.family().convolve(plan.key, (dst, dst, *walk, *walk), (x, many["y"], many["w"], g), (None, None, many["gy"], many["gw"]))
-    few, order = torch.tensor([1, 0, 1]), torch.arange(3)
-    gy, gw = torch.empty_like(y), torch.empty_like(w)
-    emulated.family().convolve(plan.key, (few, few, walk[0], order, walk[0], order), (x, y, w, g), (None, None, gy, gw))
-    assert torch.equal(many["gy"][chosen], gy) and torch.equal(many["gw"][chosen], gw) and gw.abs().min() > 0
+    emulated.family().convolve(plan.key, (dst, dst, *walk, *walk), (x, many_y, many_w, g), (None, None, None, many_gw))
+    few, gw, walk = torch.tensor([1, 0, 1]), torch.empty_like(w), (walk[0], torch.arange(3))
+    emulated.family().convolve(plan.key, (few, few, *walk, *walk), (x, y, w, g), (None, None, None, gw))
+    assert torch.equal(many_gw[chosen], gw) and gw.abs().min() > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- on a GPU
