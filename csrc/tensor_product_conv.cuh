@@ -1,5 +1,6 @@
 // The channelwise tensor product convolution on the GPU, specialised at run time: the plan is a struct P of compile-time tables (unit.cuh; eqtp/specialise.py writes it),
-// so loops over paths and coefficients unroll, indices are registers and zeros vanish. With one edge per row (ROWS) it is the plain product.
+// so loops over paths and coefficients unroll, indices are registers and zeros vanish. Modes: GRAPH, edges sorted
+// (CSR); ROWS, one edge per row: the plain product; EDGES, edges in any order, whose sums are atomic: only when asked for.
 //
 // Formulas: tensor_product.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all paths of one block of x), for a chunk
 // of channels. One block of threads does one unit of one row: LANES threads hold channels (CPL each), and WORKERS = THREADS / LANES of them share the
@@ -64,7 +65,7 @@ struct Rows {
   __device__ __forceinline__ const T* row(Index n) const { return p + n * stride; }
 };
 
-template <class P, int U, bool ROWS, bool TANGENT, class T>
+template <class P, int U, int MODE, bool TANGENT, class T>
 __device__ void fwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> tx, Rows<T> ty, Rows<T> tw, const Index* src, const Index* ptr, const Index* order,
                          T* out, Index row, Index rows, int chunk, Real<T>* tile) {
   using G = Unit<P, U>;
@@ -74,21 +75,24 @@ __device__ void fwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> tx, Rows<T> ty
   EQTP_UNROLL
   for (int q = 0; q < G::NO * G::CPL; ++q) acc[q] = 0;
   const auto fetch = [&](Index e, Index s, Operands<P, G, TANGENT, R>& o) {
-    read_in<P, G, !ROWS>(x.row(s), at, o.x);
+    read_in<P, G, MODE == GRAPH>(x.row(s), at, o.x);
     read_weights<P, G>(w.row(e), at, R(1), o.w);
     read_y<P>(y.row(e), o.y);
     if constexpr (TANGENT) {
-      read_in<P, G, !ROWS>(tx.row(s), at, o.tx);
+      read_in<P, G, MODE == GRAPH>(tx.row(s), at, o.tx);
       read_weights<P, G>(tw.row(e), at, R(0), o.tw);
       read_y<P>(ty.row(e), o.ty);
     }
   };
   bool valid = true;
-  if constexpr (ROWS) {
-    row = row * G::WORKERS + at.worker;
-    valid = row < rows;
+  if constexpr (MODE != GRAPH) {
+    const Index e = row * G::WORKERS + at.worker;
+    valid = e < rows, row = e;
     Operands<P, G, TANGENT, R> o;
-    if (valid) fetch(row, row, o), multiply(o, acc);
+    if (valid) {
+      fetch(e, MODE == EDGES ? src[e] : e, o), multiply(o, acc);
+      if constexpr (MODE == EDGES) row = ptr[e];
+    }
   } else {
     const Index end = ptr[row + 1];
     Index t = ptr[row] + at.worker, e = 0, s = 0;
@@ -117,7 +121,7 @@ __device__ void fwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> tx, Rows<T> ty
   }
   each<G::OUT, G::OUT_END>([&](auto Q) {
     constexpr int q = Q;
-    write_block<P, G, P::OUT_D[q], ROWS>(acc + P::OUT_AT[q] * G::CPL, out + row * P::DIM3 + P::OUT_OFFSET[q], valid, at, tile);
+    write_block<P, G, P::OUT_D[q], MODE>(acc + P::OUT_AT[q] * G::CPL, out + row * P::DIM3 + P::OUT_OFFSET[q], valid, at, tile);
   });
 }
 
@@ -211,7 +215,7 @@ struct Gradients {  // null: not wanted
   Real<T>* y;  // [e, blocks of units, DIM2]: parts of the gradient of y
 };
 
-template <class P, int U, bool ROWS, bool TANGENT, class T>
+template <class P, int U, int MODE, bool TANGENT, class T>
 __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx, Rows<T> ty, Rows<T> tw, const Index* dst, const Index* ptr,
                          const Index* order, Gradients<T> out, Index row, Index rows, int chunk, int block, int blocks, Real<T>* tile) {
   using G = Unit<P, U>;
@@ -219,10 +223,12 @@ __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx,
   const Place at = place<G>(chunk);
   R here[G::NX * G::CPL], along[TANGENT ? G::NX * G::CPL : 1], gx[G::NX * G::CPL];  // x of the row, its direction, its gradient
   bool valid = true;
-  Index begin = 0, end = 1;
-  if constexpr (ROWS) {
-    row = row * G::WORKERS + at.worker;
-    valid = row < rows;
+  Index begin = 0, end = 1, edge = 0;
+  if constexpr (MODE != GRAPH) {
+    edge = row * G::WORKERS + at.worker;
+    valid = edge < rows, row = edge;
+    if constexpr (MODE == EDGES)
+      if (valid) row = ptr[edge];
   } else {
     begin = ptr[row], end = ptr[row + 1];
   }
@@ -237,10 +243,12 @@ __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx,
   }
   int first = 0, last = P::DIM2;
   EQTP_LOOP
-  for (Index t = begin; t < end; t += ROWS ? 1 : G::WORKERS) {  // all workers go round equally often: the lanes of a warp sum together
-    Index e = row, n = row;
+  for (Index t = begin; t < end; t += MODE == GRAPH ? G::WORKERS : 1) {  // all workers go round equally often: the lanes of a warp sum together
+    Index e = edge, n = edge;
     bool some = valid;
-    if constexpr (!ROWS) {
+    if constexpr (MODE == EDGES)
+      if (some) n = dst[e];
+    if constexpr (MODE == GRAPH) {
       some = t + at.worker < end;
       if (some) e = order[t + at.worker], n = dst[e];
     }
@@ -255,7 +263,7 @@ __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx,
         read_y<P>(ty.row(e), tyr);
         read_weights<P, G>(tw.row(e), at, R(0), twr);
       }
-      read_out<P, G, !ROWS>(g.row(n), at, gr);
+      read_out<P, G, MODE == GRAPH>(g.row(n), at, gr);
       differentiate<P, G, TANGENT, T>(here, along, gr, wr, twr, yr, tyr, gx, gy, out.w ? out.w + e * P::NUMEL : nullptr, at);
     }
     if (out.y) {
@@ -271,13 +279,13 @@ __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx,
   if (out.x)
     each<G::IN, G::IN_END>([&](auto Q) {
       constexpr int q = Q;
-      write_block<P, G, P::IN_D[q], ROWS>(gx + P::IN_AT[q] * G::CPL, out.x + row * P::DIM1 + P::IN_OFFSET[q], valid, at, tile);
+      write_block<P, G, P::IN_D[q], MODE>(gx + P::IN_AT[q] * G::CPL, out.x + row * P::DIM1 + P::IN_OFFSET[q], valid, at, tile);
     });
 }
 
 // ---------------------------------------------------------------------------------------------------------------- kernels
-// Calls f(unit, row, chunk, block of units) for all blocks of work: rows (ROWS: groups of WORKERS rows) times the chunks of all units.
-template <class P, bool ROWS, class F>
+// Calls f(unit, row, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of WORKERS) times the chunks of all units.
+template <class P, int MODE, class F>
 __device__ __forceinline__ void all_units(Index rows, F&& f) {
   constexpr int BLOCKS = first_block<P, P::UNITS>();
   bool some = true;
@@ -287,7 +295,7 @@ __device__ __forceinline__ void all_units(Index rows, F&& f) {
     const int which = int(b % BLOCKS);
     some = false;
     each<0, P::UNITS>([&](auto N) {
-      constexpr int u = N, first = first_block<P, u>(), groups = ROWS ? Unit<P, u>::WORKERS : 1;
+      constexpr int u = N, first = first_block<P, u>(), groups = MODE != GRAPH ? Unit<P, u>::WORKERS : 1;
       if (row * groups >= rows) return;
       some = true;
       if (which >= first && which < first + Unit<P, u>::CHUNKS) f(N, row, which - first, which);
@@ -295,28 +303,29 @@ __device__ __forceinline__ void all_units(Index rows, F&& f) {
   }
 }
 
-// x [num_src, DIM1] and tx: planar unless ROWS; y [e, DIM2], w [e, NUMEL]; strides of rows; src [e]; CSR by destination; out [rows, DIM3]
-template <class P, class T, bool ROWS, bool TANGENT>
+// x [num_src, DIM1] and tx: planar in GRAPH; y [e, DIM2], w [e, NUMEL]; strides of rows; src [e]; ptr, order: CSR by destination; out [rows, DIM3].
+// EDGES: ptr is dst [e], rows is the number of edges, out is zero at first
+template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT)
     conv_fwd_kernel(const T* x, const T* y, const T* w, const T* tx, const T* ty, const T* tw, Index x_stride, Index y_stride, Index w_stride,
                     Index tx_stride, Index ty_stride, Index tw_stride, const Index* src, const Index* ptr, const Index* order, T* out, Index rows) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
-  all_units<P, ROWS>(rows, [&](auto u, Index row, int chunk, int) {
-    fwd_unit<P, decltype(u)::value, ROWS, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {tx, tx_stride}, {ty, ty_stride}, {tw, tw_stride},
+  all_units<P, MODE>(rows, [&](auto u, Index row, int chunk, int) {
+    fwd_unit<P, decltype(u)::value, MODE, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {tx, tx_stride}, {ty, ty_stride}, {tw, tw_stride},
                                                       src, ptr, order, out, row, rows, chunk, tile);
   });
 }
 
-// As above, with g [num_dst, DIM3] planar unless ROWS, x and tx never; dst [e]; CSR by source; gx [rows, DIM1], gy [e, blocks, DIM2], gw [e, NUMEL]
-template <class P, class T, bool ROWS, bool TANGENT>
+// As above, with g [num_dst, DIM3] planar in GRAPH, x and tx never; dst [e]; ptr, order: CSR by source (EDGES: src [e]); gx [rows, DIM1], gy [e, blocks, DIM2], gw [e, NUMEL]
+template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT)
     conv_bwd_kernel(const T* x, const T* y, const T* w, const T* g, const T* tx, const T* ty, const T* tw, Index x_stride, Index y_stride,
                     Index w_stride, Index g_stride, Index tx_stride, Index ty_stride, Index tw_stride, const Index* dst, const Index* ptr,
                     const Index* order, T* gx, Real<T>* gy, T* gw, Index rows) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
   constexpr int BLOCKS = first_block<P, P::UNITS>();
-  all_units<P, ROWS>(rows, [&](auto u, Index row, int chunk, int block) {
-    bwd_unit<P, decltype(u)::value, ROWS, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {g, g_stride}, {tx, tx_stride}, {ty, ty_stride},
+  all_units<P, MODE>(rows, [&](auto u, Index row, int chunk, int block) {
+    bwd_unit<P, decltype(u)::value, MODE, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {g, g_stride}, {tx, tx_stride}, {ty, ty_stride},
                                                       {tw, tw_stride}, dst, ptr, order, {gx, gw, gy}, row, rows, chunk, block, BLOCKS, tile);
   });
 }

@@ -9,6 +9,7 @@
 namespace eqtp {
 
 constexpr int THREADS = 128;
+enum Mode { GRAPH, ROWS, EDGES };  // sorted edges, one edge per row, edges in any order
 
 // ---------------------------------------------------------------------------------------------------------------- loads and stores
 template <class T, int N>
@@ -114,24 +115,27 @@ __device__ __forceinline__ Place place(int chunk) {
   return {lane, int(threadIdx.x) / G::LANES, chunk, active ? u : G::MUL - G::CPL, active};
 }
 
-// Registers [d, CPL] per block -> rows [mul, d] in memory, whole lines at a time, through `tile`. ROWS: every worker has a row of its own (`row`, if
+// Registers [d, CPL] per block -> rows [mul, d] in memory, whole lines at a time, through `tile`. Unless GRAPH every worker has a row of its own (`row`, if
 // `valid`), and a warp has a part of the tile of its own, because warps do not wait for each other; else the workers' numbers are added, in order, into
 // the row that they share.
-template <class P, class G, int d, bool ROWS, class T, class R>
+template <class P, class G, int d, int MODE, class T, class R>
 __device__ __forceinline__ void write_block(const R* v, T* row, bool valid, const Place& at, R* tile) {
   const int count = (G::MUL - at.chunk * G::CHUNK < G::CHUNK ? G::MUL - at.chunk * G::CHUNK : G::CHUNK) * d;
-  R* const own = tile + at.worker * (ROWS ? G::LANES * numbers_per_thread<P>() : G::CHUNK * d);  // [CHUNK, d]
+  R* const own = tile + at.worker * (MODE != GRAPH ? G::LANES * numbers_per_thread<P>() : G::CHUNK * d);  // [CHUNK, d]
   EQTP_UNROLL
   for (int c = 0; c < G::CPL; ++c) {
     EQTP_UNROLL
     for (int k = 0; k < d; ++k) own[(at.lane * G::CPL + c) * d + k] = v[k * G::CPL + c];
   }
   T* const to = row + Index(at.chunk) * (G::CHUNK * d);
-  if constexpr (ROWS) {
+  if constexpr (MODE != GRAPH) {
     __syncwarp();
     if (valid) {
       EQTP_LOOP
-      for (int q = at.lane; q < count; q += G::LANES) write(to + q, own[q]);
+      for (int q = at.lane; q < count; q += G::LANES) {
+        if constexpr (MODE == EDGES) atomicAdd(to + q, own[q]);
+        else write(to + q, own[q]);
+      }
     }
     __syncwarp();
   } else {

@@ -46,6 +46,10 @@ class Kernels:
         """Gradients of a convolution walk the edges out of each source."""
         return True
 
+    def adds_atomically(self, dtype: torch.dtype) -> bool:
+        """Whether convolutions over an unsorted graph add with atomics; in half precision they would round at each addition."""
+        return dtype in (torch.float32, torch.float64)
+
     def convolve(self, key: str, graph, inputs, outputs) -> None:
         """Runs csrc/tensor_product_conv.cuh. graph: (src, dst, ptr, order, tptr, torder), or () for the product of rows;
         inputs: x, y, w [, g [, cx, cy, cw]]; outputs: out, gx, gy, gw, contiguous or None."""
@@ -58,15 +62,15 @@ class Kernels:
 
     def _forward(self, key, graph, inputs, out):
         x, y, w, _, *tangent = (*inputs, None) if len(inputs) == 3 else inputs
-        p = program(key, "fwd_tangent" if tangent else "fwd", x.dtype, bool(graph))
-        for columns in p.tables.idle["out"]:
+        p = program(key, "fwd_tangent" if tangent else "fwd", x.dtype, _mode(graph))
+        for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["out"]:
             out[:, columns].zero_()
-        rows = graph[2].shape[0] - 1 if graph else x.shape[0]
+        rows = graph[2].shape[0] - 1 if p.mode == "GRAPH" else y.shape[0]
         if p.blocks(rows) == 0:
             return
         kernels = self._build(p, x.device)
-        walk = (graph[0], graph[2], graph[3]) if graph else (None, None, None)
-        if graph:
+        walk = {"GRAPH": (*graph[:1], *graph[2:4]), "EDGES": (*graph[:2], None), "ROWS": (None, None, None)}[p.mode]
+        if p.mode == "GRAPH":
             x = self._planar(kernels, p, x)
             tangent = [self._planar(kernels, p, tangent[0]), *tangent[1:]] if tangent else []
         tensors = [x, y, w, *(tangent or [None] * 3)]
@@ -74,15 +78,15 @@ class Kernels:
 
     def _backward(self, key, graph, inputs, gx, gy, gw):
         x, y, w, g, *tangent = inputs
-        p, rows = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, bool(graph)), x.shape[0]
+        p, rows = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, _mode(graph)), (x if _mode(graph) == "GRAPH" else y).shape[0]
         if gx is not None:
-            for columns in p.tables.idle["x"]:
+            for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["x"]:
                 gx[:, columns].zero_()
         if p.blocks(rows) == 0:
             return [t.zero_() for t in (gx, gy, gw) if t is not None]
         kernels = self._build(p, x.device)
-        walk = (graph[1], graph[4], graph[5]) if graph else (None, None, None)
-        tensors = [x, y, w, self._planar(kernels, p, g) if graph else g, *(tangent or [None] * 3)]
+        walk = {"GRAPH": (*graph[1:2], *graph[4:6]), "EDGES": (*graph[1::-1], None), "ROWS": (None, None, None)}[p.mode]
+        tensors = [x, y, w, self._planar(kernels, p, g) if p.mode == "GRAPH" else g, *(tangent or [None] * 3)]
         real = torch.float64 if x.dtype == torch.float64 else torch.float32
         parts = None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=real)  # of the gradient of y
         self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *walk, gx, parts, gw, np.int64(rows))
@@ -108,7 +112,7 @@ class Kernels:
 
     def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
         """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call need not wait long."""
-        programs = [program(plan.key, pass_, dtype, True) for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")]
+        programs = [program(plan.key, pass_, dtype, "GRAPH") for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")]
         with ThreadPoolExecutor(min(len(programs), os.cpu_count() or 1)) as pool:
             list(pool.map(lambda p: self._build(p, device), [p for p in programs if p.tables.blocks]))
 
@@ -130,7 +134,7 @@ class Program(NamedTuple):
     """The kernels of a plan for one pass and dtype: names as written in C++."""
 
     tables: Tables
-    graph: bool
+    mode: str  # "GRAPH", "ROWS" or "EDGES" (csrc/unit.cuh)
     main: str
     planar: str | None  # rows of x (forward) or g (backward) by component; with a graph only
     sum_units: str | None  # parts of the gradient of y; backward only
@@ -142,18 +146,25 @@ class Program(NamedTuple):
 
     def blocks(self, rows: int) -> int:
         """Blocks of threads for this many rows."""
-        groups = rows if self.graph else max((-(-rows // workers) for workers in self.tables.workers), default=0)
+        groups = rows if self.mode == "GRAPH" else max((-(-rows // workers) for workers in self.tables.workers), default=0)
         return groups * self.tables.blocks
 
 
 @lru_cache(maxsize=1024)
-def program(key: str, pass_: str, dtype: torch.dtype, graph: bool) -> Program:
-    """The kernels of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent"), with a graph or by rows."""
+def program(key: str, pass_: str, dtype: torch.dtype, mode: str) -> Program:
+    """The kernels of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent") and a mode of csrc/unit.cuh."""
     t, storage, forward = tables(key, pass_, dtype), STORAGE[dtype], pass_.startswith("fwd")
-    flags = ", ".join(str(flag).lower() for flag in (not graph, pass_.endswith("tangent")))
-    main = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {storage}, {flags}>"
-    planar = f"eqtp::planar_kernel<eqtp::Plan, {0 if forward else 1}, {storage}>" if graph else None
-    return Program(t, graph, main, planar, None if forward else f"eqtp::sum_units_kernel<{storage}, {t.blocks}, {dims(key).in2}>")
+    tangent = str(pass_.endswith("tangent")).lower()
+    main = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {storage}, eqtp::{mode}, {tangent}>"
+    planar = f"eqtp::planar_kernel<eqtp::Plan, {0 if forward else 1}, {storage}>" if mode == "GRAPH" else None
+    return Program(t, mode, main, planar, None if forward else f"eqtp::sum_units_kernel<{storage}, {t.blocks}, {dims(key).in2}>")
+
+
+def _mode(graph) -> str:
+    """How a graph (src, dst, ptr, order, ..) is walked; () is the product of rows."""
+    if not graph:
+        return "ROWS"
+    return "EDGES" if graph[0].numel() and not graph[3].numel() else "GRAPH"
 
 
 def _strides(tensors) -> list[np.int64]:

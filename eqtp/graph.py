@@ -56,13 +56,16 @@ class Graph:
     src, dst: [e] int32 or int64, any order; edge n goes from source src[n] to destination dst[n] (dst receives). num_src, num_dst: rows of
     the source features and of the output; they are independent (ghost atoms, bipartite graphs), and zero is valid.
 
+    sort: False for a neighbour list that serves a call or two: edges are sorted only when a kernel needs it. The specialised kernels of convolutions
+    then add with atomics, so that repeats differ in their last bits; not under torch.use_deterministic_algorithms.
+
     Attributes: src, dst [e] int64; ptr [num_dst + 1] and order [e] int64: the edges into n are order[ptr[n] : ptr[n + 1]], in the order they
     were given; num_src, num_dst, num_edges.
 
     Raises TypeError for a dtype that is not int32 or int64, ValueError for a shape, device or index range that is wrong.
     """
 
-    def __init__(self, src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int):
+    def __init__(self, src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, sort: bool = True):
         for name, t in (("src", src), ("dst", dst)):
             if not isinstance(t, torch.Tensor):
                 raise TypeError(f"Graph: {name} must be a tensor, got {type(t).__name__}")
@@ -80,8 +83,33 @@ class Graph:
             if n < 0:
                 raise ValueError(f"Graph: {name} must not be negative, got {n}")
         self.num_src, self.num_dst, self.num_edges = num_src, num_dst, src.shape[0]
-        self.src, self.dst, self.ptr, self.order = _op(src, dst, num_src, num_dst)
         self._transpose = None
+        if sort:
+            self.src, self.dst, self._ptr, self._order = _op(src, dst, num_src, num_dst)
+        else:
+            _check_range("src", src, num_src), _check_range("dst", dst, num_dst)
+            self.src, self.dst = (t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst))
+            self._ptr = self._order = None
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether ptr and order are there already."""
+        return self._ptr is not None
+
+    @property
+    def ptr(self) -> torch.Tensor:
+        """[num_dst + 1] int64: where the edges into each destination begin in `order`."""
+        return self._sort()._ptr
+
+    @property
+    def order(self) -> torch.Tensor:
+        """[e] int64: edges, by destination."""
+        return self._sort()._order
+
+    def _sort(self) -> Graph:
+        if self._ptr is None:
+            _, _, self._ptr, self._order = _op(self.src, self.dst, self.num_src, self.num_dst)
+        return self
 
     def transpose(self) -> Graph:
         """The graph with every edge turned round; built once."""

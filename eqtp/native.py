@@ -60,6 +60,11 @@ def walks_transpose(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def adds_atomically(dtype: torch.dtype) -> bool:
+    """Whether convolutions over an unsorted graph add with atomics: these kernels sort it."""
+    return False
+
+
 def why_not_plan(plan: TensorProductPlan) -> str | None:
     """None if every path is channelwise (uvu with one channel in x2), else the first path that is not."""
     for n, p in enumerate(plan.paths):

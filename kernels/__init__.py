@@ -87,6 +87,11 @@ class Kernels:
         return True
 
     @staticmethod
+    def adds_atomically(dtype: torch.dtype) -> bool:
+        """Whether convolutions over an unsorted graph add with atomics: these kernels sort it."""
+        return False
+
+    @staticmethod
     def convolve(key: str, graph, inputs, outputs) -> None:
         """A pass of the convolution (graph: (src, dst, ptr, order, tptr, torder)) or of the product of rows (graph: ()), as in `eqtp.native`."""
         from eqtp.kernels.tensor_product_conv import convolve

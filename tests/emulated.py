@@ -25,11 +25,15 @@ def types_of(name: str) -> list[str]:
 
 
 def together(names: tuple[str, ...]) -> list[str]:
-    """The kernels that are built with these: the pass with a graph and by rows, as another kernel costs a tenth of another program."""
+    """The kernels that are built with these: the pass in all modes, as another kernel costs a tenth of another program."""
     plan, storage, _, tangent = names[0].split(", ")
     side = 0 if "conv_fwd" in plan else 1
-    both = [f"{plan}, {storage}, {rows}, {tangent}" for rows in ("false", "true")]
-    return [*both, f"eqtp::planar_kernel<eqtp::Plan, {side}, {storage}>", *(name for name in names if "sum_units" in name)]
+    modes = ["GRAPH", "ROWS", "EDGES"][: 3 if storage in ("float", "double") else 2]
+    return [
+        *(f"{plan}, {storage}, eqtp::{mode}, {tangent}" for mode in modes),
+        f"eqtp::planar_kernel<eqtp::Plan, {side}, {storage}>",
+        *(name for name in names if "sum_units" in name),
+    ]
 
 
 def family(sanitize: str | None = None, source: str | None = None) -> cuda.Kernels:

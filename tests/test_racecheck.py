@@ -70,6 +70,9 @@ def test_the_kernels_are_clean(graph, monkeypatch, kind):
         plain = passes(emulated.family(), WIDE, columns, wide)
         assert all(t.isfinite().all() for t in plain)
         assert all(torch.equal(a, b) for a, b in zip(passes(family, WIDE, columns, wide), plain, strict=True))
+    unsorted = (*graph[:2], *[graph[3][:0]] * 4)  # atomic additions, in no order
+    for a, b in zip(passes(family, WIDE, unsorted), passes(emulated.family(), WIDE, graph), strict=True):
+        testing.assert_close(a, b.double())
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["before reading", "before writing again"])

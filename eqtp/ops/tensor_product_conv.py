@@ -53,8 +53,12 @@ _op = register_multilinear(
 )
 
 
-def _columns(graph: Graph, family: str) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it)."""
+def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a graph that is to stay unsorted
+    order is empty, and ptr has its size only."""
+    if not graph.is_sorted and backends.family(family).adds_atomically(dtype) and not torch.are_deterministic_algorithms_enabled():
+        none = graph.src.new_empty(0)
+        return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none
     if backends.family(family).walks_transpose(graph.src.device):
         t = graph.transpose()
         return graph.src, graph.dst, graph.ptr, graph.order, t.ptr, t.order
@@ -89,4 +93,4 @@ def tensor_product_conv(
     family = backends.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
     if family == "reference":
         return reference(x, y, w, plan, graph)
-    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family), plan.key, family)
+    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family, x.dtype), plan.key, family)
