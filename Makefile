@@ -5,6 +5,7 @@
 #   make test    all tests              make test TESTS="tests/test_plan.py -k normalization"
 #   make lint    ruff and clang-format  make fmt applies them
 #   make racecheck   the CUDA kernels on the CPU, watched for races, divergent barriers and writes out of bounds
+#   make compile every GPU kernel of every named workload through the compilers, minutes: registers, spills; a GPU is not needed
 #   make bench   timings against other libraries, into bench/results/, then the picture and the table of README.md
 #   make gpu     on a GPU machine, with the torch, nvcc, CuPy and Triton that it has: build, tests, compute-sanitizer, timings; no set-up, no network
 #   make wheel   source distribution, wheel built from it, and tests of that wheel in an environment of its own
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 FORMATTED := $(wildcard csrc/* tests/*.h tests/cuda/*)
 
-.PHONY: demo test lint fmt racecheck bench gpu wheel setup clean
+.PHONY: demo test lint fmt racecheck compile bench gpu wheel setup clean
 
 demo: setup
 	$(BIN)/python examples/sevennet_dropin.py $(ARGS)
@@ -44,6 +45,9 @@ fmt: setup
 
 racecheck: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/test_racecheck.py tests/test_cuda_cpu.py
+
+compile: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -rA -n $(WORKERS) --timeout 1200 -m "long or not long" tests/test_cuda_compile.py tests/test_triton_compile.py
 
 setup: $(VENV)/installed
 

@@ -121,7 +121,8 @@ __device__ void fwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> tx, Rows<T> ty
   }
   each<G::OUT, G::OUT_END>([&](auto Q) {
     constexpr int q = Q;
-    write_block<P, G, P::OUT_D[q], MODE>(acc + P::OUT_AT[q] * G::CPL, out + row * P::DIM3 + P::OUT_OFFSET[q], valid, at, tile);
+    write_block<P, G, P::OUT_D[q], MODE>(acc + Int<P::OUT_AT[q]>::value * G::CPL, out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at,
+                                         tile);
   });
 }
 
@@ -150,7 +151,7 @@ __device__ __forceinline__ void sum_lanes(R* v, int lane, int& first, int& last)
   }
 }
 // Columns that a lane holds in the end
-constexpr int sums_held(int n, int h) { return h == 0 ? n : sums_held((n + 1) / 2, h / 2); }
+__device__ constexpr int sums_held(int n, int h) { return h == 0 ? n : sums_held((n + 1) / 2, h / 2); }
 
 // One edge: gradients of x are added to gx; those of w go to memory; those of y are left in gy [DIM2], to be summed over lanes.
 template <class P, class G, bool TANGENT, class T, class R>
@@ -186,8 +187,9 @@ __device__ __forceinline__ void differentiate(const R* x, const R* tx, const R* 
         for (int c = 0; c < CPL; ++c) ts[P::I[e] * CPL + c] = fused(tm, gk[c], ts[P::I[e] * CPL + c]);
       }
       each<P::TERM[e], P::TERM[e + 1]>([&](auto K) {
-        constexpr int t = K;
-        gy[P::J[t]] = fused(R(P::C[t]), gm, gy[P::J[t]]);
+        constexpr int t = K, j = P::J[t];
+        constexpr R c = R(P::C[t]);
+        gy[j] = fused(c, gm, gy[j]);
       });
     });
     R sum[CPL];  // gradient of w
@@ -205,7 +207,7 @@ __device__ __forceinline__ void differentiate(const R* x, const R* tx, const R* 
       }
     }
     if constexpr (P::W[p] >= 0)
-      if (gw && at.active) write_pack<CPL>(gw + P::W[p] + at.u, sum);
+      if (gw && at.active) write_pack<CPL>(gw + Int<P::W[p]>::value + at.u, sum);
   });
 }
 
@@ -279,7 +281,8 @@ __device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx,
   if (out.x)
     each<G::IN, G::IN_END>([&](auto Q) {
       constexpr int q = Q;
-      write_block<P, G, P::IN_D[q], MODE>(gx + P::IN_AT[q] * G::CPL, out.x + row * P::DIM1 + P::IN_OFFSET[q], valid, at, tile);
+      write_block<P, G, P::IN_D[q], MODE>(gx + Int<P::IN_AT[q]>::value * G::CPL, out.x + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at,
+                                          tile);
     });
 }
 
@@ -352,6 +355,7 @@ __global__ void __launch_bounds__(THREADS) planar_kernel(const T* from, Index st
         constexpr int q = Q, d = SIDE ? P::OUT_D[q] : P::IN_D[q], offset = SIDE ? P::OUT_OFFSET[q] : P::IN_OFFSET[q];
         const T* const in = from + row * stride + offset;
         T* const out = to + row * Index(SIDE ? P::DIM3 : P::DIM1) + offset;
+        EQTP_LOOP
         for (int k = int(threadIdx.x); k < mul * d; k += THREADS) out[k] = in[k % mul * d + k / mul];
       });
     });

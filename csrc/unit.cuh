@@ -87,12 +87,12 @@ struct Unit {
   static constexpr bool FULL = MUL % CHUNK == 0;  // every thread has channels
 };
 template <class P, int U>
-constexpr int first_block() {  // blocks of the units before U
+__device__ constexpr int first_block() {  // blocks of the units before U
   if constexpr (U == 0) return 0;
   else return first_block<P, U - 1>() + Unit<P, U - 1>::CHUNKS;
 }
 template <class P>
-constexpr int numbers_per_thread() {  // of shared memory: [CPL, d] of the largest block
+__device__ constexpr int numbers_per_thread() {  // of shared memory: [CPL, d] of the largest block
   int most = 1;
   for (int u = 0; u < P::UNITS; ++u) {
     for (int q = P::IN[u]; q < P::IN[u + 1]; ++q) most = P::CPL[u] * P::IN_D[q] > most ? P::CPL[u] * P::IN_D[q] : most;
@@ -164,7 +164,7 @@ __device__ __forceinline__ void read_in(const T* row, const Place& at, Real<T>* 
     each<0, P::IN_D[q]>([&](auto I) {
       constexpr int i = I;
       constexpr int step = PLANAR ? 1 : P::IN_D[q], first = P::IN_OFFSET[q] + i * (PLANAR ? G::MUL : 1);
-      read_channels<G::CPL, step>(row + first, at.u, v + (P::IN_AT[q] + i) * G::CPL);
+      read_channels<G::CPL, step>(row + first, at.u, v + Int<P::IN_AT[q] + i>::value * G::CPL);
     });
   });
 }
@@ -175,7 +175,7 @@ __device__ __forceinline__ void read_out(const T* row, const Place& at, Real<T>*
     each<0, P::OUT_D[q]>([&](auto K) {
       constexpr int k = K;
       constexpr int step = PLANAR ? 1 : P::OUT_D[q], first = P::OUT_OFFSET[q] + k * (PLANAR ? G::MUL : 1);
-      read_channels<G::CPL, step>(row + first, at.u, v + (P::OUT_AT[q] + k) * G::CPL);
+      read_channels<G::CPL, step>(row + first, at.u, v + Int<P::OUT_AT[q] + k>::value * G::CPL);
     });
   });
 }
@@ -185,7 +185,7 @@ __device__ __forceinline__ void read_weights(const T* w, const Place& at, Real<T
   each<G::PATH, G::PATH_END>([&](auto N) {
     constexpr int p = N;
     Real<T>* const to = v + (p - G::PATH) * G::CPL;
-    if constexpr (P::W[p] >= 0) read_pack<G::CPL, true>(w + P::W[p] + at.u, to);
+    if constexpr (P::W[p] >= 0) read_pack<G::CPL, true>(w + Int<P::W[p]>::value + at.u, to);
     else EQTP_UNROLL
     for (int c = 0; c < G::CPL; ++c) to[c] = none;
   });
@@ -193,10 +193,13 @@ __device__ __forceinline__ void read_weights(const T* w, const Place& at, Real<T
 // M[k, i] = sum_j C[i, j, k] y[j] of entry E
 template <class P, int E, class R>
 __device__ __forceinline__ R entry(const R* y) {
-  R m = R(P::C[P::TERM[E]]) * y[P::J[P::TERM[E]]];
+  constexpr int first = P::TERM[E], j = P::J[first];
+  constexpr R c = R(P::C[first]);
+  R m = c * y[j];
   each<P::TERM[E] + 1, P::TERM[E + 1]>([&](auto N) {
-    constexpr int t = N;
-    m = fused(R(P::C[t]), y[P::J[t]], m);
+    constexpr int t = N, j = P::J[t];
+    constexpr R c = R(P::C[t]);
+    m = fused(c, y[j], m);
   });
   return m;
 }

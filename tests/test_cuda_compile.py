@@ -14,6 +14,7 @@ from eqtp.specialise import PASSES
 
 FILE = "tensor_product_conv.cuh"
 MAIN = ["mace-medium", "sevennet-0", "mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
+QUICK = ["mace-medium", "sevennet-0", "mace-large", "nequip-l"]  # for all architectures in every run; the rest: make compile
 CHANNELWISE = [problem for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 SIZE = {problem.id: problem.cg_nonzeros for problem in CHANNELWISE}
 LONG = [n for n in SIZE if SIZE[n] > SIZE["sevennet-l3i5"]]  # half a minute each
@@ -54,7 +55,7 @@ def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = to
             assert not (row.spill_stores or row.spill_loads or row.stack), pass_
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SIZE])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZE])
 def test_registers(name):
     """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in registers."""
     assert_registers(name, table(name, "90"))
@@ -66,12 +67,12 @@ def test_registers_in_float64(name):
 
 
 @pytest.mark.parametrize("arch", ["80", "100", "120"])
-@pytest.mark.parametrize("name", [*MAIN[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in MAIN[2:])])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.long) for n in MAIN if n not in QUICK)])
 def test_other_architectures(name, arch):
     assert_registers(name, table(name, arch))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arch", ["80", "100", "120"])
 @pytest.mark.parametrize("name", MAIN)
 def test_other_architectures_in_float64(name, arch):

@@ -35,7 +35,7 @@ def run(target: str, real: str, *names: str) -> list[dict]:
     return [json.loads(line.split("|")[1]) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_registers(name):
     """Every kernel compiles for sm_90; those of the usual workloads keep everything in registers."""
     pytest.importorskip("triton")
