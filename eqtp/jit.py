@@ -41,6 +41,7 @@ FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may use 
 log = logging.getLogger("eqtp")
 
 
+@torch.compiler.assume_constant_result  # torch.compile calls it instead of looking inside
 def why_not() -> str | None:
     """None if kernels can be compiled and launched here, else a sentence that says what is missing and how to get it."""
     if not torch.version.cuda:

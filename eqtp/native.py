@@ -50,7 +50,7 @@ def _why_not_cuda(op: str) -> str | None:
     return _no_gpu()
 
 
-@lru_cache(maxsize=1)
+@torch.compiler.assume_constant_result
 def _no_gpu() -> str | None:
     return _native.cuda_device_count()[1]
 

@@ -671,3 +671,13 @@ def test_on_a_gpu():
     graph.replay()
     graph.replay()
     assert torch.equal(x.cpu(), 8 * torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("family", ["jit", "native", "triton"])
+def test_reasons_are_asked_inside_torch_compile(family):
+    """R8: auto on a GPU inside a compiled function: Dynamo must not look into libraries."""
+    from eqtp import backend
+
+    can = lambda: backend.why_not(family, "tensor_product", None, torch.device("cuda"), torch.float32) is None  # noqa: E731
+    torch._dynamo.reset()
+    assert torch.compile(lambda x: x + can(), fullgraph=True, backend="eager")(torch.zeros(1)).item() == can()
