@@ -41,10 +41,8 @@ def small_graph(device: str) -> eqtp.Graph:
     src, dst = (torch.randint(0, high, (EDGES,), generator=at) for high in (NODES, NODES - 1))
     dst[EDGES // 2 :] = 1
     graph = eqtp.Graph(src, dst, NODES, NODES)
-    for g in (graph, graph.transpose()):
-        for name in ("src", "dst", "ptr", "order"):
-            setattr(g, name, getattr(g, name).to(device))
-    return graph
+    graph.transpose()
+    return graph.to(device)
 
 
 def calls(op: str, dtype: torch.dtype, device: str):

@@ -345,20 +345,11 @@ __global__ void __launch_bounds__(THREADS) sum_units_kernel(const Real<T>* parts
   }
 }
 
-// Rows [mul, d] per block -> planar rows [d, mul]. SIDE 0: blocks of x, 1: of the output; blocks that no path reads are left alone.
-template <class P, int SIDE, class T>
-__global__ void __launch_bounds__(THREADS) planar_kernel(const T* from, Index stride, T* to, Index rows) {
+// Columns of rows [dim] in another order: planar rows, [d, mul] per block, from rows [mul, d]
+template <class T>
+__global__ void __launch_bounds__(THREADS) planar_kernel(const T* from, Index stride, const Index* column, T* to, Index dim, Index rows) {
   for (Index row = blockIdx.x; row < rows; row += gridDim.x)
-    each<0, P::UNITS>([&](auto N) {
-      constexpr int u = N, mul = P::MUL[u];
-      each<SIDE ? P::OUT[u] : P::IN[u], SIDE ? P::OUT[u + 1] : P::IN[u + 1]>([&](auto Q) {
-        constexpr int q = Q, d = SIDE ? P::OUT_D[q] : P::IN_D[q], offset = SIDE ? P::OUT_OFFSET[q] : P::IN_OFFSET[q];
-        const T* const in = from + row * stride + offset;
-        T* const out = to + row * Index(SIDE ? P::DIM3 : P::DIM1) + offset;
-        EQTP_LOOP
-        for (int k = int(threadIdx.x); k < mul * d; k += THREADS) out[k] = in[k % mul * d + k / mul];
-      });
-    });
+    for (Index q = threadIdx.x; q < dim; q += THREADS) to[row * dim + q] = from[row * stride + column[q]];
 }
 
 }  // namespace eqtp

@@ -9,8 +9,11 @@ Ops, plans and modules are listed in `__all__`; `python -m eqtp` says what this 
 from eqtp import nn, so3
 from eqtp.accelerate import Report, accelerate
 from eqtp.backend import backends, explain, set_backend
+from eqtp.expressivity import expressivity, interactability
 from eqtp.graph import Graph
 from eqtp.irreps import Irrep, Irreps
+from eqtp.ops.gaunt_tensor_product import gaunt_many_body, gaunt_tensor_product
+from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 from eqtp.ops.segment_max import segment_max
 from eqtp.ops.segment_softmax import segment_softmax
 from eqtp.ops.segment_sum import segment_mean, segment_sum
@@ -30,6 +33,11 @@ __all__ = [
     "accelerate",
     "backends",
     "explain",
+    "expressivity",
+    "gaunt_many_body",
+    "gaunt_tensor_product",
+    "interactability",
+    "matrix_tensor_product",
     "nn",
     "segment_max",
     "segment_mean",

@@ -14,6 +14,7 @@ from eqtp.plan import TensorProductPlan
 # convolve, spherical_harmonics, segment_sum, ... (which write their outputs in place), walks_transpose, and why_not.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
+WITHOUT_KERNELS = {"gaunt_tensor_product", "gaunt_many_body", "matrix_tensor_product"}  # ops that have the reference only
 _default = None
 _others: dict[str, object] = {}  # families that tests add, which auto never takes
 
@@ -59,6 +60,8 @@ def why_not(name: str, op: str, plan: TensorProductPlan | None, device: torch.de
     """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why not."""
     if name == "reference":
         return None
+    if op in WITHOUT_KERNELS:
+        return f"there are no {name} kernels for {op}"
     try:
         module = family(name)
     except ImportError as error:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from eqtp import jit, native
+from eqtp.irreps import Irreps
 from eqtp.plan import TensorProductPlan, dims
 from eqtp.specialise import STORAGE, THREADS, Tables, harmonics_shape, harmonics_source, tables
 
@@ -69,27 +70,29 @@ class Kernels:
         if p.blocks(rows) == 0:
             return
         kernels = self._build(p, x.device)
-        walk = {"GRAPH": (*graph[:1], *graph[2:4]), "EDGES": (*graph[:2], None), "ROWS": (None, None, None)}[p.mode]
         if p.mode == "GRAPH":
-            x = self._planar(kernels, p, x)
-            tangent = [self._planar(kernels, p, tangent[0]), *tangent[1:]] if tangent else []
+            irreps = str(TensorProductPlan.from_key(key).irreps_in1)
+            x = self._planar(kernels, p, x, irreps)
+            tangent = [self._planar(kernels, p, tangent[0], irreps), *tangent[1:]] if tangent else []
         tensors = [x, y, w, *(tangent or [None] * 3)]
-        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *walk, out, np.int64(rows))
+        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *_walk(p.mode, graph, True), out, np.int64(rows))
 
     def _backward(self, key, graph, inputs, gx, gy, gw):
         x, y, w, g, *tangent = inputs
-        p, rows = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, _mode(graph)), (x if _mode(graph) == "GRAPH" else y).shape[0]
+        p = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, _mode(graph))
+        rows = x.shape[0] if p.mode == "GRAPH" else y.shape[0]
         if gx is not None:
             for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["x"]:
                 gx[:, columns].zero_()
         if p.blocks(rows) == 0:
             return [t.zero_() for t in (gx, gy, gw) if t is not None]
         kernels = self._build(p, x.device)
-        walk = {"GRAPH": (*graph[1:2], *graph[4:6]), "EDGES": (*graph[1::-1], None), "ROWS": (None, None, None)}[p.mode]
-        tensors = [x, y, w, self._planar(kernels, p, g) if p.mode == "GRAPH" else g, *(tangent or [None] * 3)]
+        if p.mode == "GRAPH":
+            g = self._planar(kernels, p, g, str(TensorProductPlan.from_key(key).irreps_out))
+        tensors = [x, y, w, g, *(tangent or [None] * 3)]
         real = torch.float64 if x.dtype == torch.float64 else torch.float32
         parts = None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=real)  # of the gradient of y
-        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *walk, gx, parts, gw, np.int64(rows))
+        self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *_walk(p.mode, graph, False), gx, parts, gw, np.int64(rows))
         if gy is not None and gy.numel():
             self._run(kernels[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
         return None
@@ -119,11 +122,12 @@ class Kernels:
     def _build(self, p: Program, device: torch.device) -> dict:
         return self.build("tensor_product_conv.cuh", p.tables.text, p.names, device)
 
-    def _planar(self, kernels, p: Program, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [n, dim] with the components of each block outermost."""
+    def _planar(self, kernels, p: Program, rows: torch.Tensor, irreps: str) -> torch.Tensor:
+        """Rows [n, dim] of irreps with the components of each block outermost."""
         out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         if rows.numel():
-            self._run(kernels[p.planar], rows.shape[0], rows, np.int64(rows.stride(0)), out, np.int64(rows.shape[0]))
+            n, dim = rows.shape
+            self._run(kernels[p.planar], n, rows, np.int64(rows.stride(0)), _component_major(irreps, rows.device), out, np.int64(dim), np.int64(n))
         return out
 
     def _run(self, kernel, blocks: int, *arguments) -> None:
@@ -156,7 +160,7 @@ def program(key: str, pass_: str, dtype: torch.dtype, mode: str) -> Program:
     t, storage, forward = tables(key, pass_, dtype), STORAGE[dtype], pass_.startswith("fwd")
     tangent = str(pass_.endswith("tangent")).lower()
     main = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {storage}, eqtp::{mode}, {tangent}>"
-    planar = f"eqtp::planar_kernel<eqtp::Plan, {0 if forward else 1}, {storage}>" if mode == "GRAPH" else None
+    planar = f"eqtp::planar_kernel<{storage}>" if mode == "GRAPH" else None
     return Program(t, mode, main, planar, None if forward else f"eqtp::sum_units_kernel<{storage}, {t.blocks}, {dims(key).in2}>")
 
 
@@ -165,6 +169,23 @@ def _mode(graph) -> str:
     if not graph:
         return "ROWS"
     return "EDGES" if graph[0].numel() and not graph[3].numel() else "GRAPH"
+
+
+@lru_cache(maxsize=1024)
+def _component_major(irreps: str, device: torch.device) -> torch.Tensor:
+    """[dim] where each column of planar rows, [d, mul] per block, stands in rows [mul, d]."""
+    blocks = [np.arange(s.start, s.stop).reshape(mul, ir.dim).T.ravel() for s, (mul, ir) in zip(Irreps(irreps).slices(), Irreps(irreps), strict=True)]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *blocks])).to(device)
+
+
+def _walk(mode: str, graph, forward: bool) -> tuple:
+    """Rows that are gathered, and how edges are found: of the rows that are summed (GRAPH), or those rows themselves (EDGES)."""
+    if mode == "ROWS":
+        return None, None, None
+    src, dst, ptr, order, tptr, torder = graph
+    if mode == "EDGES":
+        return (src, dst, None) if forward else (dst, src, None)
+    return (src, ptr, order) if forward else (dst, tptr, torder)
 
 
 def _strides(tensors) -> list[np.int64]:

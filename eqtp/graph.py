@@ -118,6 +118,17 @@ class Graph:
             self._transpose._transpose = self
         return self._transpose
 
+    def to(self, device) -> Graph:
+        """The graph on another device, without sorting again; itself if it is there."""
+        if self.src.device == torch.device(device):
+            return self
+        pair = []  # this graph and, if it is there, its transpose
+        for graph in filter(None, (self, self._transpose)):
+            pair.append(Graph.__new__(Graph))
+            pair[-1].__dict__ = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in vars(graph).items()}
+        pair[0]._transpose, pair[-1]._transpose = (pair[1], pair[0]) if len(pair) > 1 else (None, None)
+        return pair[0]
+
     def __repr__(self) -> str:
         return f"Graph({self.num_edges} edges, {self.num_src} -> {self.num_dst} nodes, {self.src.device})"
 

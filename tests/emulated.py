@@ -12,7 +12,7 @@ _ROWS = ["T*"] * 6 + ["eqtp::Index"] * 6
 TYPES = {
     "conv_fwd_kernel": [*_ROWS, *["const eqtp::Index*"] * 3, "T*", "eqtp::Index"],
     "conv_bwd_kernel": ["T*", *_ROWS, "eqtp::Index", *["const eqtp::Index*"] * 3, "T*", "R*", "T*", "eqtp::Index"],
-    "planar_kernel": ["T*", "eqtp::Index", "T*", "eqtp::Index"],
+    "planar_kernel": ["T*", "eqtp::Index", "const eqtp::Index*", "T*", "eqtp::Index", "eqtp::Index"],
     "sum_units_kernel": ["R*", "T*", "eqtp::Index"],
 }
 
@@ -27,11 +27,10 @@ def types_of(name: str) -> list[str]:
 def together(names: tuple[str, ...]) -> list[str]:
     """The kernels that are built with these: the pass in all modes, as another kernel costs a tenth of another program."""
     plan, storage, _, tangent = names[0].split(", ")
-    side = 0 if "conv_fwd" in plan else 1
     modes = ["GRAPH", "ROWS", "EDGES"][: 3 if storage in ("float", "double") else 2]
     return [
         *(f"{plan}, {storage}, eqtp::{mode}, {tangent}" for mode in modes),
-        f"eqtp::planar_kernel<eqtp::Plan, {side}, {storage}>",
+        f"eqtp::planar_kernel<{storage}>",
         *(name for name in names if "sum_units" in name),
     ]
 

@@ -118,3 +118,14 @@ def test_shared_graphs_in_many_threads():
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert not wrong
+
+
+def test_to_another_device(random_graph):
+    graph = random_graph(6, 5, 40)
+    assert graph.to("cpu") is graph
+    alone = graph.to("meta")
+    assert alone.ptr.device.type == alone.src.device.type == "meta" and alone.num_dst == 5 and alone._transpose is None
+    transpose = graph.transpose()
+    pair = graph.to("meta")
+    assert pair.transpose().order.is_meta and pair.transpose().transpose() is pair and pair.transpose().num_dst == 6
+    assert graph.transpose() is transpose and not graph.ptr.is_meta

@@ -1,0 +1,54 @@
+"""Matrix products, x1 [rows, channels, (lmax1+1)^2] by x2 alike; problems are named as in bench_gaunt_tensor_product.py. `--edges` counts the rows.
+
+Operations: each non-zero entry of the matrices of a degree once, and the product of two matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from bench import peers
+from bench.bench_gaunt_tensor_product import SIZES, parse
+from bench.harness import Case, multilinear_bytes, random, require
+from eqtp.ops.matrix_tensor_product import matrix_tensor_product
+from eqtp.so3 import wigner_3j
+
+PROBLEMS = tuple(f"{l1}-{l2}-{l3}-c{channels}" for l1, l2, l3, channels in dict.fromkeys(SIZES))
+PASSES = ("fwd", "bwd", "bwdbwd")
+CHECK_SIZE = {"edges": 5}
+
+
+def row_flops(degrees: tuple[int, int, int]) -> int:
+    """Operations of one product."""
+    s = (max(degrees) + 1) // 2
+    return 2 * sum(np.count_nonzero(wigner_3j(s, s, l)) for lmax in degrees for l in range(lmax + 1)) + 2 * (2 * s + 1) ** 3
+
+
+def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
+    degrees, channels, _, _ = parse(problem_id)
+    n1, n2, n3 = ((l + 1) ** 2 for l in degrees)
+    inputs = {
+        "x1": random(edges, channels, n1, dtype=dtype, seed=1, device=device),
+        "x2": random(edges, channels, n2, dtype=dtype, seed=2, device=device),
+    }
+    cotangent = random(edges, channels, n3, dtype=dtype, seed=3, device=device, grad=False)
+
+    def ours(backend: str) -> Callable:
+        require(backend, "matrix_tensor_product", None, dtype, torch.device(device))
+        return lambda x1, x2: matrix_tensor_product(x1, x2, degrees[2], backend=backend)
+
+    flops = edges * channels * row_flops(degrees)
+    return Case(
+        problem=problem_id,
+        size={"edges": edges},
+        inputs=inputs,
+        cotangent=cotangent,
+        ours=ours,
+        peer=lambda name: peers._refuse(name, "matrix product", device),
+        bytes=multilinear_bytes(inputs, cotangent),
+        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
+        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(degrees[2] + 1)]},
+    )

@@ -1,0 +1,329 @@
+"""Gaunt product: spherical-harmonic coefficients of the pointwise product of two functions on the sphere.
+
+    f(r) = sum over l, m of x[l, m] Y_lm(r)              out[l, m] = integral of f1 f2 Y_lm
+    bracket[l, m] = integral of r . (grad f1 x grad f2) Y_lm
+
+    f1 f2:   coefficients gaunt(l1, l2, l3), the paths with l1 + l2 + l3 even;   bracket: `eqtp.gaunt.bracket`, those with an odd sum.
+
+Three routes to the same numbers: a table of the couplings (`sparse`), values at the points of a folded grid (`grid`), or a Fourier series on
+the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.gaunt`, where the symmetries they use are explained.
+
+Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al., 2506.13523 (grid); 2605.15073 (bracket).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import isqrt
+
+import numpy as np
+import torch
+
+from eqtp import backend as backends
+from eqtp import gaunt as tables
+from eqtp.autograd import define
+
+METHODS = ("sparse", "grid", "fourier")
+# method="auto": (largest degree of x1 and x2, method), the first that fits. Timed only for this plain torch code, on one CPU thread; kernels of
+# a family will have their own rule.
+AUTO = ((2, "sparse"), (None, "grid"))
+DIRECT_TERMS = 100  # fourier: terms of the convolution of two series up to which it is summed directly, without FFT; timed likewise
+
+
+# tables of `eqtp.gaunt` that are a tuple of arrays; the others are one array
+TUPLES = {"blocks": tables.Blocks, "octant": tables.Octant, "series": tables.Series, "spectrum": tables.Spectrum}
+
+
+def _array(name: str, field: int, arguments) -> np.ndarray:
+    made = getattr(tables, name)(*arguments)
+    return np.ascontiguousarray(made[field] if name in TUPLES else made)
+
+
+def _dtype(array: np.ndarray, dtype: torch.dtype) -> torch.dtype:
+    return {"f": dtype, "c": dtype.to_complex(), "i": torch.int64}[array.dtype.kind]
+
+
+def _table_now(like, name, field, arguments):
+    array = _array(name, field, arguments)
+    return torch.tensor(array, dtype=_dtype(array, like.dtype), device=like.device)
+
+
+def _table_fake(like, name, field, arguments):
+    array = _array(name, field, arguments)
+    return like.new_empty(array.shape, dtype=_dtype(array, like.dtype))
+
+
+_table_op = define("gaunt_table", "(Tensor like, str name, int field, int[] arguments) -> Tensor", _table_now, _table_fake)
+
+
+@lru_cache(maxsize=256)
+def _table(name, field, arguments, device, dtype):
+    with torch.inference_mode(False):  # what is remembered may be used for training later
+        return _table_now(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
+
+
+def constants(name: str, *arguments: int, like: torch.Tensor):
+    """The table of `eqtp.gaunt` of this name as tensors, on the device and in the precision of the real tensor `like`."""
+    if torch.compiler.is_compiling():  # Dynamo does not see into the op
+        make = lambda field: _table_op(like.detach(), name, field, arguments)  # noqa: E731
+    elif torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # a tensor made in one of these belongs to it
+        make = lambda field: _table.__wrapped__(name, field, arguments, str(like.device), like.dtype)  # noqa: E731
+    else:
+        make = lambda field: _table(name, field, arguments, str(like.device), like.dtype)  # noqa: E731
+    return TUPLES[name](*[make(field) for field in range(len(TUPLES[name]._fields))]) if name in TUPLES else make(0)
+
+
+def _degree(x: torch.Tensor) -> int:
+    return isqrt(x.shape[-1]) - 1
+
+
+def _padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x [..., n], index [...] with n where a zero is wanted -> [..., *index.shape]"""
+    return torch.nn.functional.pad(x, (0, 1))[..., index]
+
+
+# sparse: the table, here as a matrix for the outer product
+
+
+def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
+    """By the table of couplings. Arguments as of `grid`."""
+    pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)  # [..., (lmax1+1)^2 (lmax2+1)^2]
+    matrix = lambda odd: constants("coupling", _degree(x1), _degree(x2), lmax_out, odd, like=x1).flatten(0, 1)  # noqa: E731
+    return tuple(pairs @ matrix(half) for half in ((False, True) if odd else (False,)))
+
+
+# grid: the batch comes last, so that what the eight kinds of components share are rows of matrices
+
+
+def _by_kind(x: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
+    """[b, (lmax+1)^2] -> [8, N, b]"""
+    return torch.nn.functional.pad(x.mT, (0, 0, 0, 1))[octant.take]
+
+
+def _butterflies(t: torch.Tensor) -> torch.Tensor:
+    """[8, P, b], kinds -> images or back"""
+    return (constants("hadamard", like=t) @ t.flatten(1)).view_as(t)
+
+
+def _project(values: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
+    """Values at the images of the octant [8, P, b] -> components [b, (lmax+1)^2]"""
+    return (octant.projection @ _butterflies(values)).flatten(0, 1)[octant.place].mT
+
+
+def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
+    """By values on a folded grid. x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or (product, bracket), [..., (lmax_out+1)^2]."""
+    size = tables.folded_size(_degree(x1) + _degree(x2) + lmax_out)
+    lead = torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1])
+    flip_y, flip_x = (torch.arange(8, device=x1.device) ^ bit for bit in (1, 4))
+    fields = []
+    for x in (x1, x2):
+        t = constants("octant", _degree(x), *size, like=x1)
+        shape = (1,) * (len(lead) - x.ndim + 1) + x.shape[:-1]  # of as many dimensions as the result
+        kinds = _by_kind(x.reshape(-1, x.shape[-1]), t)
+        parts = [t.values @ kinds]
+        if odd:  # d/dbeta and d/dalpha / sin(beta)
+            parts += [t.down @ kinds[flip_y], t.east @ kinds[flip_x]]
+        fields.append([_butterflies(part).view(*part.shape[:2], *shape) for part in parts])
+    f, g = fields
+    values = [f[0] * g[0]]  # [8, P, *lead]
+    if odd:
+        values.append(f[1] * g[2] - f[2] * g[1])
+    out = constants("octant", lmax_out, *size, like=x1)
+    return tuple(_project(v.reshape(*v.shape[:2], lead.numel()), out).view(*lead, (lmax_out + 1) ** 2) for v in values)
+
+
+# fourier
+
+
+def _in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """[..., (lmax+1)^2] -> [..., 2, M, 2, K]"""
+    return _padded(x, constants("blocks", _degree(x), like=x).take)
+
+
+def _series(x: torch.Tensor, count: int, odd: bool) -> list[torch.Tensor]:
+    """Half spectrum [..., count (u), lmax+1 (v >= 0)] of f, and (odd) of its derivatives by beta and alpha."""
+    lmax = _degree(x)
+    parts = torch.einsum("...xmyk,mykq->...xmyq", _in_blocks(x), constants("to_fourier", lmax, like=x)).flatten(-3)
+    s = constants("spectrum", lmax, count, like=x)
+    c, minus = parts[..., s.places].unbind(-3)
+    f = torch.complex(c, -minus) * s.phases
+    return [f, f * s.down, f * s.east] if odd else [f]
+
+
+def _from_series(c: torch.Tensor, lmax: int, shift: int) -> torch.Tensor:
+    """[..., umax+1, lmax+1] -> components [..., (lmax+1)^2]; shift 1: of the bracket times sin(beta)."""
+    umax = c.shape[-2] - 1
+    like = c.real
+    g = constants("series", lmax, umax, shift, like=like)
+    c = c * g.factor
+    waves = _padded(torch.stack((c.real, -c.imag), -3).flatten(-2), g.places)  # [..., 2, M, 2, umax // 2 + 1]
+    x = torch.einsum("...xmyq,mykq->...xmyk", waves, constants("from_fourier", lmax, umax, shift, like=like))
+    return x.flatten(-4)[..., constants("blocks", lmax, like=like).place]
+
+
+def _both_sides(c: torch.Tensor) -> torch.Tensor:
+    """Half spectrum of a real function [..., 2 lmax+1 (u as in an FFT), lmax+1] -> [..., (2 lmax+1) (2 lmax+1)], v from -lmax."""
+    other = c[..., 1:].flip((-2, -1)).roll(1, -2).conj()  # at -u, -v
+    return torch.cat((other, c), -1).flatten(-2)
+
+
+def _direct(c1: torch.Tensor, c2: torch.Tensor, lmax_out: int) -> torch.Tensor:
+    lmax1, lmax2 = c1.shape[-1] - 1, c2.shape[-1] - 1
+    shifts = constants("shifts", lmax1, lmax2, lmax_out, like=c1.real)
+    met = _padded(_both_sides(c2), shifts)  # [..., (lmax1+lmax2+1) (lmax_out+1), (2 lmax1+1)^2]
+    return (met * _both_sides(c1).unsqueeze(-2)).sum(-1).unflatten(-1, (-1, lmax_out + 1))
+
+
+def _length(n: int) -> int:
+    """The smallest length >= n without a prime factor above 5."""
+    while True:
+        rest = n
+        for p in (2, 3, 5):
+            while rest % p == 0:
+                rest //= p
+        if rest == 1:
+            return n
+        n += 1
+
+
+def fourier(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
+    """By a double Fourier series, convolved directly or by FFT. Arguments as of `grid`."""
+    lmax1, lmax2 = _degree(x1), _degree(x2)
+    umax = lmax1 + lmax2
+    empty = 0 in (x1.numel(), x2.numel())  # which MKL does not transform
+    if empty or (umax + 1) * (lmax_out + 1) * (2 * lmax1 + 1) ** 2 <= DIRECT_TERMS:
+        c1, c2 = (_series(x, 2 * _degree(x) + 1, odd) for x in (x1, x2))
+        product = lambda a, b: _direct(c1[a], c2[b], lmax_out)  # noqa: E731
+        spectrum = lambda c: c  # noqa: E731
+    else:  # all frequencies in beta are kept, the projection needs them; in alpha those above lmax_out may alias
+        size = _length(2 * umax + 1), _length(umax + lmax_out + 1)
+        f1, f2 = ([torch.fft.irfft2(c, size, norm="forward") for c in _series(x, size[0], odd)] for x in (x1, x2))
+        product = lambda a, b: f1[a] * f2[b]  # noqa: E731
+        spectrum = lambda f: torch.fft.rfft2(f, norm="forward")[..., : umax + 1, : lmax_out + 1]  # noqa: E731
+    even = _from_series(spectrum(product(0, 0)), lmax_out, 0)
+    return (even, _from_series(spectrum(product(1, 2) - product(2, 1)), lmax_out, 1)) if odd else (even,)
+
+
+ROUTES = {"sparse": sparse, "grid": grid, "fourier": fourier}
+
+
+# public functions
+
+
+def _lmax(op: str, name: str, x) -> int:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    n = x.shape[-1] if x.ndim else 0
+    if n < 1 or isqrt(n) ** 2 != n:
+        raise ValueError(f"{op}: {name} must be [..., (lmax+1)^2], got {list(x.shape)}")
+    return isqrt(n) - 1
+
+
+def check_natural(op: str, name: str, value, least: int = 0) -> int:
+    """Raises TypeError or ValueError unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
+def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int]:
+    """Checks the operands of a product of two functions for `op`; returns lmax1 and lmax2."""
+    lmax1, lmax2 = _lmax(op, "x1", x1), _lmax(op, "x2", x2)
+    check_natural(op, "lmax_out", lmax_out)
+    for name, w, degree in (("w1", w1, lmax1), ("w2", w2, lmax2), ("w3", w3, lmax_out)):
+        if w is not None and not isinstance(w, torch.Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor or None, got {type(w).__name__}")
+        if w is not None and (w.ndim == 0 or w.shape[-1] != degree + 1):
+            raise ValueError(f"{op}: {name} must be [..., {degree + 1}], got {list(w.shape)}")
+    given = {name: t for name, t in (("x1", x1), ("x2", x2), ("w1", w1), ("w2", w2), ("w3", w3)) if t is not None}
+    for name, t in given.items():
+        if t.dtype != x1.dtype:
+            raise TypeError(f"{op}: {name} must have the dtype of x1, {x1.dtype}, got {t.dtype}")
+        if t.device != x1.device:
+            raise ValueError(f"{op}: {name} must be on the device of x1, {x1.device}, got {t.device}")
+    try:
+        torch.broadcast_shapes(*(t.shape[:-1] for t in given.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
+        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+    return lmax1, lmax2
+
+
+def scaled(x: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
+    """x [..., (lmax+1)^2] times w [..., lmax+1], degree by degree."""
+    if w is None:
+        return x
+    degree = torch.arange(w.shape[-1], device=w.device)
+    return x * w.repeat_interleave(2 * degree + 1, -1, output_size=x.shape[-1])
+
+
+def widened(x: torch.Tensor, lmax: int) -> torch.Tensor:
+    """[..., n] -> [..., (lmax+1)^2], zeros after the n components there are."""
+    return torch.nn.functional.pad(x, (0, (lmax + 1) ** 2 - x.shape[-1]))
+
+
+def gaunt_tensor_product(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    lmax_out: int,
+    *,
+    method: str = "auto",
+    w1: torch.Tensor | None = None,
+    w2: torch.Tensor | None = None,
+    w3: torch.Tensor | None = None,
+    odd: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Coefficients of the pointwise product of two functions on the sphere.
+
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2] real spherical-harmonic coefficients in e3nn's order, normalization "integral"; leading
+    dimensions (batch, channels) broadcast. lmax_out: the result is cut there, or filled with zeros. w1 [..., lmax1+1], w2 [..., lmax2+1],
+    w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. method: "sparse", "grid", "fourier" or "auto": the same numbers.
+    Returns [..., (lmax_out+1)^2]; with odd=True the pair (product, bracket), bracket = r . (grad f1 x grad f2): the paths with l1 + l2 + l3 odd,
+    which a plain Gaunt product lacks. Both are exact (no aliasing). Half precision is calculated in float32.
+
+    O(3): inputs with parities p (-1)^l and q (-1)^l (p, q = 1 for a function of the direction) give a product with p q (-1)^l
+    and a bracket with -p q (-1)^l. For l = 1 x 1 -> 1 the bracket is sqrt(3 / 4 pi) times the cross product.
+
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    """
+    op = "gaunt_tensor_product"
+    lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
+    backends.resolve(backend, op, None, x1.device, x1.dtype)  # reference: plain torch so far
+    if method == "auto":
+        method = next(name for largest, name in AUTO if largest is None or max(lmax1, lmax2) <= largest)
+    dtype = x1.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
+    out = ROUTES[method](scaled(x1, w1), scaled(x2, w2), min(lmax_out, lmax1 + lmax2), odd)
+    out = tuple(scaled(widened(t, lmax_out), w3).to(dtype) for t in out)
+    return out if odd else out[0]
+
+
+def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str = "auto") -> torch.Tensor:
+    """Coefficients of f, f^2, .. f^degree, all on one grid.
+
+    x: [..., (lmax+1)^2] as in `gaunt_tensor_product`. Returns [..., degree, (lmax_out+1)^2]. Exact; differentiable to every order.
+    Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    """
+    op = "gaunt_many_body"
+    lmax = _lmax(op, "x", x)
+    check_natural(op, "lmax_out", lmax_out)
+    check_natural(op, "degree", degree, 1)
+    backends.resolve(backend, op, None, x.device, x.dtype)
+    a = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    reach = min(lmax_out, degree * lmax)
+    size = tables.folded_size(degree * lmax + reach)
+    t = constants("octant", lmax, *size, like=a)
+    powers = [_butterflies(t.values @ _by_kind(a.reshape(-1, a.shape[-1]), t))]  # [8, P, b] each
+    while len(powers) < degree:
+        powers.append(powers[-1] * powers[0])
+    out = _project(torch.cat(powers, -1), constants("octant", reach, *size, like=a))  # [degree b, (reach+1)^2]
+    out = out.unflatten(0, (degree, -1)).movedim(0, 1).reshape(*a.shape[:-1], degree, out.shape[-1])
+    return widened(out, lmax_out).to(x.dtype)

@@ -1,0 +1,71 @@
+"""Matrix product: coefficients of the product of two matrices that stand for functions on the sphere.
+
+    X = sum over l, m of x[l, m] M_lm,    M_lm[a, b] = (-1)^(l // 2) sqrt((2 s + 1)(2 l + 1) / 4 pi) w3j(s, s, l)[b, a, m]
+    s = ceil(max(lmax1, lmax2, lmax_out) / 2)
+    out[l, m] = 4 pi / (2 s + 1) trace(M_lm^T X1 X2)
+
+The path (l1, l2, l3) has sqrt((2 s + 1)(2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) times the 6j symbol {l1 l2 l3; s s s} as its coefficient, to the
+sign: odd l1 + l2 + l3 included. Those with an even sum come from (X1 X2 + X2 X1) / 2, the odd ones from (X1 X2 - X2 X1) / 2. By the scale
+the constant function 1 stands for the unit matrix: 1 times f is f, as in the Gaunt product. For large s at fixed degrees the even paths tend to
+those of the Gaunt product, with a minus where l1 and l2 are odd, and the odd ones to those of the bracket / 2 sqrt(s (s + 1)), with a minus
+where l1 and l2 are even (the matrices of odd degree are antisymmetric).
+
+Source: e3x, FusedTensor (there each path has the scale that its own normalisation gives); Madore, Class. Quantum Grav. 9, 1992 (fuzzy sphere).
+"""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+
+import torch
+
+from eqtp import backend as backends
+from eqtp.ops.gaunt_tensor_product import check_operands, constants, scaled
+
+
+def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) -> tuple[torch.Tensor, ...]:
+    """x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or its parts (even, odd), [..., (lmax_out+1)^2]."""
+    degrees = [round(sqrt(x.shape[-1])) - 1 for x in (x1, x2)] + [lmax_out]
+    s = (max(degrees) + 1) // 2
+    m1, m2, m3 = (constants("matrices", l, s, like=x1) for l in degrees)
+    a, b = torch.einsum("...i,iab->...ab", x1, m1), torch.einsum("...i,iab->...ab", x2, m2)  # [..., 2 s+1, 2 s+1]
+    back = lambda z: torch.einsum("...ab,iab->...i", z, 4 * pi / (2 * s + 1) * m3)  # noqa: E731
+    if not split:
+        return (back(a @ b),)
+    ab, ba = a @ b, b @ a
+    return back((ab + ba) / 2), back((ab - ba) / 2)
+
+
+def matrix_tensor_product(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    lmax_out: int,
+    *,
+    w1: torch.Tensor | None = None,
+    w2: torch.Tensor | None = None,
+    w3: torch.Tensor | None = None,
+    split: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Matrix product of two sets of spherical-harmonic coefficients, as in e3x.
+
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w1 [..., lmax1+1],
+    w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. Returns [..., (lmax_out+1)^2]; with
+    split=True the pair (even, odd), whose sum it is: the paths with l1 + l2 + l3 even and odd. Half precision is calculated in float32.
+
+    Each path has the coefficient of a 6j symbol, which depends on the largest of lmax1, lmax2 and lmax_out, and which is zero for a few paths
+    from degree 5 on, such as (3, 5, 5) where that largest degree is 5 or 6.
+
+    O(3): equivariant under rotations. With inputs of parities p (-1)^l and q (-1)^l the even part has p q (-1)^l and the odd part -p q (-1)^l,
+    so their sum has no parity: use split=True. Inputs that have one parity for all degrees (such as all even) give one to the sum.
+
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    """
+    op = "matrix_tensor_product"
+    check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    backends.resolve(backend, op, None, x1.device, x1.dtype)  # reference: plain torch so far
+    dtype = x1.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
+    out = tuple(scaled(t, w3).to(dtype) for t in reference(scaled(x1, w1), scaled(x2, w2), lmax_out, split))
+    return out if split else out[0]
