@@ -41,7 +41,6 @@ FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may use 
 log = logging.getLogger("eqtp")
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it instead of looking inside
 def why_not() -> str | None:
     """None if kernels can be compiled and launched here, else a sentence that says what is missing and how to get it."""
     if not torch.version.cuda:
@@ -60,6 +59,9 @@ def why_not() -> str | None:
     except Exception as error:  # whatever a broken installation raises, other families must still run
         return f"CuPy is installed but cannot be imported ({error}); perhaps another CUDA version: {nvrtc.remedy('cupy')}"
     return None
+
+
+why_not._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
 # ------------------------------------------------------------------------------------------------ messages

@@ -50,9 +50,11 @@ def _why_not_cuda(op: str) -> str | None:
     return _no_gpu()
 
 
-@torch.compiler.assume_constant_result
 def _no_gpu() -> str | None:
     return _native.cuda_device_count()[1]
+
+
+_no_gpu._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
 def walks_transpose(device: torch.device) -> bool:
