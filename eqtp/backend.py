@@ -12,6 +12,7 @@ from eqtp.plan import TensorProductPlan
 
 # "reference" is the op's own formula in plain torch; the others are modules or objects, imported when first asked for, that have the same functions:
 # convolve, spherical_harmonics, segment_sum, ... (which write their outputs in place), walks_transpose, and why_not.
+# Their order is what auto tries on a GPU. Source: what the kernels do, not a measurement; to be set from the tables of `make gpu`.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
 WITHOUT_KERNELS = {"gaunt_tensor_product", "gaunt_many_body", "matrix_tensor_product"}  # ops that have the reference only
