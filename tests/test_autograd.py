@@ -315,6 +315,7 @@ def op_cases():
     yield ops.segment_max_scatter, (gn4, arg, 5)
     yield ops.segment_softmax, (x5, *segments)
     yield ops.segment_softmax_bwd, (g5, x5, *segments)
+    yield ops.gaunt_table, (x.detach(), "octant", 0, [2, 6, 8])
     yield ops.graph, (torch.tensor([0, 2, 1]), torch.tensor([1, 1, 0]), 3, 2)
 
 
