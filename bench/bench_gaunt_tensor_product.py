@@ -59,13 +59,16 @@ def peer(name: str, degrees: tuple[int, int, int], odd: bool, dtype: torch.dtype
     return lambda x1, x2: product(x1.flatten(0, 1), x2.flatten(0, 1)).unflatten(0, x1.shape[:2])
 
 
+def operands(degrees, channels: int, edges: int, dtype: torch.dtype, device: str) -> tuple[dict[str, torch.Tensor], int]:
+    """x1 and x2, [edges, channels, (lmax+1)^2], and the components of the product."""
+    n1, n2, n3 = ((l + 1) ** 2 for l in degrees)
+    number = lambda n, seed: random(edges, channels, n, dtype=dtype, seed=seed, device=device)  # noqa: E731
+    return {"x1": number(n1, 1), "x2": number(n2, 2)}, n3
+
+
 def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
     degrees, channels, method, odd = parse(problem_id)
-    n1, n2, n3 = ((l + 1) ** 2 for l in degrees)
-    inputs = {
-        "x1": random(edges, channels, n1, dtype=dtype, seed=1, device=device),
-        "x2": random(edges, channels, n2, dtype=dtype, seed=2, device=device),
-    }
+    inputs, n3 = operands(degrees, channels, edges, dtype, device)
     cotangent = random(edges, channels, n3 * (1 + odd), dtype=dtype, seed=3, device=device, grad=False)
 
     def ours(backend: str) -> Callable:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench import peers
-from bench.bench_gaunt_tensor_product import SIZES, parse
+from bench.bench_gaunt_tensor_product import SIZES, operands, parse
 from bench.harness import Case, multilinear_bytes, random, require
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 from eqtp.so3 import wigner_3j
@@ -29,11 +29,7 @@ def row_flops(degrees: tuple[int, int, int]) -> int:
 
 def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
     degrees, channels, _, _ = parse(problem_id)
-    n1, n2, n3 = ((l + 1) ** 2 for l in degrees)
-    inputs = {
-        "x1": random(edges, channels, n1, dtype=dtype, seed=1, device=device),
-        "x2": random(edges, channels, n2, dtype=dtype, seed=2, device=device),
-    }
+    inputs, n3 = operands(degrees, channels, edges, dtype, device)
     cotangent = random(edges, channels, n3, dtype=dtype, seed=3, device=device, grad=False)
 
     def ours(backend: str) -> Callable:

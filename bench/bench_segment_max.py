@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-import eqtp
 from bench import peers
-from bench.harness import Case, random, require
+from bench.harness import Case, neighbours, random, require
 from eqtp import problems
 from eqtp.ops.segment_max import segment_max
 
@@ -33,10 +32,8 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
 
 def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     width = problems.tensor_product(problem_id).dim_out
-    ends = problems.graph(graph, nodes, edges)
-    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
-    nodes, edges = ends.num_nodes, len(src)
-    csr = eqtp.Graph(src, dst, nodes, nodes)
+    csr = neighbours(graph, nodes, edges, device)
+    nodes, edges = csr.num_dst, csr.num_edges
 
     def ours(backend: str) -> Callable:
         require(backend, "segment_max", None, dtype, torch.device(device))
@@ -50,7 +47,7 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         inputs={"x": random(edges, width, dtype=dtype, seed=1, device=device)},
         cotangent=random(nodes, width, dtype=dtype, seed=2, device=device, grad=False),
         ours=ours,
-        peer=lambda name: peer(name, dst, nodes),
+        peer=lambda name: peer(name, csr.dst, nodes),
         bytes={"fwd": values + arg + 8 * edges, "bwd": values + arg},
         flops={"fwd": edges * width, "bwd": 0},
     )

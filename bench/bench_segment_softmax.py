@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-import eqtp
 from bench import peers
-from bench.harness import Case, random, require
+from bench.harness import Case, neighbours, random, require
 from eqtp import problems
 from eqtp.ops.segment_softmax import segment_softmax
 
@@ -36,10 +35,8 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
 
 def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     width = problems.tensor_product(problem_id).dim_out
-    ends = problems.graph(graph, nodes, edges)
-    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
-    nodes, edges = ends.num_nodes, len(src)
-    csr = eqtp.Graph(src, dst, nodes, nodes)
+    csr = neighbours(graph, nodes, edges, device)
+    nodes, edges = csr.num_dst, csr.num_edges
 
     def ours(backend: str) -> Callable:
         require(backend, "segment_softmax", None, dtype, torch.device(device))
@@ -52,7 +49,7 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         inputs={"x": random(edges, width, dtype=dtype, seed=1, device=device)},
         cotangent=random(edges, width, dtype=dtype, seed=2, device=device, grad=False),
         ours=ours,
-        peer=lambda name: peer(name, dst, nodes),
+        peer=lambda name: peer(name, csr.dst, nodes),
         bytes={"fwd": 2 * row + 8 * edges, "bwd": 3 * row + 8 * edges, "bwdbwd": 5 * row + 8 * edges},  # bwdbwd: g, y, c; their gradients
         flops={"fwd": 5 * edges * width, "bwd": 4 * edges * width, "bwdbwd": 12 * edges * width},
     )

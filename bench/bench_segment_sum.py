@@ -11,7 +11,7 @@ import torch
 
 import eqtp
 from bench import peers
-from bench.harness import Case, random, require
+from bench.harness import Case, neighbours, random, require
 from eqtp import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
@@ -21,10 +21,8 @@ CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     width = problems.tensor_product(problem_id).dim_out
-    ends = problems.graph(graph, nodes, edges)
-    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
-    nodes, edges = ends.num_nodes, len(src)
-    csr = eqtp.Graph(src, dst, nodes, nodes)
+    csr = neighbours(graph, nodes, edges, device)
+    nodes, edges = csr.num_dst, csr.num_edges
     inputs = {"x": random(edges, width, dtype=dtype, seed=1, device=device)}
     cotangent = random(nodes, width, dtype=dtype, seed=2, device=device, grad=False)
 
@@ -39,7 +37,7 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         inputs=inputs,
         cotangent=cotangent,
         ours=ours,
-        peer=lambda name: peers.summation(name, dst, nodes),
+        peer=lambda name: peers.summation(name, csr.dst, nodes),
         bytes={"fwd": moved, "bwd": moved},
         flops={"fwd": edges * width, "bwd": 0},
     )

@@ -13,7 +13,7 @@ import torch
 import eqtp
 from bench import peers
 from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, row_flops, weights
-from bench.harness import Case, multilinear_bytes, random, require
+from bench.harness import Case, multilinear_bytes, neighbours, random, require
 from eqtp import problems
 
 __all__ = ["CHECK_SIZE", "PASSES", "PROBLEMS", "case"]
@@ -23,10 +23,8 @@ CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
     problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
-    ends = problems.graph(graph, nodes, edges)
-    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
-    nodes, edges = ends.num_nodes, len(src)
-    csr = eqtp.Graph(src, dst, nodes, nodes)
+    csr = neighbours(graph, nodes, edges, device)
+    nodes, edges = csr.num_dst, csr.num_edges
     csr.transpose()
     inputs = {
         "x": random(nodes, plan.dim_in1, dtype=dtype, seed=1, device=device),
@@ -42,7 +40,7 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
     def peer(name: str) -> Callable:
         product = peers.product(name, problem_id, dtype, device)
         zeros = lambda x: x.new_zeros(nodes, plan.dim_out)  # noqa: E731
-        return lambda x, y, w: zeros(x).index_add_(0, dst, product(x[src], y, w))
+        return lambda x, y, w: zeros(x).index_add_(0, csr.dst, product(x[csr.src], y, w))
 
     return Case(
         problem=problem_id,

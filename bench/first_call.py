@@ -25,9 +25,7 @@ LAYERS = ("sevennet-0-first", "sevennet-0", "sevennet-0", "sevennet-0", "sevenne
 
 def model(backend: str, device: str, graph: str, nodes: int, edges: int):
     """step(): forward and backward of all layers; waits until it is done."""
-    ends = problems.graph(graph, nodes, edges)
-    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
-    g = eqtp.Graph(src, dst, ends.num_nodes, ends.num_nodes)
+    g = harness.neighbours(graph, nodes, edges, device)
     g.transpose()
     number = lambda *shape: harness.random(*shape, dtype=torch.float32, seed=1, device=device)  # noqa: E731
     xyz = number(g.num_edges, 3)

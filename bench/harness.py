@@ -37,7 +37,9 @@ from functools import cache, partial
 
 import torch
 
+import eqtp
 from eqtp import backend as backends
+from eqtp import problems
 
 STAGES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "bwdbwd": ("fwd", "bwd", "bwdbwd"), "grad": ("bwd",), "gradgrad": ("bwdbwd",)}
 TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd", "grad": "bwd alone", "gradgrad": "bwdbwd alone"}
@@ -75,6 +77,13 @@ def require(backend: str, op: str, plan, dtype: torch.dtype, device: torch.devic
     reason = None if backend == "auto" else backends.why_not(backend, op, plan, device, dtype)
     if reason:
         raise Missing(reason)
+
+
+def neighbours(name: str, nodes: int, edges: int, device: str) -> eqtp.Graph:
+    """The graph of problems.graph, sorted, on a device."""
+    ends = problems.graph(name, nodes, edges)
+    src, dst = (torch.from_numpy(t).to(device) for t in (ends.src, ends.dst))  # [e], [e]
+    return eqtp.Graph(src, dst, ends.num_nodes, ends.num_nodes)
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True, device: torch.device | str = "cpu") -> torch.Tensor:

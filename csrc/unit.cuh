@@ -186,8 +186,10 @@ __device__ __forceinline__ void read_weights(const T* w, const Place& at, Real<T
     constexpr int p = N;
     Real<T>* const to = v + (p - G::PATH) * G::CPL;
     if constexpr (P::W[p] >= 0) read_pack<G::CPL, true>(w + Int<P::W[p]>::value + at.u, to);
-    else EQTP_UNROLL
-    for (int c = 0; c < G::CPL; ++c) to[c] = none;
+    else {
+      EQTP_UNROLL
+      for (int c = 0; c < G::CPL; ++c) to[c] = none;
+    }
   });
 }
 // M[k, i] = sum_j C[i, j, k] y[j] of entry E

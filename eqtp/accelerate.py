@@ -127,10 +127,9 @@ class _Changes:
 
     def _prepare(self, model: torch.nn.Module) -> None:
         """Has all kernels compiled at once, where kernels are compiled at run time."""
-        seams = [(m, seam) for m in model.modules() if (seam := integrations.seam_of(m)) is not None and seam.reason(m) is None]
-        plans = [plan for m, seam in seams if (plan := seam.plan(m)) is not None]
-        for dtype in {self.default.dtype, torch.float64} if self.verify else {self.default.dtype}:
-            backend.prepare(plans, self.default.device, dtype)
+        seams = ((m, seam) for m in model.modules() if (seam := integrations.seam_of(m)) is not None and seam.reason(m) is None)
+        plans = (plan for m, seam in seams if (plan := seam.plan(m)) is not None)
+        backend.prepare(plans, self.default.device, {self.default.dtype, torch.float64} if self.verify else {self.default.dtype})
 
     def _walk(self, parent: torch.nn.Module, prefix: str) -> None:
         for name, child in parent._modules.items():

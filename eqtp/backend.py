@@ -89,9 +89,13 @@ def resolve(backend: str, op: str, plan: TensorProductPlan | None, device: torch
     return remembered(_known(backend), op, plan, device.type, dtype)
 
 
-def prepare(plans: Iterable[TensorProductPlan], device: torch.device, dtype: torch.dtype) -> None:
-    """Compiles what convolutions of these plans will need, several kernels at a time. Nothing to do where no kernel is compiled at run time."""
-    if device.type == "cuda":
+def prepare(plans: Iterable[TensorProductPlan], device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
+    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at run time it does not
+    even look at the plans."""
+    if device.type != "cuda":
+        return
+    plans = list(plans)
+    for dtype in dtypes:
         chosen = [plan for plan in plans if resolve("auto", "tensor_product_conv", plan, device, dtype) == "jit"]
         if chosen:
             family("jit").prepare(chosen, device, dtype)

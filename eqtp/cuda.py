@@ -16,11 +16,9 @@ import numpy as np
 import torch
 
 from eqtp import jit, native
-from eqtp.irreps import Irreps
 from eqtp.plan import TensorProductPlan, dims
-from eqtp.specialise import STORAGE, THREADS, Tables, harmonics_shape, harmonics_source, tables
+from eqtp.specialise import MAX_BLOCKS, STORAGE, THREADS, Tables, harmonics_shape, harmonics_source, tables
 
-MAX_BLOCKS = 2**31 - 1
 ALIGNMENT = 16  # bytes: of rows that are read several numbers at a time
 
 
@@ -71,9 +69,8 @@ class Kernels:
             return
         kernels = self._build(p, x.device)
         if p.mode == "GRAPH":
-            irreps = str(TensorProductPlan.from_key(key).irreps_in1)
-            x = self._planar(kernels, p, x, irreps)
-            tangent = [self._planar(kernels, p, tangent[0], irreps), *tangent[1:]] if tangent else []
+            x = self._planar(kernels, p, x, key, True)
+            tangent[:1] = [self._planar(kernels, p, t, key, True) for t in tangent[:1]]
         tensors = [x, y, w, *(tangent or [None] * 3)]
         self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *_walk(p.mode, graph, True), out, np.int64(rows))
 
@@ -85,17 +82,18 @@ class Kernels:
             for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["x"]:
                 gx[:, columns].zero_()
         if p.blocks(rows) == 0:
-            return [t.zero_() for t in (gx, gy, gw) if t is not None]
+            for t in (gx, gy, gw):
+                if t is not None:
+                    t.zero_()
+            return
         kernels = self._build(p, x.device)
         if p.mode == "GRAPH":
-            g = self._planar(kernels, p, g, str(TensorProductPlan.from_key(key).irreps_out))
+            g = self._planar(kernels, p, g, key, False)
         tensors = [x, y, w, g, *(tangent or [None] * 3)]
-        real = torch.float64 if x.dtype == torch.float64 else torch.float32
-        parts = None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=real)  # of the gradient of y
+        parts = None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=native.real(x.dtype))  # of the gradient of y
         self._run(kernels[p.main], p.blocks(rows), *tensors, *_strides(tensors), *_walk(p.mode, graph, False), gx, parts, gw, np.int64(rows))
         if gy is not None and gy.numel():
             self._run(kernels[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
-        return None
 
     def spherical_harmonics(self, degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
         """Runs csrc/spherical_harmonics.cuh: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
@@ -122,12 +120,13 @@ class Kernels:
     def _build(self, p: Program, device: torch.device) -> dict:
         return self.build("tensor_product_conv.cuh", p.tables.text, p.names, device)
 
-    def _planar(self, kernels, p: Program, rows: torch.Tensor, irreps: str) -> torch.Tensor:
-        """Rows [n, dim] of irreps with the components of each block outermost."""
+    def _planar(self, kernels, p: Program, rows: torch.Tensor, key: str, forward: bool) -> torch.Tensor:
+        """Rows [n, dim] of x (forward) or of the output with the components of each block outermost."""
         out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         if rows.numel():
             n, dim = rows.shape
-            self._run(kernels[p.planar], n, rows, np.int64(rows.stride(0)), _component_major(irreps, rows.device), out, np.int64(dim), np.int64(n))
+            columns = _component_major(key, forward, rows.device)
+            self._run(kernels[p.planar], n, rows, np.int64(rows.stride(0)), columns, out, np.int64(dim), np.int64(n))
         return out
 
     def _run(self, kernel, blocks: int, *arguments) -> None:
@@ -172,9 +171,11 @@ def _mode(graph) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _component_major(irreps: str, device: torch.device) -> torch.Tensor:
-    """[dim] where each column of planar rows, [d, mul] per block, stands in rows [mul, d]."""
-    blocks = [np.arange(s.start, s.stop).reshape(mul, ir.dim).T.ravel() for s, (mul, ir) in zip(Irreps(irreps).slices(), Irreps(irreps), strict=True)]
+def _component_major(key: str, forward: bool, device: torch.device) -> torch.Tensor:
+    """[dim] where each column of planar rows of x (forward) or of the output, [d, mul] per block, stands in rows [mul, d]."""
+    plan = TensorProductPlan.from_key(key)
+    irreps = plan.irreps_in1 if forward else plan.irreps_out
+    blocks = [np.arange(s.start, s.stop).reshape(mul, ir.dim).T.ravel() for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True)]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *blocks])).to(device)
 
 

@@ -30,9 +30,14 @@ def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.searchsorted(ordered, torch.arange(num + 1, device=index.device)), order
 
 
+def _own(index: torch.Tensor) -> torch.Tensor:
+    """A contiguous int64 copy: a graph does not change with the caller's tensors."""
+    return index.to(torch.int64, memory_format=torch.contiguous_format, copy=True)
+
+
 def _build(src, dst, num_src, num_dst):
     _check_range("src", src, num_src)
-    src, dst = (t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst))
+    src, dst = _own(src), _own(dst)
     return src, dst, *_sorted(dst, num_dst)
 
 
@@ -88,7 +93,7 @@ class Graph:
             self.src, self.dst, self._ptr, self._order = _op(src, dst, num_src, num_dst)
         else:
             _check_range("src", src, num_src), _check_range("dst", dst, num_dst)
-            self.src, self.dst = (t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst))
+            self.src, self.dst = _own(src), _own(dst)
             self._ptr = self._order = None
 
     @property

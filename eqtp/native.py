@@ -203,10 +203,9 @@ def _uploaded(key: str, device: torch.device, real: torch.dtype) -> tuple:
 def convolve_cuda(key: str, graph, inputs, outputs) -> None:
     """Runs csrc/tensor_product_conv.cu; arguments as for `convolve`, rows contiguous."""
     x, y = inputs[:2]
-    real = torch.float64 if x.dtype == torch.float64 else torch.float32
-    (fwd, fwd_sizes), (bwd, bwd_sizes) = _uploaded(key, x.device, real)
+    (fwd, fwd_sizes), (bwd, bwd_sizes) = _uploaded(key, x.device, real(x.dtype))
     gy = outputs[2]
-    shares = None if gy is None else torch.empty(bwd_sizes[0], *gy.shape, dtype=real, device=x.device)  # [units, e, dim2]
+    shares = None if gy is None else torch.empty(bwd_sizes[0], *gy.shape, dtype=real(x.dtype), device=x.device)  # [units, e, dim2]
     _native.tensor_product_conv_cuda(
         [t.data_ptr() for t in fwd],
         fwd_sizes,
@@ -225,6 +224,11 @@ def convolve_cuda(key: str, graph, inputs, outputs) -> None:
     )
 
 
+def real(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that GPU kernels compute in: half precision is for storage (Real in csrc/device.cuh)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def place(device: torch.device) -> tuple[int, int]:
     """Index of a GPU and the address of its current stream."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
@@ -241,8 +245,7 @@ def _segments(name: str, x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor
     """Runs csrc/<name>.cpp, or .cu for CUDA tensors, on the rows of x [e, c]; more: what the op takes besides."""
     arguments = (x.data_ptr(), x.stride(0), ptr.data_ptr(), order.data_ptr(), len(x), num, x.shape[1], out.data_ptr(), *more)
     if x.is_cuda:
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        getattr(_native, f"{name}_cuda")(*arguments, CUDA_DTYPES.index(x.dtype), x.device.index, stream)
+        getattr(_native, f"{name}_cuda")(*arguments, CUDA_DTYPES.index(x.dtype), *place(x.device))
     else:
         getattr(_native, name)(*arguments, x.dtype == torch.float64, torch.get_num_threads())
 
@@ -275,29 +278,6 @@ def _harmonics(degrees: tuple[int, ...], normalization: str):
     return _native.Harmonics(lmax, columns, harmonics.columns(degrees), harmonics.constants(lmax, normalization).ravel().tolist())
 
 
-def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
-    """Runs csrc/spherical_harmonics.cpp: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
-    g = None if g is None else row(g)
-    if xyz.is_cuda:
-        return spherical_harmonics_cuda(degrees, normalize, normalization, xyz, g, c, out, gxyz)
-    size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
-    _native.spherical_harmonics(
-        _harmonics(degrees, normalization),
-        normalize,
-        xyz.shape[0],
-        xyz.data_ptr(),
-        *xyz.stride(),
-        address(g),
-        size(g)[0],
-        address(c),
-        *size(c),
-        address(out),
-        address(gxyz),
-        xyz.dtype == torch.float64,
-        torch.get_num_threads(),
-    )
-
-
 @lru_cache(maxsize=256)
 def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.device, real: torch.dtype):
     """Constants for csrc/spherical_harmonics.cu: on the host (None unless all degrees stand in order), and the run-time tables on the device."""
@@ -307,28 +287,18 @@ def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.
     return fixed, [torch.from_numpy(constants).to(real).to(device), *integers]
 
 
-def spherical_harmonics_cuda(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
-    """Runs csrc/spherical_harmonics.cu, as `spherical_harmonics`."""
-    fixed, tables = _harmonics_cuda(degrees, normalization, xyz.device, torch.float64 if xyz.dtype == torch.float64 else torch.float32)
+def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
+    """Runs csrc/spherical_harmonics.cpp, or .cu for CUDA tensors: out from xyz; gxyz from g; or both, along c. Outputs contiguous or None."""
+    g = None if g is None else row(g)
     size = lambda t: (0, 0) if t is None else t.stride()  # noqa: E731
-    _native.spherical_harmonics_cuda(
-        max(degrees, default=0),
-        sum(2 * l + 1 for l in degrees),
-        0 if fixed is None else fixed.ctypes.data,
-        *map(address, tables),
-        normalize,
-        xyz.shape[0],
-        xyz.data_ptr(),
-        *xyz.stride(),
-        address(g),
-        size(g)[0],
-        address(c),
-        *size(c),
-        address(out),
-        address(gxyz),
-        CUDA_DTYPES.index(xyz.dtype),
-        *place(xyz.device),
-    )
+    points = (normalize, xyz.shape[0], xyz.data_ptr(), *xyz.stride(), address(g), size(g)[0], address(c), *size(c), address(out), address(gxyz))
+    if not xyz.is_cuda:
+        _native.spherical_harmonics(_harmonics(degrees, normalization), *points, xyz.dtype == torch.float64, torch.get_num_threads())
+        return
+    fixed, tables = _harmonics_cuda(degrees, normalization, xyz.device, real(xyz.dtype))
+    shape = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
+    host = 0 if fixed is None else fixed.ctypes.data
+    _native.spherical_harmonics_cuda(*shape, host, *map(address, tables), *points, CUDA_DTYPES.index(xyz.dtype), *place(xyz.device))
 
 
 def address(t: torch.Tensor | None) -> int:

@@ -15,6 +15,7 @@ import torch
 from eqtp import harmonics
 from eqtp.plan import TensorProductPlan
 
+MAX_BLOCKS = 2**31 - 1  # of one launch
 THREADS = 128  # of a block (csrc/tensor_product_conv.cuh)
 REGISTERS = 150  # that a thread should get along with, of 255: so that enough threads fit a multiprocessor to hide the memory's latency
 RESIDENT = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
     chunks: int  # blocks of threads that share the unit's channels
 
 
+@lru_cache(maxsize=1024)
 def units(plan: TensorProductPlan) -> list[Unit]:
     """The connected components of a channelwise plan, in the order of their first path."""
     member: dict[tuple[str, int], list[int]] = {}  # block -> paths of its component
@@ -72,7 +74,7 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
     others = 40 + 18 * max(0, len(units(plan)) - 4)  # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
     widest = 2 if unit.mul >= 64 else 1
     choices = [(c, ahead) for c in (2, 1) for ahead in (True, False) if c <= widest and all(place % c == 0 for place in places)]
-    for channels, ahead in choices if choices else [(1, False)]:
+    for channels, ahead in choices:  # the last one, if none fits
         if pass_.startswith("fwd"):
             operands = (channels * (nx + len(unit.paths)) + plan.dim_in2) * directions
             registers = channels * no + operands * (2 if ahead else 1)
@@ -210,7 +212,7 @@ class HarmonicsShape(NamedTuple):
 
     def launch(self, points: int) -> tuple[int, int, int]:
         """Blocks, threads of a block, bytes of shared memory."""
-        return min(-(-points // (self.tile * self.warps)), 2**31 - 1), 32 * self.warps, self.warps * self.room * self.itemsize
+        return min(-(-points // (self.tile * self.warps)), MAX_BLOCKS), 32 * self.warps, self.warps * self.room * self.itemsize
 
 
 def harmonics_shape(degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None) -> HarmonicsShape:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import eqtp
+from eqtp import jit, nvrtc
 
 
 def pytest_collection_modifyitems(items):
@@ -75,3 +76,45 @@ def random_channelwise():
     Uneven multiplicities, several paths into one slot, slots without a path, paths with and without weights.
     """
     return _random_channelwise
+
+
+# ------------------------------------------------------------------------------------------------ compiling at run time
+@pytest.fixture
+def compiler():
+    """Skips where there is no NVRTC."""
+    try:
+        nvrtc.library()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def forget():
+    """As a fresh process: nothing compiled, nothing loaded, no warning given."""
+    for memory in (jit._compiled, jit._busy, jit._loaded, jit._streams):
+        memory.clear()
+    jit._no_cache.cache_clear()
+
+
+@pytest.fixture
+def jit_cache(tmp_path, monkeypatch):
+    """An empty cache, and nothing in memory before or after."""
+    forget()
+    monkeypatch.setenv("EQTP_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("EQTP_LOCK_SECONDS", "EQTP_QUIET"):
+        monkeypatch.delenv(name, raising=False)
+    yield tmp_path / "cache"
+    forget()
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """The calls of the compiler, which is pretended: what it makes depends on the text."""
+    calls = []
+
+    def pretend(text, names, arch, options=()):
+        calls.append(text)
+        return jit.Compiled(b"cubin\n\0" + text.encode() + arch.encode(), {name: f"_Z{name}" for name in names}, "log")
+
+    monkeypatch.setattr(jit, "compile", pretend)
+    monkeypatch.setattr(jit, "version", lambda: (13, 0))
+    return calls

@@ -22,13 +22,7 @@ WITHOUT_SPILLS = {*MAIN, *(n for n in SIZE if SIZE[n] <= SIZE["nequip-l"])}
 # Except what needs more registers than there are, even with one channel per thread
 SPILL = {("sevennet-l3i5", torch.float32, "bwd_tangent"), *((n, torch.float64, "bwd_tangent") for n in ("mace-large", "nequip-l", "sevennet-l3i5"))}
 
-
-@pytest.fixture(autouse=True)
-def compiler():
-    try:
-        nvrtc.library()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:

@@ -107,7 +107,7 @@ def test_files_with_tests_for_a_gpu_are_found_and_their_results_added(monkeypatc
     called = []
     ends = {
         "test_triton": gpu.Done(0, "3 passed, 2 skipped in 1.0s", 1.0),
-        "test_jit": gpu.Done(2, "E  ModuleNotFoundError: No module named 'e3nn'\n1 error", 1.0),
+        "test_jit_launch": gpu.Done(2, "E  ModuleNotFoundError: No module named 'e3nn'\n1 error", 1.0),
     }
 
     def python(name, *arguments):
@@ -116,11 +116,11 @@ def test_files_with_tests_for_a_gpu_are_found_and_their_results_added(monkeypatc
 
     monkeypatch.setattr(run, "python", python)
     outcome = gpu.tests(run)
-    assert {"test_jit", "test_triton", "test_bench"} <= set(called) and "test_plan" not in called
+    assert {"test_jit_launch", "test_triton", "test_bench"} <= set(called) and "test_plan" not in called
     assert (
         outcome.status == "failed"
         and outcome.note.startswith("1 error, 3 passed, 2 skipped")
-        and outcome.note.endswith("test_jit.py (No module named 'e3nn')")
+        and outcome.note.endswith("test_jit_launch.py (No module named 'e3nn')")
     )
 
 

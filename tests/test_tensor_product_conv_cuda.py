@@ -1,7 +1,7 @@
 """The specialised kernels of the convolution and of the product (csrc/tensor_product_conv.cuh) against the float64 reference, per path and operand,
 to second order: compiled as C++ and run on CPU tensors; where there is a GPU, on it, and the table-driven kernels too."""
 
-import emulated  # noqa: F401, the family of that name
+import emulated
 import emulation
 import pytest
 import torch
@@ -303,3 +303,12 @@ def test_unsorted_half_precision_is_sorted(target, random_graph):
     x, y, w, *_ = (t.to(target[1]) for t in all_tensors(graph, torch.bfloat16, SMALL))
     out = eqtp.tensor_product_conv(x, y, w, SMALL, unsorted, target[0])
     assert unsorted.is_sorted and torch.equal(out, eqtp.tensor_product_conv(x, y, w, SMALL, graph, target[0]))
+
+
+def test_kernels_are_built_beforehand():
+    """prepare builds forward and backward of each plan, once."""
+    built = []
+    family = emulated.family()
+    build, family.build = family.build, lambda *program: built.append(program[2]) or build(*program)
+    family.prepare([SMALL, SMALL], torch.device("cpu"), torch.float32)
+    assert sorted(names[0].split("::")[1][:8] for names in built) == ["conv_bwd", "conv_fwd"]

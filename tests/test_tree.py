@@ -28,7 +28,7 @@ LAYERS = {
     "nvrtc": set(),
     "jit": {"nvrtc"},
     "specialise": {"harmonics", "plan"},
-    "cuda": {"jit", "specialise", "native", "harmonics", "irreps", "plan"},
+    "cuda": {"jit", "specialise", "native", "harmonics", "plan"},
     "backend": {"native", "cuda", "kernels", "plan"},
     "graph": {"native", "autograd"},
     "ops": {"ops", "autograd", "backend", "harmonics", "gaunt", "graph", "plan", "irreps", "so3"},
