@@ -3,7 +3,6 @@
 #include "simd.h"
 
 #ifdef EQTP_SIMD
-#define EQTP_INLINE static inline __attribute__((always_inline))
 
 namespace eqtp::EQTP_SIMD {
 

@@ -24,6 +24,8 @@ int simd_level();        // 1 plain, 3 AVX2+FMA, 4 AVX-512; capped by the enviro
 inline int simd_bytes() { return simd_level() == 4 ? 64 : simd_level() == 3 ? 32 : 16; }
 
 #ifdef EQTP_SIMD
+#define EQTP_INLINE static inline __attribute__((always_inline))
+
 namespace EQTP_SIMD {
 
 template <int BYTES>

@@ -12,7 +12,8 @@ from eqtp.backend import backends, explain, set_backend
 from eqtp.expressivity import expressivity, interactability
 from eqtp.graph import Graph
 from eqtp.irreps import Irrep, Irreps
-from eqtp.ops.gaunt_tensor_product import gaunt_many_body, gaunt_tensor_product
+from eqtp.ops.gaunt_many_body import gaunt_many_body
+from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 from eqtp.ops.segment_max import segment_max
 from eqtp.ops.segment_softmax import segment_softmax

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp import harmonics
+from eqtp import gaunt, harmonics
+from eqtp.couplings import Couplings
 from eqtp.plan import TensorProductPlan, dims
+from eqtp.signals import Program
 
 try:
     from eqtp import _native
@@ -299,6 +301,54 @@ def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c,
     shape = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
     host = 0 if fixed is None else fixed.ctypes.data
     _native.spherical_harmonics_cuda(*shape, host, *map(address, tables), *points, CUDA_DTYPES.index(xyz.dtype), *place(xyz.device))
+
+
+@lru_cache(maxsize=256)
+def _signal_tables(lmax: int, rows: int, columns: int):
+    """Tables of the transforms of degrees 0..lmax on a folded grid (csrc/gaunt_tensor_product.h)."""
+    f, ordered = gaunt.fold(lmax, rows, columns), np.ascontiguousarray
+    back = f.azimuth.reshape(2, -1, 2, columns // 4).transpose(0, 2, 3, 1)  # [2, 2 (p), Q, M / 2]
+    tables = [f.legendre, f.slope, f.steep, f.azimuth, f.turned, ordered(back), ordered(f.projection.transpose(0, 1, 3, 2))]
+    return _native.SignalTables(lmax, gaunt.blocks(lmax).place.tolist(), [a.ravel().tolist() for a in tables])
+
+
+@lru_cache(maxsize=1024)
+def _signal_program(program: Program):
+    fields = [(n, field) for n in range(len(program.lmax_in)) for field in program.fields(n)]
+    terms = [term for of_output in program.terms for term in of_output]
+    ptr = lambda lengths: np.cumsum([0, *lengths]).tolist()  # noqa: E731
+    return _native.SignalProgram(
+        program.rows // 2,
+        program.columns // 4,
+        *([_signal_tables(lmax, program.rows, program.columns) for lmax in degrees] for degrees in (program.lmax_in, program.lmax_out)),
+        [x for field in fields for x in field],
+        ptr(map(len, program.terms)),
+        [term.coefficient for term in terms],
+        ptr(len(term.factors) for term in terms),
+        [fields.index(factor) for term in terms for factor in term.factors],
+    )
+
+
+@lru_cache(maxsize=256)
+def _coupling_table(c: Couplings):
+    return _native.CouplingTable(c.inputs, c.outputs, *(a.tolist() for a in (c.out_ptr, c.group_ptr, c.scale, c.a, c.b, c.c)))
+
+
+def _samples(run, what, inputs, outputs) -> None:
+    x = inputs[0]
+    if x.shape[0] and x.shape[1]:
+        tensors = [[(t.data_ptr(), t.stride(0), t.stride(1)) for t in ts] for ts in (inputs, outputs)]
+        run(what, *tensors, x.shape[0], x.shape[1], x.dtype == torch.float64, torch.get_num_threads())
+
+
+def signals(program: Program, inputs, outputs) -> None:
+    """Runs csrc/gaunt_tensor_product.cpp. inputs, outputs: [b, c, (lmax+1)^2] each, the last dimension contiguous, strides of b and c free."""
+    _samples(_native.signals, _signal_program(program), inputs, outputs)
+
+
+def couple(couplings: Couplings, inputs, outputs) -> None:
+    """Runs csrc/coupling.cpp. inputs, outputs: [b, c, components] each, the last dimension contiguous, strides of b and c free."""
+    _samples(_native.couple, _coupling_table(couplings), inputs, outputs)
 
 
 def address(t: torch.Tensor | None) -> int:

@@ -316,7 +316,24 @@ def op_cases():
     yield ops.segment_softmax, (x5, *segments)
     yield ops.segment_softmax_bwd, (g5, x5, *segments)
     yield ops.gaunt_table, (x.detach(), "octant", 0, [2, 6, 8])
+    yield from signal_cases()
     yield ops.graph, (torch.tensor([0, 2, 1]), torch.tensor([1, 1, 0]), 3, 2)
+
+
+def signal_cases():
+    """Of the products of functions on the sphere: x1 of degree 1, x2 of degree 2, what comes out of degree 2."""
+    ops = torch.ops.eqtp
+    random = lambda *shape, seed: testing.random(2, 3, *shape, seed=seed).requires_grad_()  # noqa: E731
+    x1, x2, g, c1, c2 = random(1, 4, seed=1), random(1, 9, seed=2), random(2, 9, seed=3), random(1, 4, seed=4), random(1, 9, seed=5)
+    for method in ("sparse", "grid"):
+        constants = (2, "odd", method, "native")
+        yield ops.gaunt_tensor_product, (x1, x2, *constants)
+        yield ops.gaunt_tensor_product_bwd, (g, x1, x2, [True, False], *constants)
+        second = tuple(t.detach() for t in (g, x1, x2, c1, c2))
+        yield ops.gaunt_tensor_product_bwdbwd, (*second, [True, False, True], *constants)
+    x, along, powers = random(4, seed=6), random(1, 4, seed=7), random(3, 9, seed=8)
+    yield ops.gaunt_many_body, (x, along, 2, 3, "native")
+    yield ops.gaunt_many_body_bwd, (x, along, powers, "native")
 
 
 @pytest.mark.parametrize(("op", "arguments"), list(op_cases()), ids=lambda a: getattr(a, "__name__", ""))

@@ -13,8 +13,8 @@ from eqtp import gaunt as g
 from eqtp.so3 import wigner_3j
 
 LMAX = 10
-# Tolerances are absolute: the numbers are of order 1 to 10, float64 has eps = 2e-16, and up to some hundred terms are summed (1e-13; 1e-12 where signals
-# of 121 coefficients are compared); gradients are up to LMAX times larger, and torch divides by the sine near the poles (2e-12).
+# Tolerances are absolute: the numbers are of order 1 to 10, float64 has eps = 2e-16, and up to some hundred terms are summed (1e-13; 1e-12
+# where signals of 121 coefficients are compared); gradients are up to LMAX times larger, and torch divides by the sine near the poles (2e-12).
 
 
 def directions(beta, alpha):

@@ -8,9 +8,10 @@ from e3nn import o3
 
 import eqtp
 from eqtp import gaunt as tables
-from eqtp import testing
+from eqtp import constants, signals, testing
 from eqtp.ops import gaunt_tensor_product as module
-from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_many_body, gaunt_tensor_product
+from eqtp.ops.gaunt_many_body import gaunt_many_body
+from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
 from eqtp.so3 import gaunt
 
 DEGREES = [(l, l, 2 * l) for l in (*range(9), 10)] + [(l, l, l) for l in range(1, 11)]
@@ -28,26 +29,30 @@ def harmonics(lmax, points=50):
     return o3.spherical_harmonics(list(range(lmax + 1)), xyz, True, "integral")
 
 
-@pytest.fixture(params=[*METHODS, "fourier, direct", "fourier, FFT"])
+@pytest.fixture(params=[*METHODS, "fourier, direct", "fourier, FFT", "sparse, native", "grid, native"])
 def method(request, monkeypatch):
+    """Each route in plain torch, and the kernels of those that have some."""
     name, _, how = request.param.partition(", ")
-    if how:
+    if how in ("direct", "FFT"):
         monkeypatch.setattr(module, "DIRECT_TERMS", math.inf if how == "direct" else 0)
-    return name
+    eqtp.set_backend("native" if how == "native" else "reference")
+    yield name
+    eqtp.set_backend(None)
 
 
 @pytest.mark.parametrize("degrees", DEGREES, ids=str)
 def test_all_routes_are_equal(degrees):
     lmax1, lmax2, lmax_out = degrees
     x1, x2 = coefficients(3, lmax1, seed=1), coefficients(3, lmax2, seed=2)
-    product, bracket = gaunt_tensor_product(x1, x2, lmax_out, method="sparse", odd=True)
+    product, bracket = gaunt_tensor_product(x1, x2, lmax_out, method="sparse", odd=True, backend="reference")
     nothing = lmax_out == 0 or not (lmax1 and lmax2)  # the integral of a bracket is zero
     assert nothing != bool(bracket.any())
-    for method in ("grid", "fourier", "auto"):
-        even, odd = gaunt_tensor_product(x1, x2, lmax_out, method=method, odd=True)
+    kernels = [(method, backend) for method in ("sparse", "grid", "auto") for backend in ("native", "auto")]
+    for method, backend in (("grid", "reference"), ("fourier", "reference"), *kernels):
+        even, odd = gaunt_tensor_product(x1, x2, lmax_out, method=method, odd=True, backend=backend)
         testing.assert_close(even, product, method, 1e-12)
         testing.assert_close(odd + product if nothing else odd, product if nothing else bracket, f"bracket by {method}", 1e-12)
-        testing.assert_close(gaunt_tensor_product(x1, x2, lmax_out, method=method), product, method, 1e-12)
+        testing.assert_close(gaunt_tensor_product(x1, x2, lmax_out, method=method, backend=backend), product, method, 1e-12)
 
 
 def test_couplings_are_those_of_so3(method):
@@ -84,14 +89,16 @@ def test_one_times_one_to_one_is_the_cross_product(method):
 
 @pytest.mark.parametrize("degrees", [(2, 2, 4), (3, 3, 3), (4, 4, 8)])
 @pytest.mark.parametrize("fewer", [(2, 0), (0, 4)], ids=["rows", "columns"])
-def test_a_smaller_grid_is_wrong(monkeypatch, degrees, fewer):
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_smaller_grid_is_wrong(monkeypatch, degrees, fewer, backend):
     """A folded grid loses two rows or four columns at a time."""
     lmax1, lmax2, lmax_out = degrees
     x1, x2 = coefficients(lmax1, seed=1), coefficients(lmax2, seed=2)
     expected = gaunt_tensor_product(x1, x2, lmax_out, method="sparse")
     rows, columns = tables.folded_size(sum(degrees))
     monkeypatch.setattr(tables, "folded_size", lambda degree: (rows - fewer[0], columns - fewer[1]))
-    assert testing.relative_error(gaunt_tensor_product(x1, x2, lmax_out, method="grid"), expected) > 0.01
+    monkeypatch.setattr(signals, "product", signals.product.__wrapped__)  # which remembers programs
+    assert testing.relative_error(gaunt_tensor_product(x1, x2, lmax_out, method="grid", backend=backend), expected) > 0.01
 
 
 @pytest.mark.parametrize("parities", [(1, 1), (1, -1), (-1, -1)])
@@ -166,7 +173,7 @@ def test_degrees_that_cannot_be_reached_are_zero(method):
 
 
 def test_tables_made_in_inference_mode_serve_training(method):
-    module._table.cache_clear()
+    constants._table.cache_clear()
     x = coefficients(2, 2)
     with torch.inference_mode():
         gaunt_tensor_product(x, x, 2, method=method, odd=True)
@@ -175,7 +182,6 @@ def test_tables_made_in_inference_mode_serve_training(method):
     assert a.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_compiles_in_one_graph(method):
     x1, x2 = (coefficients(4, lmax, seed=lmax).requires_grad_() for lmax in (2, 3))
     f = lambda a, b: torch.cat((*gaunt_tensor_product(a, b, 3, method=method, odd=True), gaunt_many_body(a, 3, 2).flatten(-2)), -1)  # noqa: E731
@@ -190,14 +196,15 @@ def test_auto_takes_the_rule(monkeypatch):
     record = lambda name, route: lambda *a: taken.append(name) or route(*a)  # noqa: E731
     monkeypatch.setattr(module, "ROUTES", {name: record(name, route) for name, route in module.ROUTES.items()})
     for lmax1, lmax2 in ((2, 2), (2, 3), (3, 0), (8, 8)):
-        gaunt_tensor_product(coefficients(lmax1), coefficients(lmax2), 2)
+        gaunt_tensor_product(coefficients(lmax1), coefficients(lmax2), 2, backend="reference")
     assert taken == ["sparse", "grid", "grid", "grid"]
 
 
 @pytest.mark.parametrize("lmax, lmax_out, degree", [(3, 2, 3), (1, 1, 1), (2, 7, 4), (4, 4, 2), (0, 2, 3)])
-def test_many_body_is_the_product_again_and_again(lmax, lmax_out, degree):
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_many_body_is_the_product_again_and_again(lmax, lmax_out, degree, backend):
     x = coefficients(2, 3, lmax)
-    found = gaunt_many_body(x, lmax_out, degree)
+    found = gaunt_many_body(x, lmax_out, degree, backend=backend)
     assert found.shape == (2, 3, degree, (lmax_out + 1) ** 2)
     power, n = x, (lmax_out + 1) ** 2
     for d in range(degree):
@@ -206,10 +213,20 @@ def test_many_body_is_the_product_again_and_again(lmax, lmax_out, degree):
         testing.assert_close(found[..., d, :], torch.nn.functional.pad(power, (0, n))[..., :n], f"power {d + 1}")
 
 
-def test_many_body_derivatives():
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_many_body_derivatives(backend):
     x = coefficients(2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: gaunt_many_body(x, 2, 3), x)
-    assert torch.autograd.gradgradcheck(lambda x: gaunt_many_body(x, 2, 3), x)
+    f = lambda x: gaunt_many_body(x, 2, 3, backend=backend)  # noqa: E731
+    assert torch.autograd.gradcheck(f, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
+
+
+def test_third_derivative_of_many_body_and_vmap():
+    x = coefficients(3, 1)
+    third = lambda backend: torch.func.vmap(  # noqa: E731
+        torch.func.jacrev(torch.func.jacrev(torch.func.grad(lambda x: gaunt_many_body(x, 2, 3, backend=backend).sin().sum())))
+    )(x)
+    testing.assert_close(third("native"), third("reference"), "third derivative", 1e-12)
 
 
 X = torch.zeros(2, 9)
@@ -253,11 +270,13 @@ def test_errors_of_many_body():
 
 def test_backends():
     expected = gaunt_tensor_product(X, X, 2)
-    assert torch.equal(gaunt_tensor_product(X, X, 2, backend="reference"), expected)
-    for name in set(eqtp.backends()) - {"reference"}:
-        with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this: there are no {name} kernels for gaunt_tensor_product"):
+    assert torch.equal(gaunt_tensor_product(X, X, 2, backend="native"), expected)
+    for name in ("jit", "triton"):
+        with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this: .* the tensors are on cpu"):
             gaunt_tensor_product(X, X, 2, backend=name)
-        with pytest.raises(RuntimeError, match=f"there are no {name} kernels for gaunt_many_body"):
+        with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this: .* the tensors are on cpu"):
             gaunt_many_body(X, 2, 2, backend=name)
+    with pytest.raises(RuntimeError, match="there are no kernels for the method 'fourier'"):
+        gaunt_tensor_product(X, X, 2, method="fourier", backend="native")
     with pytest.raises(ValueError, match=r"backend must be one of auto, .*, got 'cuda'"):
         gaunt_tensor_product(X, X, 2, backend="cuda")

@@ -24,21 +24,24 @@ LAYERS = {
     "harmonics": {"so3"},
     "gaunt": {"so3"},
     "expressivity": {"gaunt", "so3"},
-    "native": {"harmonics", "plan"},
+    "signals": {"gaunt"},
+    "constants": {"autograd", "gaunt"},
+    "couplings": {"gaunt", "signals"},
+    "native": {"harmonics", "plan", "gaunt", "signals", "couplings"},
     "nvrtc": set(),
     "jit": {"nvrtc"},
     "specialise": {"harmonics", "plan"},
     "cuda": {"jit", "specialise", "native", "harmonics", "plan"},
     "backend": {"native", "cuda", "kernels", "plan"},
     "graph": {"native", "autograd"},
-    "ops": {"ops", "autograd", "backend", "harmonics", "gaunt", "graph", "plan", "irreps", "so3"},
+    "ops": {"ops", "autograd", "backend", "constants", "couplings", "signals", "harmonics", "gaunt", "graph", "plan", "irreps", "so3"},
     "nn": {"ops", "graph", "plan", "irreps", "so3"},
     "testing": {"ops", "backend", "graph", "plan", "irreps", "so3"},
     "integrations": {"integrations", "e3nn", "nn", "ops", "backend", "graph", "plan", "irreps", "so3"},
     "e3nn": {"integrations", "nn", "ops", "plan", "irreps", "so3"},
     "accelerate": {"integrations", "e3nn", "backend"},
 }
-WITHOUT_TORCH = {"irreps", "gaunt", "expressivity", "harmonics", "so3", "cost", "plan", "problems"}
+WITHOUT_TORCH = {"irreps", "gaunt", "signals", "couplings", "expressivity", "harmonics", "so3", "cost", "plan", "problems"}
 OTHERS = {"e3nn", "sevenn", "mace", "nequip", "cuequivariance", "cuequivariance_torch", "sphericart", "ase", "scipy", "sympy"}
 COMPILERS = {"triton", "cupy"}  # imported by the kernels that need them, when they are asked for
 

@@ -6,22 +6,23 @@
     f1 f2:   coefficients gaunt(l1, l2, l3), the paths with l1 + l2 + l3 even;   bracket: `eqtp.gaunt.bracket`, those with an odd sum.
 
 Three routes to the same numbers: a table of the couplings (`sparse`), values at the points of a folded grid (`grid`), or a Fourier series on
-the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.gaunt`, where the symmetries they use are explained.
+the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.gaunt`, where the symmetries they use are explained. The first two have
+kernels, which run the tables and programs of `eqtp.couplings` and `eqtp.signals`, derivatives too; here all three are in plain torch.
 
 Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al., 2506.13523 (grid); 2605.15073 (bracket).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import isqrt
 
-import numpy as np
 import torch
 
 from eqtp import backend as backends
+from eqtp import couplings, signals
 from eqtp import gaunt as tables
-from eqtp.autograd import define
+from eqtp.autograd import empty, present, register_multilinear
+from eqtp.constants import constants
 
 METHODS = ("sparse", "grid", "fourier")
 # method="auto": (largest degree of x1 and x2, method), the first that fits. Timed only for this plain torch code, on one CPU thread; kernels of
@@ -30,50 +31,8 @@ AUTO = ((2, "sparse"), (None, "grid"))
 DIRECT_TERMS = 100  # fourier: terms of the convolution of two series up to which it is summed directly, without FFT; timed likewise
 
 
-# tables of `eqtp.gaunt` that are a tuple of arrays; the others are one array
-TUPLES = {"blocks": tables.Blocks, "octant": tables.Octant, "series": tables.Series, "spectrum": tables.Spectrum}
-
-
-def _array(name: str, field: int, arguments) -> np.ndarray:
-    made = getattr(tables, name)(*arguments)
-    return np.ascontiguousarray(made[field] if name in TUPLES else made)
-
-
-def _dtype(array: np.ndarray, dtype: torch.dtype) -> torch.dtype:
-    return {"f": dtype, "c": dtype.to_complex(), "i": torch.int64}[array.dtype.kind]
-
-
-def _table_now(like, name, field, arguments):
-    array = _array(name, field, arguments)
-    return torch.tensor(array, dtype=_dtype(array, like.dtype), device=like.device)
-
-
-def _table_fake(like, name, field, arguments):
-    array = _array(name, field, arguments)
-    return like.new_empty(array.shape, dtype=_dtype(array, like.dtype))
-
-
-_table_op = define("gaunt_table", "(Tensor like, str name, int field, int[] arguments) -> Tensor", _table_now, _table_fake)
-
-
-@lru_cache(maxsize=256)
-def _table(name, field, arguments, device, dtype):
-    with torch.inference_mode(False):  # what is remembered may be used for training later
-        return _table_now(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
-
-
-def constants(name: str, *arguments: int, like: torch.Tensor):
-    """The table of `eqtp.gaunt` of this name as tensors, on the device and in the precision of the real tensor `like`."""
-    if torch.compiler.is_compiling():  # Dynamo does not see into the op
-        make = lambda field: _table_op(like.detach(), name, field, arguments)  # noqa: E731
-    elif torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # a tensor made in one of these belongs to it
-        make = lambda field: _table.__wrapped__(name, field, arguments, str(like.device), like.dtype)  # noqa: E731
-    else:
-        make = lambda field: _table(name, field, arguments, str(like.device), like.dtype)  # noqa: E731
-    return TUPLES[name](*[make(field) for field in range(len(TUPLES[name]._fields))]) if name in TUPLES else make(0)
-
-
-def _degree(x: torch.Tensor) -> int:
+def degree_of(x: torch.Tensor) -> int:
+    """lmax of [..., (lmax+1)^2]"""
     return isqrt(x.shape[-1]) - 1
 
 
@@ -88,48 +47,48 @@ def _padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
     """By the table of couplings. Arguments as of `grid`."""
     pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)  # [..., (lmax1+1)^2 (lmax2+1)^2]
-    matrix = lambda odd: constants("coupling", _degree(x1), _degree(x2), lmax_out, odd, like=x1).flatten(0, 1)  # noqa: E731
+    matrix = lambda odd: constants("coupling", degree_of(x1), degree_of(x2), lmax_out, odd, like=x1).flatten(0, 1)  # noqa: E731
     return tuple(pairs @ matrix(half) for half in ((False, True) if odd else (False,)))
 
 
 # grid: the batch comes last, so that what the eight kinds of components share are rows of matrices
 
 
-def _by_kind(x: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
+def by_kind(x: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
     """[b, (lmax+1)^2] -> [8, N, b]"""
     return torch.nn.functional.pad(x.mT, (0, 0, 0, 1))[octant.take]
 
 
-def _butterflies(t: torch.Tensor) -> torch.Tensor:
+def butterflies(t: torch.Tensor) -> torch.Tensor:
     """[8, P, b], kinds -> images or back"""
     return (constants("hadamard", like=t) @ t.flatten(1)).view_as(t)
 
 
-def _project(values: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
+def project(values: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
     """Values at the images of the octant [8, P, b] -> components [b, (lmax+1)^2]"""
-    return (octant.projection @ _butterflies(values)).flatten(0, 1)[octant.place].mT
+    return (octant.projection @ butterflies(values)).flatten(0, 1)[octant.place].mT
 
 
 def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
     """By values on a folded grid. x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or (product, bracket), [..., (lmax_out+1)^2]."""
-    size = tables.folded_size(_degree(x1) + _degree(x2) + lmax_out)
+    size = tables.folded_size(degree_of(x1) + degree_of(x2) + lmax_out)
     lead = torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1])
     flip_y, flip_x = (torch.arange(8, device=x1.device) ^ bit for bit in (1, 4))
     fields = []
     for x in (x1, x2):
-        t = constants("octant", _degree(x), *size, like=x1)
+        t = constants("octant", degree_of(x), *size, like=x1)
         shape = (1,) * (len(lead) - x.ndim + 1) + x.shape[:-1]  # of as many dimensions as the result
-        kinds = _by_kind(x.reshape(-1, x.shape[-1]), t)
+        kinds = by_kind(x.reshape(-1, x.shape[-1]), t)
         parts = [t.values @ kinds]
         if odd:  # d/dbeta and d/dalpha / sin(beta)
             parts += [t.down @ kinds[flip_y], t.east @ kinds[flip_x]]
-        fields.append([_butterflies(part).view(*part.shape[:2], *shape) for part in parts])
+        fields.append([butterflies(part).view(*part.shape[:2], *shape) for part in parts])
     f, g = fields
     values = [f[0] * g[0]]  # [8, P, *lead]
     if odd:
         values.append(f[1] * g[2] - f[2] * g[1])
     out = constants("octant", lmax_out, *size, like=x1)
-    return tuple(_project(v.reshape(*v.shape[:2], lead.numel()), out).view(*lead, (lmax_out + 1) ** 2) for v in values)
+    return tuple(project(v.reshape(*v.shape[:2], lead.numel()), out).view(*lead, (lmax_out + 1) ** 2) for v in values)
 
 
 # fourier
@@ -137,12 +96,12 @@ def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[
 
 def _in_blocks(x: torch.Tensor) -> torch.Tensor:
     """[..., (lmax+1)^2] -> [..., 2, M, 2, K]"""
-    return _padded(x, constants("blocks", _degree(x), like=x).take)
+    return _padded(x, constants("blocks", degree_of(x), like=x).take)
 
 
 def _series(x: torch.Tensor, count: int, odd: bool) -> list[torch.Tensor]:
     """Half spectrum [..., count (u), lmax+1 (v >= 0)] of f, and (odd) of its derivatives by beta and alpha."""
-    lmax = _degree(x)
+    lmax = degree_of(x)
     parts = torch.einsum("...xmyk,mykq->...xmyq", _in_blocks(x), constants("to_fourier", lmax, like=x)).flatten(-3)
     s = constants("spectrum", lmax, count, like=x)
     c, minus = parts[..., s.places].unbind(-3)
@@ -188,11 +147,11 @@ def _length(n: int) -> int:
 
 def fourier(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
     """By a double Fourier series, convolved directly or by FFT. Arguments as of `grid`."""
-    lmax1, lmax2 = _degree(x1), _degree(x2)
+    lmax1, lmax2 = degree_of(x1), degree_of(x2)
     umax = lmax1 + lmax2
     empty = 0 in (x1.numel(), x2.numel())  # which MKL does not transform
     if empty or (umax + 1) * (lmax_out + 1) * (2 * lmax1 + 1) ** 2 <= DIRECT_TERMS:
-        c1, c2 = (_series(x, 2 * _degree(x) + 1, odd) for x in (x1, x2))
+        c1, c2 = (_series(x, 2 * degree_of(x) + 1, odd) for x in (x1, x2))
         product = lambda a, b: _direct(c1[a], c2[b], lmax_out)  # noqa: E731
         spectrum = lambda c: c  # noqa: E731
     else:  # all frequencies in beta are kept, the projection needs them; in alpha those above lmax_out may alias
@@ -207,10 +166,98 @@ def fourier(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tup
 ROUTES = {"sparse": sparse, "grid": grid, "fourier": fourier}
 
 
+def _crossed(route, x1: torch.Tensor, x2: torch.Tensor, lmax_out: int) -> torch.Tensor:
+    """x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2] -> their cross product at every point, [..., 3, (lmax_out+1)^2]"""
+    up, down = [1, 2, 0], [2, 0, 1]
+    return route(x1[..., up, :], x2[..., down, :], lmax_out, False)[0] - route(x1[..., down, :], x2[..., up, :], lmax_out, False)[0]
+
+
+# kernels: operands [b, c, signals, n], where a signal is a function on the sphere (`eqtp.signals.SIGNALS`)
+
+
+def lined(t: torch.Tensor) -> torch.Tensor:
+    """The tensor with contiguous numbers in its last dimension; the other strides are free."""
+    return t if t.shape[-1] == 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def leading(*operands: torch.Tensor) -> torch.Size:
+    """What the dimensions before the last broadcast to."""
+    shapes = [t.shape[:-1] for t in operands]
+    return shapes[0] if all(shape == shapes[0] for shape in shapes) else torch.broadcast_shapes(*shapes)  # which is slow
+
+
+def rows(*operands: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by rows is not copied if it is
+    shared by all of b or of c."""
+    lead = leading(*operands)
+    size = (lead[:-1].numel(), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
+    return [(t if t.shape[:-1] == lead else t.expand(*lead, t.shape[-1])).reshape(*size, t.shape[-1]) for t in operands]
+
+
+def _run(pass_: str, operands, outputs, lmax_out: int, kind: str, method: str, family: str) -> None:
+    degrees = degree_of(operands[0]), degree_of(operands[1]), lmax_out
+    wanted = tuple(t is not None for t in outputs)
+    if not any(wanted):
+        return
+    inputs = [s for t in operands for s in lined(t).unbind(-2)]
+    outputs = [s for t in outputs if t is not None for s in t.unbind(-2)]
+    kernels, data = backends.family(family), (kind, *degrees, pass_, wanted)
+    if method == "sparse":
+        kernels.couple(couplings.gaunt(*data), inputs, outputs)
+    else:
+        kernels.signals(signals.product(*data), inputs, outputs)
+
+
+def _fake(x1, x2, lmax_out, kind, method, family):
+    return x1.new_empty(*x1.shape[:2], signals.SIGNALS[kind][2], (lmax_out + 1) ** 2)
+
+
+def _fwd(x1, x2, *constants):
+    out = _fake(x1, x2, *constants)
+    _run("fwd", (x1, x2), (out,), *constants)
+    return out
+
+
+def _bwd(g, x1, x2, wanted, *constants):
+    outputs = empty((x1, x2), wanted)
+    _run("bwd", (x1, x2, g), outputs, *constants)
+    return present(x1, *outputs)
+
+
+def _bwdbwd(g, x1, x2, c1, c2, wanted, *constants):
+    outputs = empty((g, x1, x2), wanted)
+    _run("bwdbwd", (x1, x2, g, c1, c2), outputs, *constants)
+    return present(x1, *outputs)
+
+
+_op = register_multilinear("gaunt_tensor_product", ("x1", "x2"), "int lmax_out, str kind, str method, str family", _fwd, _bwd, _bwdbwd, _fake)
+
+
+def choose(op: str, method: str, backend: str, lmax: int, x: torch.Tensor) -> tuple[str, str]:
+    """Checks a method and a backend; returns the method and the family that run for degrees to lmax."""
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
+    if method == "fourier":
+        if backends.resolve(backend, op, None, x.device, x.dtype) != "reference" and backend not in ("auto", "reference"):
+            raise RuntimeError(f"{op}: there are no kernels for the method 'fourier'; it is plain torch, backend 'reference'")
+        return method, "reference"
+    family = backends.resolve(backend, op, None, x.device, x.dtype)
+    if method == "auto":
+        method = next(name for largest, name in AUTO if largest is None or lmax <= largest)
+    return method, family
+
+
+def single(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """On the CPU half precision is calculated in float32; kernels of GPUs do so themselves."""
+    half = x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
+    return [t if t is None or not half else t.float() for t in (x, *others)]
+
+
 # public functions
 
 
-def _lmax(op: str, name: str, x) -> int:
+def lmax_of(op: str, name: str, x) -> int:
+    """Checks that x is a tensor of coefficients [..., (lmax+1)^2]; returns lmax."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -232,7 +279,7 @@ def check_natural(op: str, name: str, value, least: int = 0) -> int:
 
 def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int]:
     """Checks the operands of a product of two functions for `op`; returns lmax1 and lmax2."""
-    lmax1, lmax2 = _lmax(op, "x1", x1), _lmax(op, "x2", x2)
+    lmax1, lmax2 = lmax_of(op, "x1", x1), lmax_of(op, "x2", x2)
     check_natural(op, "lmax_out", lmax_out)
     for name, w, degree in (("w1", w1, lmax1), ("w2", w2, lmax2), ("w3", w3, lmax_out)):
         if w is not None and not isinstance(w, torch.Tensor):
@@ -246,7 +293,7 @@ def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int
         if t.device != x1.device:
             raise ValueError(f"{op}: {name} must be on the device of x1, {x1.device}, got {t.device}")
     try:
-        torch.broadcast_shapes(*(t.shape[:-1] for t in given.values()))
+        leading(*given.values())
     except RuntimeError:
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
         raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
@@ -263,7 +310,8 @@ def scaled(x: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
 
 def widened(x: torch.Tensor, lmax: int) -> torch.Tensor:
     """[..., n] -> [..., (lmax+1)^2], zeros after the n components there are."""
-    return torch.nn.functional.pad(x, (0, (lmax + 1) ** 2 - x.shape[-1]))
+    more = (lmax + 1) ** 2 - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, more)) if more else x
 
 
 def gaunt_tensor_product(
@@ -293,37 +341,27 @@ def gaunt_tensor_product(
     """
     op = "gaunt_tensor_product"
     lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
-    if method not in (*METHODS, "auto"):
-        raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
-    backends.resolve(backend, op, None, x1.device, x1.dtype)  # reference: plain torch so far
-    if method == "auto":
-        method = next(name for largest, name in AUTO if largest is None or max(lmax1, lmax2) <= largest)
     dtype = x1.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
-    out = ROUTES[method](scaled(x1, w1), scaled(x2, w2), min(lmax_out, lmax1 + lmax2), odd)
+    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
+    method, family = choose(op, method, backend, max(lmax1, lmax2), x1)
+    x1, x2, reach = scaled(x1, w1), scaled(x2, w2), min(lmax_out, lmax1 + lmax2)
+    if family == "reference":
+        out = ROUTES[method](x1, x2, reach, odd)
+    else:
+        lead = leading(x1, x2)
+        both = _op(*(t.unsqueeze(-2) for t in rows(x1, x2)), reach, "odd" if odd else "product", method, family)
+        out = both.reshape(*lead, 1 + odd, both.shape[-1]).unbind(-2)
     out = tuple(scaled(widened(t, lmax_out), w3).to(dtype) for t in out)
     return out if odd else out[0]
 
 
-def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str = "auto") -> torch.Tensor:
-    """Coefficients of f, f^2, .. f^degree, all on one grid.
-
-    x: [..., (lmax+1)^2] as in `gaunt_tensor_product`. Returns [..., degree, (lmax_out+1)^2]. Exact; differentiable to every order.
-    Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
-    """
-    op = "gaunt_many_body"
-    lmax = _lmax(op, "x", x)
-    check_natural(op, "lmax_out", lmax_out)
-    check_natural(op, "degree", degree, 1)
-    backends.resolve(backend, op, None, x.device, x.dtype)
-    a = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    reach = min(lmax_out, degree * lmax)
-    size = tables.folded_size(degree * lmax + reach)
-    t = constants("octant", lmax, *size, like=a)
-    powers = [_butterflies(t.values @ _by_kind(a.reshape(-1, a.shape[-1]), t))]  # [8, P, b] each
-    while len(powers) < degree:
-        powers.append(powers[-1] * powers[0])
-    out = _project(torch.cat(powers, -1), constants("octant", reach, *size, like=a))  # [degree b, (reach+1)^2]
-    out = out.unflatten(0, (degree, -1)).movedim(0, 1).reshape(*a.shape[:-1], degree, out.shape[-1])
-    return widened(out, lmax_out).to(x.dtype)
+def cross_signals(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, method: str, backend: str, op: str) -> torch.Tensor:
+    """Cross product, at every point, of vector signals in Cartesian components, for `op`: x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2]
+    -> [..., 3, (lmax_out+1)^2], lmax_out at most lmax1 + lmax2."""
+    method, family = choose(op, method, backend, max(degree_of(x1), degree_of(x2)), x1)
+    if family == "reference":
+        return _crossed(ROUTES[method], x1, x2, lmax_out)
+    lead = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    vectors = [t.unflatten(-1, (3, -1)) for t in rows(x1.flatten(-2), x2.flatten(-2))]
+    out = _op(*vectors, lmax_out, "cross", method, family)
+    return out.reshape(*lead, 3, out.shape[-1])

@@ -1,0 +1,131 @@
+// Lanes are samples: the inputs of a tile of W samples are read as vectors, and the table is walked once for all of them.
+#include "coupling.h"
+
+#ifdef EQTP_SIMD
+namespace eqtp::EQTP_SIMD {
+
+template <class T>
+static void couple_tile(const CouplingArgs<T>& a, Vec<T>* in, Vec<T>* out, int64_t z, int count) {
+  Vec<T>* to = in;
+  for (int i = 0; i < a.inputs; to += a.x[i++].n) {
+    const Samples<T>& x = a.x[i];
+    const T* const end = x.data + (a.count_b - 1) * x.stride_b + (a.count_c - 1) * x.stride_c + x.n;
+    read_samples(x, a.count_c, z, count, end, a.place, to);
+  }
+  int64_t k = 0;  // component of all outputs
+  for (int o = 0; o < a.outputs; ++o) {
+    for (int64_t i = 0; i < a.y[o].n; ++i, ++k) {
+      Vec<T> sum{};
+      for (int g = a.out_ptr[k]; g < a.out_ptr[k + 1]; ++g) {
+        Vec<T> s[4]{};  // four sums: the processor does not wait for one
+        int e = a.group_ptr[g];
+        const int end = a.group_ptr[g + 1];
+        for (; e + 4 <= end; e += 4)
+#pragma GCC unroll 4
+          for (int n = 0; n < 4; ++n) s[n] += a.c[e + n] * in[a.a[e + n]] * in[a.b[e + n]];
+        for (; e < end; ++e) s[0] += a.c[e] * in[a.a[e]] * in[a.b[e]];
+        const Vec<T> all = (s[0] + s[1]) + (s[2] + s[3]);
+        sum += a.scale[g] < 0 ? all : in[a.scale[g]] * all;
+      }
+      out[i] = sum;
+    }
+    write_samples(a.y[o], a.count_c, z, count, a.place, out);
+  }
+}
+
+template <class T>
+static void couple(const CouplingArgs<T>& a) {
+  constexpr int W = Simd<T>::W;
+  const int64_t count = a.count_b * a.count_c, tiles = (count + W - 1) / W;
+  int64_t inputs = 0, room = 0;
+  for (int i = 0; i < a.inputs; ++i) inputs += a.x[i].n;
+  for (int o = 0; o < a.outputs; ++o) room = a.y[o].n > room ? a.y[o].n : room;
+  room += inputs;
+  const int threads = int(tiles < a.threads ? tiles : a.threads);
+  Scratch rooms(sizeof(Vec<T>) * size_t(room) * size_t(threads < 1 ? 1 : threads));
+  for (int o = 0; o < a.outputs; ++o)
+    if (a.y[o].stride_c == a.y[o].n) advise_huge(a.y[o].data, size_t(count * a.y[o].n) * sizeof(T));
+  auto body = [&](int thread, int n) {
+    Vec<T>* const own = rooms.as<Vec<T>>() + room * thread;
+    const Range mine = share(tiles, thread, n);
+    for (int64_t t = mine.begin; t < mine.end; ++t) couple_tile(a, own, own + inputs, t * W, int(count - t * W < W ? count - t * W : W));
+  };
+  parallel(threads, body);
+}
+void couple_f32(const CouplingArgs<float>& a) { couple(a); }
+void couple_f64(const CouplingArgs<double>& a) { couple(a); }
+
+}  // namespace eqtp::EQTP_SIMD
+
+#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#include <pybind11/stl.h>
+
+#include <numeric>
+
+#include "module.h"
+
+namespace py = pybind11;
+namespace eqtp {
+
+using Ints = std::vector<int32_t>;
+using Operand = std::tuple<uintptr_t, int64_t, int64_t>;  // address, strides of b and c
+
+struct CouplingTable {
+  CouplingTable(Ints inputs, Ints outputs, Ints out_ptr, Ints group_ptr, Ints scale, Ints a, Ints b, std::vector<double> c)
+      : inputs(inputs), outputs(outputs), out_ptr(out_ptr), group_ptr(group_ptr), scale(scale), a(a), b(b), f64(c), f32(c.begin(), c.end()) {
+    int most = 0;
+    for (const Ints* sizes : {&inputs, &outputs})
+      for (int n : *sizes) most = std::max(most, n);
+    place.resize(size_t(most));
+    std::iota(place.begin(), place.end(), 0);
+  }
+  Ints inputs, outputs, out_ptr, group_ptr, scale, a, b, place;
+  std::vector<double> f64;
+  std::vector<float> f32;
+};
+
+template <class T>
+static std::vector<Samples<T>> samples(const Ints& sizes, const std::vector<Operand>& tensors) {
+  std::vector<Samples<T>> found;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const auto [data, b, c] = tensors[i];
+    found.push_back({reinterpret_cast<T*>(data), b, c, sizes[i]});
+  }
+  return found;
+}
+template <class T>
+static void run(const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c, int threads) {
+  const auto inputs = samples<T>(t.inputs, x), outputs = samples<T>(t.outputs, y);
+  const T* coefficients;
+  if constexpr (sizeof(T) == 4) coefficients = t.f32.data();
+  else coefficients = t.f64.data();
+  const CouplingArgs<T> a{int(inputs.size()),
+                          int(outputs.size()),
+                          t.out_ptr.data(),
+                          t.group_ptr.data(),
+                          t.scale.data(),
+                          t.a.data(),
+                          t.b.data(),
+                          coefficients,
+                          t.place.data(),
+                          inputs.data(),
+                          outputs.data(),
+                          b,
+                          c,
+                          threads};
+  py::gil_scoped_release nogil;
+  if constexpr (sizeof(T) == 4) EQTP_PICK(couple_f32)(a);
+  else EQTP_PICK(couple_f64)(a);
+}
+
+EQTP_BINDING(define_coupling) {
+  py::class_<CouplingTable>(m, "CouplingTable").def(py::init<Ints, Ints, Ints, Ints, Ints, Ints, Ints, std::vector<double>>());
+  m.def("couple",
+        [](const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c, bool f64, int threads) {
+          if (f64) run<double>(t, x, y, b, c, threads);
+          else run<float>(t, x, y, b, c, threads);
+        });
+}
+
+}  // namespace eqtp
+#endif
