@@ -4,6 +4,9 @@
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#if defined(EQTP_SIMD) && EQTP_SIMD_BYTES >= 32
+#include <immintrin.h>
+#endif
 
 namespace eqtp {
 
@@ -57,6 +60,21 @@ static inline __attribute__((always_inline)) Vec<T> load(const T* p) {
 template <class T>
 static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
+}
+// The first `lanes` < W lanes of a vector
+template <class T>
+EQTP_INLINE void store_part(T* p, Vec<T> v, int lanes) {
+#if EQTP_SIMD_BYTES == 64
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << lanes) - 1), __m512(v));
+  else _mm512_mask_storeu_pd(p, __mmask8((1u << lanes) - 1), __m512d(v));
+#elif EQTP_SIMD_BYTES == 32
+  typename Simd<T>::I mask;
+  for (int l = 0; l < Simd<T>::W; ++l) mask[l] = l < lanes ? -1 : 0;
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(p, __m256i(mask), __m256(v));
+  else _mm256_maskstore_pd(p, __m256i(mask), __m256d(v));
+#else
+  for (int l = 0; l < lanes; ++l) p[l] = v[l];
+#endif
 }
 // A store past the caches, for results that are too large to be found there again; p must be aligned to a vector. Ends with stream_end().
 template <class T>

@@ -96,9 +96,13 @@ static void write_samples(const Samples<T>& s, int64_t count_c, int64_t z, int c
   T* rows[W];
   find_rows(s, count_c, z, count, rows);
   if (s.n < W) {
-    const T* const numbers = reinterpret_cast<const T*>(tile);
-    for (int64_t i = 0; i < s.n; ++i)
-      for (int l = 0; l < count; ++l) rows[l][i] = numbers[at[i] * W + l];
+    Vec<T> r[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) r[i] = i < s.n ? tile[at[i]] : Vec<T>{};
+    transpose<T, 1>(r);
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l)
+      if (l < count) store_part(rows[l], r[l], int(s.n));
     return;
   }
   for (int64_t j = 0; j < s.n; j += W) {
