@@ -6,6 +6,8 @@
     python -m bench spherical_harmonics --problem lmax3 lmax8 --points 100000 --against e3nn,sphericart,cueq
     python -m bench tensor_product_conv --problem mace-large --graph diamond:5 --device cuda --backend jit,native,triton
 
+`python -m bench products --help`: all products of two features against each other (bench/products.py).
+
 Ops are the files bench_<op>.py; problems are those of eqtp/problems.py ("all": every one); peers are
 listed in bench/peers.py. Each problem is first checked at a small size: output and gradients of each
 pass, for each operand, path by path, against the reference in float64. A kernel that fails is not timed:
@@ -271,6 +273,9 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["products"]:  # many products at many sizes: another question, with options of its own
+        return importlib.import_module("bench.products").main(argv[1:])
     options = parse(argv)
     torch.set_num_threads(options.threads)
     module = importlib.import_module(f"bench.bench_{options.op}")

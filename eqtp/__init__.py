@@ -12,6 +12,8 @@ from eqtp.backend import backends, explain, set_backend
 from eqtp.expressivity import expressivity, interactability
 from eqtp.graph import Graph
 from eqtp.irreps import Irrep, Irreps
+from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product, rank_weights
+from eqtp.ops.gaunt_convolution import gaunt_convolution, so2_convolution, so2_path_weights, so2_paths, so2_weights
 from eqtp.ops.gaunt_many_body import gaunt_many_body
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
@@ -21,6 +23,7 @@ from eqtp.ops.segment_sum import segment_mean, segment_sum
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
 from eqtp.ops.tensor_product_conv import tensor_product_conv
+from eqtp.ops.vector_signal_tensor_product import vector_signal_tensor_product
 from eqtp.plan import TensorProductPlan
 
 __version__ = "0.1.0"
@@ -33,20 +36,29 @@ __all__ = [
     "TensorProductPlan",
     "accelerate",
     "backends",
+    "cg_paths",
+    "cg_tensor_product",
     "explain",
     "expressivity",
+    "gaunt_convolution",
     "gaunt_many_body",
     "gaunt_tensor_product",
     "interactability",
     "matrix_tensor_product",
     "nn",
+    "rank_weights",
     "segment_max",
     "segment_mean",
     "segment_softmax",
     "segment_sum",
     "set_backend",
+    "so2_convolution",
+    "so2_path_weights",
+    "so2_paths",
+    "so2_weights",
     "so3",
     "spherical_harmonics",
     "tensor_product",
     "tensor_product_conv",
+    "vector_signal_tensor_product",
 ]

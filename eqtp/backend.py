@@ -15,7 +15,7 @@ from eqtp.plan import TensorProductPlan
 # Their order is what auto tries on a GPU. Source: what the kernels do, not a measurement; to be set from the tables of `make gpu`.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
-WITHOUT_KERNELS = {"matrix_tensor_product"}  # ops that have the reference only
+WITHOUT_KERNELS = {"gaunt_convolution", "so2_convolution"}  # ops that have the reference only
 _default = None
 _others: dict[str, object] = {}  # families that tests add, which auto never takes
 

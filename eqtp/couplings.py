@@ -93,12 +93,12 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
     w (bwdbwd). Operands are 0..6 in this order. A pass differentiates sums of <g, product>, each with one operand replaced by its cotangent (bwdbwd).
     """
     replaced = ((4, 1, 2, 3), (0, 5, 2, 3), (0, 1, 6, 3))  # what stands in the places x1, x2, w, g; one of them is the output
-    forms = {
+    terms = {
         "fwd": {3: [(0, 1, 2, 3)]},
         "bwd": {o: [(0, 1, 2, 3)] for o in (0, 1, 2)},
-        "bwdbwd": {o: [f for f in replaced if o in f] for o in (3, 0, 1, 2)},
+        "bwdbwd": {o: [t for t in replaced if o in t] for o in (3, 0, 1, 2)},
     }[pass_]
-    outputs = [o for o, want in zip(forms, wanted, strict=True) if want]
+    outputs = [o for o, want in zip(terms, wanted, strict=True) if want]
     n1, n2, n3 = ((l + 1) ** 2 for l in (lmax1, lmax2, lmax_out))
     paths = len(cg_paths(lmax1, lmax2, lmax_out))
     size = (n1, n2, paths, n3, n1, n2, paths)
@@ -106,10 +106,10 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
     start, components, c = np.concatenate([[0], np.cumsum(size)]), *_cg_entries(lmax1, lmax2, lmax_out)
     entries, coefficients, first = [np.zeros((0, 4), int)], [np.zeros(0)], 0
     for o in outputs:
-        for form in forms[o]:
-            column = {place: start[operand] + components[:, place] for place, operand in enumerate(form)}
-            out = first + components[:, form.index(o)]
-            del column[form.index(o)]
+        for term in terms[o]:
+            column = {place: start[operand] + components[:, place] for place, operand in enumerate(term)}
+            out = first + components[:, term.index(o)]
+            del column[term.index(o)]
             scale = column.pop(2 if 2 in column else 3)  # w scales a sum over a path; of the gradient of w itself, g
             entries.append(np.stack([out, scale, *column.values()], 1))
             coefficients.append(c)

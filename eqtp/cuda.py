@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp import jit, native
+from eqtp import jit, native, specialise_signals
 from eqtp.plan import TensorProductPlan, dims
 from eqtp.specialise import MAX_BLOCKS, STORAGE, THREADS, Tables, harmonics_shape, harmonics_source, tables
 
@@ -37,6 +37,8 @@ class Kernels:
         """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
         if op.startswith("segment_"):
             return f"there is nothing to specialise in {op}"
+        if op == "matrix_tensor_product":
+            return "there are no GPU kernels for matrix_tensor_product yet"
         if dtype not in STORAGE:
             return f"the specialised kernels know {', '.join(map(_name, STORAGE))}, not {_name(dtype)}"
         return self.unavailable(device) or (native.why_not_plan(plan) if plan is not None else None)
@@ -110,6 +112,31 @@ class Kernels:
         arguments = [xyz, *strides(xyz, 2), g, *strides(g, 1), c, *strides(c, 2), out, gxyz, np.int32(shape.tile), np.int32(shape.room)]
         blocks, threads, shared = shape.launch(xyz.shape[0])
         self.launch(kernel, (blocks,), (threads,), shared, np.bool_(normalize), np.int64(xyz.shape[0]), *arguments)
+
+    def signals(self, program, inputs, outputs) -> None:
+        """Runs csrc/gaunt_tensor_product.cuh. program: `eqtp.signals.Program`; inputs, outputs: a tensor [B, C, (lmax+1)^2] for each of its inputs
+        and outputs, the last dimension contiguous. Raises RuntimeError for a program too large for the shared memory of a GPU."""
+        self._run_samples("gaunt_tensor_product.cuh", specialise_signals.signals, program, inputs, outputs)
+
+    def couple(self, couplings, inputs, outputs) -> None:
+        """Runs csrc/cg_tensor_product.cuh. couplings: `eqtp.couplings.Couplings`; inputs, outputs: a tensor [B, C, n] for each of their inputs and
+        outputs, the last dimension contiguous. Raises RuntimeError for rows too long for the shared memory of a GPU."""
+        self._run_samples("cg_tensor_product.cuh", specialise_signals.couple, couplings, inputs, outputs)
+
+    def _run_samples(self, file: str, specialise: Callable, what, inputs, outputs) -> None:
+        """Rows [B, C, n] of many tensors (csrc/tile.cuh)."""
+        if not outputs or not outputs[0].shape[:2].numel():
+            return
+        batch, channels = outputs[0].shape[:2]
+        kernel = specialise(what, outputs[0].dtype)
+        if kernel is None:  # a sum of nothing
+            for t in outputs:
+                t.zero_()
+            return
+        function = self.build(file, kernel.text, (kernel.name,), outputs[0].device)[kernel.name]
+        rows = [a for t in (*[inputs[n] for n in kernel.inputs], *outputs) for a in (t, np.int64(t.stride(0)), np.int64(t.stride(1)))]
+        grid, samples = (kernel.blocks(batch * channels),), np.int64(batch * channels)
+        self.launch(function, grid, (kernel.threads,), kernel.shared, np.int64(channels), samples, *rows)
 
     def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
         """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call need not wait long."""

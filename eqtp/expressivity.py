@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 
-from eqtp import gaunt
+from eqtp import gaunt, vector_signals
 from eqtp.so3 import wigner_3j
 
-PRODUCTS = ("cg", "gaunt", "gaunt+odd", "matrix")
+PRODUCTS = ("cg", "gaunt", "gaunt+odd", "matrix", "vector")
 SMALLEST = 1e-10  # coefficients below are zero; those that are not are above 1e-3 in the range of degrees that is of use
 
 
@@ -27,9 +27,13 @@ def _outputs(product: str, l1: int, l2: int, l3: int, s: int) -> tuple[int, ...]
     """
     if product == "cg":
         return (0,)
-    if product == "matrix":  # (a, b, c) contracted around a triangle: the 6j symbol {l1 l2 l3; s s s} times w3j(l1, l2, l3)
-        c = np.einsum("abi,bcj,ack->ijk", wigner_3j(s, s, l1), wigner_3j(s, s, l2), wigner_3j(s, s, l3), optimize=True)
-        return (0,) if np.abs(c).max() > SMALLEST else ()
+    if product == "matrix":  # a triangle of (s, s, l) is the 6j symbol {l1 l2 l3; s s s} times w3j(l1, l2, l3): one entry tells
+        w = wigner_3j(l1, l2, l3)
+        at = np.unravel_index(np.abs(w).argmax(), w.shape)
+        a, b, c = (wigner_3j(s, s, l)[:, :, m] for l, m in zip((l1, l2, l3), at, strict=True))
+        return (0,) if abs(np.trace(a @ b @ c.T) / w[at]) > SMALLEST else ()
+    if product == "vector":  # with the legs that its op has by default
+        return (0,) if np.abs(vector_signals.coupling((l1, l2, l3), (-1, -1, -1))).max() > SMALLEST else ()
     halves = (gaunt.gaunt, gaunt.bracket) if product == "gaunt+odd" else (gaunt.gaunt,)
     return tuple(n for n, half in enumerate(halves) if np.abs(half(l1, l2, l3)).max() > SMALLEST)
 
@@ -53,9 +57,9 @@ def _paths(name: str, product: str, lmax: int, lmax_out: int | None) -> list[tup
 def expressivity(product: str, lmax: int, lmax_out: int | None = None) -> int:
     """Degrees of freedom of one product of x1 and x2, degrees 0..lmax with one channel each, to degrees 0..lmax_out (by default 2 lmax).
 
-    product: "cg", "gaunt", "gaunt+odd" (the product and the bracket, with their own output weights) or "matrix". Returns the dimension of the
-    set of bilinear maps that its weights reach: the rank of the derivative of the paths' coefficients by the weights, where no weight is zero.
-    There the logarithm of a coefficient is the sum of those of its weights, so the rank is that of a matrix of zeros and ones.
+    product: "cg", "gaunt", "gaunt+odd" (the product and the bracket, with their own output weights), "matrix" or "vector" (with legs -1, -1, -1).
+    Returns the dimension of the set of bilinear maps that its weights reach: the rank of the derivative of the paths' coefficients by the weights,
+    where no weight is zero. There the logarithm of a coefficient is the sum of those of its weights: the rank is that of a matrix of zeros and ones.
     Raises TypeError or ValueError, naming the argument. Source: Xie et al., 2506.13523 (the definition).
     """
     paths = _paths("expressivity", product, lmax, lmax_out)

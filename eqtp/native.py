@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eqtp import gaunt, harmonics
+from eqtp import matrices as matrix_data
 from eqtp.couplings import Couplings
 from eqtp.plan import TensorProductPlan, dims
 from eqtp.signals import Program
@@ -334,6 +335,23 @@ def _coupling_table(c: Couplings):
     return _native.CouplingTable(c.inputs, c.outputs, *(a.tolist() for a in (c.out_ptr, c.group_ptr, c.scale, c.a, c.b, c.c)))
 
 
+@lru_cache(maxsize=256)
+def _matrix_conversion(lmax: int, size: int):
+    """Between the components of degrees 0..lmax and matrices (csrc/matrix_tensor_product.h)."""
+    c = matrix_data.conversion(lmax, size)
+    back = np.argsort(c.component, kind="stable")
+    ptr = lambda ordered, count: np.searchsorted(ordered, np.arange(count + 1)).tolist()  # noqa: E731
+    to = ptr(c.place, size * size), c.component.tolist()
+    return _native.MatrixConversion(*to, ptr(c.component[back], (lmax + 1) ** 2), c.place[back].tolist(), c.to.tolist(), c.back[back].tolist())
+
+
+@lru_cache(maxsize=1024)
+def _matrix_program(p: matrix_data.Program):
+    conversions = [[_matrix_conversion(lmax, p.size) for lmax in degrees] for degrees in (p.lmax_in, p.lmax_out)]
+    ptr = np.cumsum([0, *map(len, p.terms)]).tolist()
+    return _native.MatrixProgram(p.size, *conversions, p.pair_in, p.pair_out, ptr, [int(x) for terms in p.terms for term in terms for x in term])
+
+
 def _samples(run, what, inputs, outputs) -> None:
     x = inputs[0]
     if x.shape[0] and x.shape[1]:
@@ -347,8 +365,13 @@ def signals(program: Program, inputs, outputs) -> None:
 
 
 def couple(couplings: Couplings, inputs, outputs) -> None:
-    """Runs csrc/coupling.cpp. inputs, outputs: [b, c, components] each, the last dimension contiguous, strides of b and c free."""
+    """Runs csrc/cg_tensor_product.cpp. inputs, outputs: [b, c, components] each, the last dimension contiguous, strides of b and c free."""
     _samples(_native.couple, _coupling_table(couplings), inputs, outputs)
+
+
+def matrices(program: matrix_data.Program, inputs, outputs) -> None:
+    """Runs csrc/matrix_tensor_product.cpp. inputs, outputs: [b, c, (lmax+1)^2] each, the last dimension contiguous, strides of b and c free."""
+    _samples(_native.matrices, _matrix_program(program), inputs, outputs)
 
 
 def address(t: torch.Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""Modules with e3nn's constructor arguments and state_dict, on eqtp's ops."""
+"""Modules with e3nn's constructor arguments and state_dict, on eqtp's ops; those of the Gaunt product are in `eqtp.nn_gaunt`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import torch
 
 from eqtp.graph import Graph, shared
 from eqtp.irreps import Irreps
+from eqtp.nn_gaunt import GauntConvolution, GauntManyBody, GauntTensorProduct
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
 from eqtp.ops.tensor_product_conv import tensor_product_conv
 from eqtp.plan import TensorProductPlan
 from eqtp.so3 import wigner_3j
+
+__all__ = ["GauntConvolution", "GauntManyBody", "GauntTensorProduct", "SphericalHarmonics", "TensorProduct", "TensorProductConv"]
 
 
 class TensorProduct(torch.nn.Module):

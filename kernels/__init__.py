@@ -29,6 +29,8 @@ def interpreted() -> bool:
 
 def why_not(op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
+    if op == "matrix_tensor_product":
+        return "there are no Triton kernels for matrix_tensor_product yet"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if device.type not in DEVICES and not (device.type == "cpu" and interpreted()):
@@ -45,15 +47,21 @@ def real(dtype: torch.dtype):
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def function(name: str, text: str):
-    """The Triton function of a text that defines `name`. Triton reads the source of a function again, so linecache must know it as a file."""
+def function(name: str, text: str, sizes: list[str] | None = SIZES):
+    """The Triton function of a text that defines `name`. Triton reads the source of a function again, so linecache must know it as a file.
+
+    sizes: arguments for whose values nothing is compiled again, nor for their alignment; None: all.
+    """
     import triton
 
     file = f"<eqtp.kernels {name} {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     namespace = {"tl": triton.language, "__name__": __name__}
     exec(compile(text, file, "exec"), namespace)
-    return triton.jit(namespace[name], do_not_specialize=SIZES)
+    made = namespace[name]
+    if sizes is None:
+        sizes = [a for a in made.__code__.co_varnames[: made.__code__.co_argcount] if a not in made.__annotations__]  # those are constants
+    return triton.jit(made, do_not_specialize=sizes)
 
 
 def tuned(function, configurations: list[tuple[dict, int]], adds_to: list[str] | None = None):
@@ -138,6 +146,22 @@ class Kernels:
 
         with _on(y.device):
             segment_softmax_bwd(g, y, ptr, order, gx)
+
+    @staticmethod
+    def signals(program, inputs, outputs) -> None:
+        """Runs an `eqtp.signals.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each."""
+        from eqtp.kernels.gaunt_tensor_product import signals
+
+        with _on(outputs[0].device):
+            signals(program, inputs, outputs)
+
+    @staticmethod
+    def couple(couplings, inputs, outputs) -> None:
+        """Sums products by an `eqtp.couplings.Couplings`. inputs, outputs: [batch, channels, components] each."""
+        from eqtp.kernels.cg_tensor_product import couple
+
+        with _on(outputs[0].device):
+            couple(couplings, inputs, outputs)
 
 
 KERNELS = Kernels()

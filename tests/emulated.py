@@ -17,15 +17,20 @@ TYPES = {
 }
 
 
-def types_of(name: str) -> list[str]:
-    """C++ types of the parameters of a kernel, from its name: eqtp::kernel<.., float, ..>."""
+def types_of(name: str, text: str) -> list[str]:
+    """C++ types of the parameters of a kernel: of a template from its name, eqtp::kernel<.., float, ..>, else from its text."""
+    if "<" not in name:
+        parameters = re.search(rf"\b{name.removeprefix('eqtp::')}\((.*)\)", text)[1].split(", ")
+        return [parameter.rsplit(" ", 1)[0].replace("Index", "eqtp::Index") for parameter in parameters]
     storage = re.search(r"\b(float|double|eqtp::f16|eqtp::bf16)\b", name)[1]
     real = "double" if storage == "double" else "float"
     return [t.replace("T*", f"{storage}*").replace("R*", f"{real}*") for t in TYPES[re.search(r"::(\w+)<", name)[1]]]
 
 
 def together(names: tuple[str, ...]) -> list[str]:
-    """The kernels that are built with these: the pass in all modes, as another kernel costs a tenth of another program."""
+    """The kernels that are built with these: of a convolution the pass in all modes, as another kernel costs a tenth of another program."""
+    if "conv" not in names[0]:
+        return list(names)
     plan, storage, _, tangent = names[0].split(", ")
     modes = ["GRAPH", "ROWS", "EDGES"][: 3 if storage in ("float", "double") else 2]
     return [
@@ -42,7 +47,7 @@ def family(sanitize: str | None = None, source: str | None = None) -> cuda.Kerne
     def build(file, text, names, device):
         key = (text, *together(names))
         if key not in built:
-            built[key] = emulation.build((source or f'#include "{file}"\n') + text, {name: types_of(name) for name in key[1:]}, sanitize)
+            built[key] = emulation.build((source or f'#include "{file}"\n') + text, {name: types_of(name, text) for name in key[1:]}, sanitize)
         return built[key]
 
     return cuda.Kernels(build, launch, unavailable)

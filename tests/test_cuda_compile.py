@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eqtp import cuda, jit, nvrtc, problems
+from eqtp import couplings, cuda, jit, nvrtc, problems, signals, specialise_signals
 from eqtp.specialise import PASSES
 
 FILE = "tensor_product_conv.cuh"
@@ -108,3 +108,71 @@ def test_nvcc_takes_the_same_text(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "plan.o").stat().st_size > 10_000
+
+
+# ------------------------------------------------------------------------------------------------ products of functions on the sphere
+KINDS = ["product", "odd", "cross"]
+WANTED = {"fwd": (True,), "bwd": (True,) * 2, "bwdbwd": (True,) * 3}
+SAME = [(2, 2, 2), (4, 4, 4), (6, 6, 6)]
+# What needs more than 255 registers: the fields of several signals, or their derivatives
+SPILLED = {("cross", "bwdbwd", 2), ("odd", "bwdbwd", 4), ("cross", "bwd", 4), ("cross", "bwdbwd", 4)}
+SPILLED |= {(kind, pass_, 6) for kind in KINDS for pass_ in WANTED if (kind, pass_) not in {("product", "fwd"), ("product", "bwd")}}
+
+
+def usage_of_signals(kind: str, degrees, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32) -> nvrtc.Usage:
+    """Registers and spills of the kernel; prints them."""
+    kernel = specialise_signals.signals(signals.product(kind, *degrees, pass_, WANTED[pass_]), dtype)
+    return usage_of(kernel, "gaunt_tensor_product.cuh", f"signals {kind} {degrees} {pass_}", arch, dtype)
+
+
+def usage_of(kernel, file, what, arch, dtype=torch.float32):
+    (row,) = jit.usage(jit.compile(cuda._source(file) + kernel.text, (kernel.name,), arch).log)
+    shape = f"{kernel.samples} samples, {kernel.threads} threads, {kernel.shared} bytes of shared memory"
+    print(f"{what} sm_{arch} {dtype}: {row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack; {shape}")
+    return row
+
+
+@pytest.mark.parametrize("pass_", [*list(WANTED)[:2], pytest.param("bwdbwd", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("degrees", SAME, ids=str)
+def test_registers_of_signals(kind, pass_, degrees):
+    row = usage_of_signals(kind, degrees, pass_)
+    if (kind, pass_, degrees[0]) in SPILLED:
+        assert row.registers == 255  # not given up
+    else:
+        assert not (row.spill_stores or row.spill_loads or row.stack)
+
+
+@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
+def test_other_architectures_of_signals(arch):
+    row = usage_of_signals("product", (4, 4, 8), "fwd", arch)
+    assert not (row.spill_stores or row.spill_loads or row.stack)
+
+
+def test_halves_of_signals():
+    assert not usage_of_signals("product", (4, 4, 8), "fwd", dtype=torch.bfloat16).stack
+
+
+@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
+@pytest.mark.parametrize("kind, degrees, pass_", [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")], ids=str)
+def test_registers_of_couplings(kind, degrees, pass_, arch):
+    """Short tables as instructions, a long one as data."""
+    kernel = specialise_signals.couple(couplings.gaunt(kind, *degrees, pass_, WANTED[pass_]), torch.float32)
+    row = usage_of(kernel, "cg_tensor_product.cuh", f"couple {kind} {degrees} {pass_}", arch)
+    assert not (row.spill_stores or row.spill_loads or row.stack)
+
+
+@pytest.mark.parametrize("file", ["gaunt_tensor_product.cuh", "cg_tensor_product.cuh"])
+def test_nvcc_takes_the_text_of_products(file, tmp_path):
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is not installed")
+    arguments = "odd", 2, 2, 2, "fwd", (True,)
+    if file == "cg_tensor_product.cuh":
+        kernel = specialise_signals.couple(couplings.gaunt(*arguments), torch.float32)
+    else:
+        kernel = specialise_signals.signals(signals.product(*arguments), torch.float32)
+    source = tmp_path / "plan.cu"
+    source.write_text(cuda._source(file) + kernel.text)
+    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]

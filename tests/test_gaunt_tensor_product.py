@@ -7,10 +7,9 @@ import torch
 from e3nn import o3
 
 import eqtp
-from eqtp import gaunt as tables
 from eqtp import constants, signals, testing
+from eqtp import gaunt as tables
 from eqtp.ops import gaunt_tensor_product as module
-from eqtp.ops.gaunt_many_body import gaunt_many_body
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
 from eqtp.so3 import gaunt
 
@@ -125,7 +124,6 @@ def test_half_precision_is_for_storage(dtype):
     x1, x2 = coefficients(4, 3, dtype=dtype), coefficients(4, 3, seed=1, dtype=dtype)
     for a, b in zip(*(gaunt_tensor_product(x, y, 4, odd=True) for x, y in ((x1, x2), (x1.float(), x2.float()))), strict=True):
         assert a.dtype == dtype and torch.equal(a, b.to(dtype))
-    assert torch.equal(gaunt_many_body(x1, 3, 2), gaunt_many_body(x1.float(), 3, 2).to(dtype))
 
 
 def test_derivatives(method):
@@ -184,7 +182,7 @@ def test_tables_made_in_inference_mode_serve_training(method):
 
 def test_compiles_in_one_graph(method):
     x1, x2 = (coefficients(4, lmax, seed=lmax).requires_grad_() for lmax in (2, 3))
-    f = lambda a, b: torch.cat((*gaunt_tensor_product(a, b, 3, method=method, odd=True), gaunt_many_body(a, 3, 2).flatten(-2)), -1)  # noqa: E731
+    f = lambda a, b: torch.cat(gaunt_tensor_product(a, b, 3, method=method, odd=True), -1)  # noqa: E731
     compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
     results = [(out, *torch.autograd.grad(out.sin().sum(), (x1, x2))) for out in (compiled(x1, x2), f(x1, x2))]
     for a, b in zip(*results, strict=True):
@@ -198,35 +196,6 @@ def test_auto_takes_the_rule(monkeypatch):
     for lmax1, lmax2 in ((2, 2), (2, 3), (3, 0), (8, 8)):
         gaunt_tensor_product(coefficients(lmax1), coefficients(lmax2), 2, backend="reference")
     assert taken == ["sparse", "grid", "grid", "grid"]
-
-
-@pytest.mark.parametrize("lmax, lmax_out, degree", [(3, 2, 3), (1, 1, 1), (2, 7, 4), (4, 4, 2), (0, 2, 3)])
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_many_body_is_the_product_again_and_again(lmax, lmax_out, degree, backend):
-    x = coefficients(2, 3, lmax)
-    found = gaunt_many_body(x, lmax_out, degree, backend=backend)
-    assert found.shape == (2, 3, degree, (lmax_out + 1) ** 2)
-    power, n = x, (lmax_out + 1) ** 2
-    for d in range(degree):
-        if d:
-            power = gaunt_tensor_product(power, x, (d + 1) * lmax, method="sparse")
-        testing.assert_close(found[..., d, :], torch.nn.functional.pad(power, (0, n))[..., :n], f"power {d + 1}")
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-def test_many_body_derivatives(backend):
-    x = coefficients(2, 2).requires_grad_()
-    f = lambda x: gaunt_many_body(x, 2, 3, backend=backend)  # noqa: E731
-    assert torch.autograd.gradcheck(f, x, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
-
-
-def test_third_derivative_of_many_body_and_vmap():
-    x = coefficients(3, 1)
-    third = lambda backend: torch.func.vmap(  # noqa: E731
-        torch.func.jacrev(torch.func.jacrev(torch.func.grad(lambda x: gaunt_many_body(x, 2, 3, backend=backend).sin().sum())))
-    )(x)
-    testing.assert_close(third("native"), third("reference"), "third derivative", 1e-12)
 
 
 X = torch.zeros(2, 9)
@@ -257,25 +226,12 @@ def test_errors(arguments, options, error, message):
         gaunt_tensor_product(*arguments, **options)
 
 
-def test_errors_of_many_body():
-    for arguments, error, message in (
-        ((X[:, :3], 2, 2), ValueError, r"x must be \[..., \(lmax\+1\)\^2\]"),
-        ((X, -1, 2), ValueError, "lmax_out must be at least 0"),
-        ((X, 2, 0), ValueError, "degree must be at least 1, got 0"),
-        ((X, 2, "3"), TypeError, "degree must be an integer, got str"),
-    ):
-        with pytest.raises(error, match=f"^gaunt_many_body: {message}"):
-            gaunt_many_body(*arguments)
-
-
 def test_backends():
     expected = gaunt_tensor_product(X, X, 2)
     assert torch.equal(gaunt_tensor_product(X, X, 2, backend="native"), expected)
     for name in ("jit", "triton"):
         with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this: .* the tensors are on cpu"):
             gaunt_tensor_product(X, X, 2, backend=name)
-        with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this: .* the tensors are on cpu"):
-            gaunt_many_body(X, 2, 2, backend=name)
     with pytest.raises(RuntimeError, match="there are no kernels for the method 'fourier'"):
         gaunt_tensor_product(X, X, 2, method="fourier", backend="native")
     with pytest.raises(ValueError, match=r"backend must be one of auto, .*, got 'cuda'"):

@@ -7,7 +7,7 @@ import emulation
 import pytest
 import torch
 
-from eqtp import nvrtc, testing
+from eqtp import couplings, nvrtc, signals, specialise_signals, testing
 from eqtp.plan import TensorProductPlan
 from eqtp.specialise import PASSES, layout, units
 
@@ -95,3 +95,50 @@ def test_an_overrun_is_found(graph):
     x, y, w, out = (testing.random(n, d).float() for n, d in ((3, WIDE.dim_in1), (8, WIDE.dim_in2), (9, WIDE.weight_numel), (2, WIDE.dim_out)))
     with pytest.raises(RuntimeError, match="heap-buffer-overflow"):
         family.convolve(WIDE.key, graph, (x, y, w), (out, None, None, None))
+
+
+# ------------------------------------------------------------------------------------------------ products of functions on the sphere
+def products(family):
+    """Two programs, of one row for each worker and of several, and couplings; more samples than a tile has; inputs shared and with gaps."""
+    outputs = []
+    for p in (signals.product("odd", 1, 1, 2, "fwd", (True,)), signals.product("product", 5, 5, 10, "fwd", (True,))):
+        x1, x2 = testing.random(5, 1, (p.lmax_in[0] + 1) ** 2).float(), testing.random(5, 9, (p.lmax_in[1] + 1) ** 2 + 2).float()
+        results = [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
+        family.signals(p, [x1.expand(5, 9, -1), x2[..., 1:-1]], results)
+        outputs += results
+    c = couplings.gaunt("product", 1, 1, 2, "fwd", (True,))
+    results = [torch.full((5, 60, 9), torch.nan)]
+    family.couple(c, [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]], results)
+    return outputs + results
+
+
+@pytest.mark.parametrize("kind", ["thread", "address"])
+def test_products_are_clean(monkeypatch, kind):
+    family = sanitized(kind)
+    monkeypatch.setattr(specialise_signals, "MAX_THREADS", 64)  # 2 workers
+    monkeypatch.setenv("EQTP_CPU_THREADS", "2")
+    monkeypatch.setenv("EQTP_CPU_ORDER", "random")
+    for memory in (specialise_signals.signals, specialise_signals.couple):
+        memory.cache_clear()
+    several = specialise_signals.signals(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
+    assert several.threads == 2 * several.samples < 90  # 6 rows in 3 rounds; 45 samples in 2 tiles
+    plain = products(emulated.family())
+    checked = products(family)
+    for memory in (specialise_signals.signals, specialise_signals.couple):
+        memory.cache_clear()
+    assert all(t.isfinite().all() for t in plain)
+    assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_missing_barrier_of_signals_is_a_race(missing):
+    """The real kernel without one of the barriers between rows, sums and outputs."""
+    source = nvrtc.source("gaunt_tensor_product.cuh")
+    parts = source.split("__syncthreads();")
+    assert len(parts) == 7  # load_tiles, store_tiles, and two of the kernel
+    at = {0: 1, 1: 2, 2: 4}[missing]  # inputs written, outputs written, sums written
+    parts[at : at + 2] = [parts[at] + ";" + parts[at + 1]]
+    family = sanitized("thread", "__syncthreads();".join(parts))
+    p = signals.product("product", 1, 1, 2, "fwd", (True,))
+    with pytest.raises(RuntimeError, match="data race"):
+        family.signals(p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])

@@ -112,7 +112,8 @@ import sys
 import pytest
 from eqtp import _native
 print(_native.simd_level())
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "powers or scale or strides or test_products and (2-4 or 4-8) and float32", *sys.argv[1:]]))
+some = "powers or scale or strides or test_products and (2-4 or 4-8) and float32"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", some, *sys.argv[1:]]))
 """
 
 

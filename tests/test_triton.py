@@ -1,4 +1,4 @@
-"""The family "triton": its kernels in the interpreter (tests/triton_interpreter.py) and, marked gpu, on a GPU."""
+"""The family "triton": its kernels in the interpreter (tests/triton_interpreter*.py) and, marked gpu, on a GPU."""
 
 import os
 import subprocess
@@ -7,20 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import couple, evaluate
 
 import eqtp
-from eqtp import backend, problems, testing
+from eqtp import backend, couplings, problems, signals, testing
+from eqtp.kernels import KERNELS
 from eqtp.ops import spherical_harmonics, tensor_product_conv
 
 INTERPRETED = Path(__file__).with_name("triton_interpreter.py")
-PARTS = {"products": "not workloads and not harmonics and not segments", "workloads": "workloads", "harmonics": "harmonics", "segments": "segments"}
+SIGNALS = INTERPRETED.with_name("triton_interpreter_signals.py")
+PARTS = {
+    "products": (INTERPRETED, "not workloads and not harmonics and not segments"),
+    "workloads": (INTERPRETED, "workloads"),
+    "harmonics": (INTERPRETED, "harmonics"),
+    "segments": (INTERPRETED, "segments"),
+    "signals": (SIGNALS, ""),
+}
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_in_the_interpreter(part):
     """In a process of its own: whether Triton interprets or compiles is settled when it is imported, here perhaps by torch.compile."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-k", PARTS[part], "-p", "no:cacheprovider", "--durations=5"]
+    file, names = PARTS[part]
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-k", names, "-p", "no:cacheprovider", "--durations=5"]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=280)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -61,3 +71,22 @@ def test_harmonics_on_a_gpu(lmax):
     case = testing.Case({"xyz": xyz}, testing.random(1000, (lmax + 1) ** 2, seed=2), {"xyz": c}, {})
     op = lambda xyz: eqtp.spherical_harmonics(degrees, xyz.cuda(), True, backend="triton").cpu()  # noqa: E731
     testing.check_op(op, lambda xyz: spherical_harmonics.reference(degrees, xyz, True, "integral"), case)
+
+
+PASSES = {"fwd": 1, "bwd": 2, "bwdbwd": 3}  # and how many outputs they have
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("kind,degrees", [("product", (4, 4, 8)), ("odd", (3, 2, 4)), ("cross", (2, 2, 2))], ids=str)
+def test_signals_on_a_gpu(kind, degrees, pass_, dtype):
+    """By the grid and, as text or as data, by the table."""
+    arguments = kind, *degrees, pass_, (True,) * PASSES[pass_]
+    program = signals.product(*arguments)
+    for run, expected_of, data in ((KERNELS.signals, evaluate, program), (KERNELS.couple, couple, couplings.gaunt(*arguments))):
+        inputs = [testing.random(33, 5, (l + 1) ** 2, seed=n).cuda() for n, l in enumerate(program.lmax_in)]
+        outputs = [torch.full((33, 5, (l + 1) ** 2), torch.nan, dtype=dtype, device="cuda") for l in program.lmax_out]
+        run(data, [t.to(dtype) for t in inputs], outputs)
+        for a, b in zip(outputs, expected_of(data, [t.cpu() for t in inputs]), strict=True):
+            testing.assert_close(a.cpu(), b)

@@ -1,7 +1,7 @@
 """Triton kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
 
 Compiling runs in a process of its own, as a process either compiles or interprets: python tests/test_triton_compile.py TARGET REAL NAME ..
-prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments").
+prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments"; of PROGRAMS and TABLES).
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from eqtp import problems
+from eqtp import couplings, problems, signals
 
 PASSES = ("fwd", "bwd", "fwd2", "bwd2")
 WITHOUT_SPILLS = ["mace-l1", "mace-medium", "mace-large", "nequip-s", "nequip-m", "nequip-l", "sevennet-0", "mace-l1:rows"]
@@ -23,7 +23,24 @@ QUICK = ["mace-large", "nequip-l", "sevennet-0", "mace-l1:rows", "lmax3", "lmax6
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 OTHERS = [name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK]  # lmax15 takes minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
-POINTERS = {"far", "ptr", "order", "arg"}  # of int64; other pointers are of numbers
+POINTERS = {"far", "ptr", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b"}  # of int64; other pointers are of numbers
+PROGRAMS = {
+    "gaunt": lambda: signals.product("product", 4, 4, 8, "fwd", (True,)),
+    "gaunt:bwd": lambda: signals.product("product", 4, 4, 8, "bwd", (True,) * 2),
+    "gaunt:bwdbwd": lambda: signals.product("product", 4, 4, 8, "bwdbwd", (True,) * 3),
+    "gaunt-l6": lambda: signals.product("product", 6, 6, 6, "fwd", (True,)),
+    "gaunt-l8": lambda: signals.product("product", 8, 8, 16, "fwd", (True,)),
+    "gaunt-odd": lambda: signals.product("odd", 4, 4, 8, "fwd", (True,)),
+    "gaunt-odd:bwd": lambda: signals.product("odd", 4, 4, 8, "bwd", (True,) * 2),
+    "gaunt-cross": lambda: signals.product("cross", 3, 3, 3, "bwdbwd", (True,) * 3),
+    "many-body": lambda: signals.powers(3, 3, 3, 0),
+    "many-body:bwd": lambda: signals.powers_adjoint(3, 3, 3, 0),
+}
+QUICK_PROGRAMS = ["gaunt", "gaunt:bwd", "gaunt-odd", "many-body", "many-body:bwd"]
+TABLES = {
+    "table": lambda: couplings.gaunt("product", 2, 2, 4, "bwd", (True,) * 2),
+    "table-long": lambda: couplings.gaunt("product", 4, 4, 8, "fwd", (True,)),
+}
 
 
 def run(target: str, real: str, *names: str) -> list[dict]:
@@ -45,20 +62,28 @@ def test_registers(name):
         assert not [row for row in table if row["spills"]]
 
 
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=() if n in QUICK_PROGRAMS else pytest.mark.long) for n in PROGRAMS), *TABLES])
+def test_registers_of_programs(name):
+    """Every kernel of a program or a table keeps everything in registers."""
+    pytest.importorskip("triton")
+    table = run("sm_90", "float32", name)
+    assert table and not [row for row in table if row["spills"] or not 0 < row["registers"] <= 255]
+
+
 def test_other_types():
     """float64 and storage in half precision; nothing is calculated in less than the type says."""
     pytest.importorskip("triton")
     for real in ("float64", "bfloat16", "float16"):
-        table = run("sm_90", real, "mace-l1", "lmax2")
+        table = run("sm_90", real, "mace-l1", "lmax2", "many-body", "table")
         assert not [row for row in table if row["spills"]]
-        table += run("sm_90", real, "segments")
+        table += run("sm_90", real, "segments", "table-long")
         assert {width for row in table for width in row["arithmetic"]} == {"f64" if real == "float64" else "f32"}
 
 
 def test_amd():
     """The same kernels for an MI300."""
     pytest.importorskip("triton.backends.amd")
-    table = run("gfx942", "float32", "mace-l1", "lmax2", "segments")
+    table = run("gfx942", "float32", "mace-l1", "lmax2", "segments", "gaunt", "gaunt:bwd", "many-body", "table", "table-long")
     assert table and not [row for row in table if row["spills"]]
 
 
@@ -69,12 +94,12 @@ def test_spills_are_seen():
 
 
 # ------------------------------------------------------------------------------------------------------------------ in the other process
-def sources(name: str, real: str):
-    """(kernel name, function, outputs and inputs that are not None, constants, warps)"""
+def sources(name: str, real: str, lanes: int):
+    """(kernel name, function, outputs and inputs that are not None, constants, warps); lanes: of a warp"""
     import triton
 
     from eqtp import kernels
-    from eqtp.kernels import segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product_conv
+    from eqtp.kernels import coupling, gaunt_tensor_product, segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product_conv
 
     wide = "float64" if real == "float64" else "float32"
     if name == "segments":
@@ -83,6 +108,15 @@ def sources(name: str, real: str):
             for columns in (1, 128):
                 for constants, warps in (segment_max if f is functions[1] else segment_sum).blocks(columns):
                     yield f.__name__, f, {*f.arg_names}, {**constants, "REAL": getattr(triton.language, wide)}, warps
+    elif name in PROGRAMS:
+        for kernel, text, _ in gaunt_tensor_product.source(PROGRAMS[name](), wide):
+            yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
+    elif name == "table":
+        kernel, text = coupling.source(TABLES[name](), wide)
+        yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
+    elif name == "table-long":
+        assert not coupling.is_text(TABLES[name](), wide)
+        yield name, coupling._walk, {*coupling._walk.arg_names}, {"B": coupling.BLOCK}, coupling.WARPS
     elif name == "too-wide":
         kernel, text = spherical_harmonics.source((0, 1, 2, 3), True, "component", False, True, False, wide, 1e-38)
         yield kernel, kernels.function(kernel, text), {"xyz", "out"}, {"B": 512}, 1
@@ -111,7 +145,9 @@ def compiled(function, used, constants, warps, real, target):
     pointers = {"x", "y", "w", "g", "cx", "cy", "cw", "out", "gx", "gy", "gw", "xyz", "c", "gxyz", *POINTERS}
     signature, values, attributes = {}, {}, {}
     for n, name in enumerate(function.arg_names):
-        if name in constants or (name in pointers and name not in used):
+        if re.fullmatch(r"(in|out)\d+|table|around|rows|sums|coefficient", name):  # not compiled again for another alignment
+            signature[name] = number if name[-1].isdigit() or real == "float64" else "*fp32"
+        elif name in constants or (name in pointers and name not in used):
             signature[name], values[n,] = "constexpr", constants.get(name)
         elif name in pointers:
             wide = name == "gy" and real != "float64"  # sums are never in half precision
@@ -148,7 +184,7 @@ def main(target: str, real: str, *names: str) -> None:
 
     chip = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     for name in names:
-        for kernel, function, used, constants, warps in sources(name, real):
+        for kernel, function, used, constants, warps in sources(name, real, chip.warp_size):
             start = time.perf_counter()
             row = resources(compiled(function, used, constants, warps, real, chip))
             blocks = " ".join(f"{k}{v}" for k, v in constants.items() if k != "REAL")

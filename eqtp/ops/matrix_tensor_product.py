@@ -15,17 +15,20 @@ Source: e3x, FusedTensor (there each path has the scale that its own normalisati
 
 from __future__ import annotations
 
-from math import pi, sqrt
+from math import pi
 
 import torch
 
 from eqtp import backend as backends
-from eqtp.ops.gaunt_tensor_product import check_operands, constants, scaled
+from eqtp import matrices
+from eqtp.autograd import empty, present, register_multilinear
+from eqtp.constants import constants
+from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) -> tuple[torch.Tensor, ...]:
     """x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or its parts (even, odd), [..., (lmax_out+1)^2]."""
-    degrees = [round(sqrt(x.shape[-1])) - 1 for x in (x1, x2)] + [lmax_out]
+    degrees = degree_of(x1), degree_of(x2), lmax_out
     s = (max(degrees) + 1) // 2
     m1, m2, m3 = (constants("matrices", l, s, like=x1) for l in degrees)
     a, b = torch.einsum("...i,iab->...ab", x1, m1), torch.einsum("...i,iab->...ab", x2, m2)  # [..., 2 s+1, 2 s+1]
@@ -34,6 +37,42 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) ->
         return (back(a @ b),)
     ab, ba = a @ b, b @ a
     return back((ab + ba) / 2), back((ab - ba) / 2)
+
+
+# kernels: operands [b, c, (lmax+1)^2], the product and its cotangent [b, c, 1 or 2 parts, (lmax_out+1)^2]
+
+
+def _run(pass_: str, operands, outputs, lmax_out: int, split: bool, family: str) -> None:
+    wanted = tuple(t is not None for t in outputs)
+    if any(wanted):
+        program = matrices.product(degree_of(operands[0]), degree_of(operands[1]), lmax_out, split, pass_, wanted)
+        signals = lambda tensors: [s for t in tensors if t is not None for s in (t.unbind(-2) if t.ndim == 4 else (t,))]  # noqa: E731
+        backends.family(family).matrices(program, signals(map(lined, operands)), signals(outputs))
+
+
+def _fake(x1, x2, lmax_out, split, family):
+    return x1.new_empty(*x1.shape[:2], 1 + split, (lmax_out + 1) ** 2)
+
+
+def _fwd(x1, x2, *constants):
+    out = _fake(x1, x2, *constants)
+    _run("fwd", (x1, x2), (out,), *constants)
+    return out
+
+
+def _bwd(g, x1, x2, wanted, *constants):
+    outputs = empty((x1, x2), wanted)
+    _run("bwd", (x1, x2, g), outputs, *constants)
+    return present(x1, *outputs)
+
+
+def _bwdbwd(g, x1, x2, c1, c2, wanted, *constants):
+    outputs = empty((g, x1, x2), wanted)
+    _run("bwdbwd", (x1, x2, g, c1, c2), outputs, *constants)
+    return present(x1, *outputs)
+
+
+_op = register_multilinear("matrix_tensor_product", ("x1", "x2"), "int lmax_out, bool split, str family", _fwd, _bwd, _bwdbwd, _fake)
 
 
 def matrix_tensor_product(
@@ -63,9 +102,16 @@ def matrix_tensor_product(
     """
     op = "matrix_tensor_product"
     check_operands(op, x1, x2, lmax_out, w1, w2, w3)
-    backends.resolve(backend, op, None, x1.device, x1.dtype)  # reference: plain torch so far
     dtype = x1.dtype
     if dtype in (torch.float16, torch.bfloat16):
         x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
-    out = tuple(scaled(t, w3).to(dtype) for t in reference(scaled(x1, w1), scaled(x2, w2), lmax_out, split))
+    family = backends.resolve(backend, op, None, x1.device, x1.dtype)
+    x1, x2 = scaled(x1, w1), scaled(x2, w2)
+    if family == "reference":
+        out = reference(x1, x2, lmax_out, split)
+    else:
+        lead = torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1])
+        both = _op(*rows(x1, x2), lmax_out, split, family)
+        out = both.reshape(*lead, 1 + split, both.shape[-1]).unbind(-2)
+    out = tuple(scaled(t, w3).to(dtype) for t in out)
     return out if split else out[0]

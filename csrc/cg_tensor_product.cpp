@@ -1,5 +1,5 @@
 // Lanes are samples: the inputs of a tile of W samples are read as vectors, and the table is walked once for all of them.
-#include "coupling.h"
+#include "cg_tensor_product.h"
 
 #ifdef EQTP_SIMD
 namespace eqtp::EQTP_SIMD {

@@ -1,0 +1,56 @@
+"""Powers of a function on the sphere, x [rows, channels, (lmax+1)^2] to [rows, channels, degree, (lmax_out+1)^2]. `--edges` counts the rows.
+
+Problem 3-1-n3-c128: degrees to 3, output to 1, powers to the third, 128 channels. Operations: the transforms of the folded grid, a multiplication at
+each point for each power after the first. Against MACE's contraction: `python -m bench products --targets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bench import peers
+from bench.harness import Case, multilinear_bytes, random, require
+from eqtp.gaunt import folded_size
+from eqtp.ops.gaunt_many_body import gaunt_many_body
+
+SIZES = [(lmax, lmax_out, degree) for lmax in (1, 2, 3, 4) for lmax_out in (0, 1, 2) for degree in (2, 3, 4)]
+PROBLEMS = tuple(f"{lmax}-{lmax_out}-n{degree}-c{channels}" for lmax, lmax_out, degree in SIZES for channels in (1, 32, 128))
+PASSES = ("fwd", "bwd", "bwdbwd")
+CHECK_SIZE = {"edges": 5}
+
+
+def transform_flops(lmax: int, rows: int, columns: int) -> int:
+    """Operations of one transform, as `eqtp.gaunt.folded_flops` counts them."""
+    octant = rows * columns // 8
+    return (lmax + 1) ** 2 * rows + 2 * (4 * lmax or 1) * octant + 24 * octant
+
+
+def row_flops(lmax: int, lmax_out: int, degree: int) -> int:
+    """Operations of one row and channel."""
+    rows, columns = folded_size(degree * lmax + lmax_out)
+    return transform_flops(lmax, rows, columns) + degree * transform_flops(lmax_out, rows, columns) + (degree - 1) * rows * columns
+
+
+def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
+    lmax, lmax_out, degree, channels = (int(part.lstrip("nc")) for part in problem_id.split("-"))
+    inputs = {"x": random(edges, channels, (lmax + 1) ** 2, dtype=dtype, seed=1, device=device)}
+    cotangent = random(edges, channels, degree, (lmax_out + 1) ** 2, dtype=dtype, seed=3, device=device, grad=False)
+
+    def ours(backend: str) -> Callable:
+        require(backend, "gaunt_many_body", None, dtype, torch.device(device))
+        return lambda x: gaunt_many_body(x, lmax_out, degree, backend=backend)
+
+    flops = edges * channels * row_flops(lmax, lmax_out, degree)
+    return Case(
+        problem=problem_id,
+        size={"edges": edges},
+        inputs=inputs,
+        cotangent=cotangent,
+        ours=ours,
+        peer=lambda name: peers._refuse(name, "powers of a function", device),
+        bytes=multilinear_bytes(inputs, cotangent),
+        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
+        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(lmax_out + 1)]},
+    )

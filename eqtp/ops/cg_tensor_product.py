@@ -1,0 +1,164 @@
+"""Clebsch-Gordan product: every path of two sets of spherical-harmonic coefficients, each with a weight of its own.
+
+    out[l3, k] = sum over l1, l2, i, j of w[l1, l2, l3] sqrt(2 l3 + 1) w3j(l1, l2, l3)[i, j, k] x1[l1, i] x2[l2, j]
+
+One output per degree, the sum of its paths. Two routes to the same numbers: for each pair of degrees the outer product times a dense matrix
+(`dense`, plain torch), or the table of the coefficients that are not zero (`sparse`, kernels; `eqtp.couplings.cg`).
+
+Source: e3nn.o3.TensorProduct (irrep_normalization="component", path_normalization="none", one channel).
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+
+from eqtp import backend as backends
+from eqtp import couplings
+from eqtp.autograd import empty, present, register_multilinear, total
+from eqtp.constants import constants
+from eqtp.couplings import cg_paths
+from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled, single
+
+METHODS = ("dense", "sparse")
+
+
+def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: int) -> torch.Tensor:
+    """x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2], w [..., paths] -> [..., (lmax_out+1)^2], in plain torch."""
+    parts, first = [], 0
+    for l1 in range(degree_of(x1) + 1):
+        for l2 in range(degree_of(x2) + 1):
+            met = range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
+            if not met:
+                continue
+            pairs = x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]  # [..., 2 l1+1, 2 l2+1]
+            c = torch.cat([sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1)  # [2 l1+1, 2 l2+1, components]
+            part = pairs.flatten(-2) @ c.flatten(0, 1)
+            if w is not None:
+                counts = torch.tensor([2 * l3 + 1 for l3 in met], device=w.device)
+                part = part * w[..., first : first + len(met)].repeat_interleave(counts, -1, output_size=c.shape[-1])
+            parts.append(torch.nn.functional.pad(part, (met[0] ** 2, (lmax_out + 1) ** 2 - (met[-1] + 1) ** 2)))
+            first += len(met)
+    return total(parts)
+
+
+def _run(pass_: str, operands, outputs, lmax_out: int, family: str) -> None:
+    wanted = tuple(t is not None for t in outputs)
+    if any(wanted):
+        table = couplings.cg(degree_of(operands[0]), degree_of(operands[1]), lmax_out, pass_, wanted)
+        backends.family(family).couple(table, [lined(t) for t in operands], [t for t in outputs if t is not None])
+
+
+def _fake(x1, x2, w, lmax_out, family):
+    return x1.new_empty(*x1.shape[:2], (lmax_out + 1) ** 2)
+
+
+def _fwd(x1, x2, w, lmax_out, family):
+    out = _fake(x1, x2, w, lmax_out, family)
+    _run("fwd", (x1, x2, w), (out,), lmax_out, family)
+    return out
+
+
+def _bwd(g, x1, x2, w, wanted, lmax_out, family):
+    outputs = empty((x1, x2, w), wanted)
+    _run("bwd", (x1, x2, w, g), outputs, lmax_out, family)
+    return present(x1, *outputs)
+
+
+def _bwdbwd(g, x1, x2, w, c1, c2, cw, wanted, lmax_out, family):
+    outputs = empty((g, x1, x2, w), wanted)
+    _run("bwdbwd", (x1, x2, w, g, c1, c2, cw), outputs, lmax_out, family)
+    return present(x1, *outputs)
+
+
+_op = register_multilinear("cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", _fwd, _bwd, _bwdbwd, _fake)  # [b, c, n] each
+
+
+def _relative(*degrees_and_odd) -> tuple[float, ...]:
+    return couplings.gaunt_weights(*degrees_and_odd)
+
+
+_relative._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
+
+
+def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = False) -> torch.Tensor:
+    """Weights of the Clebsch-Gordan product that are a sum of R products, as R Gaunt products can have.
+
+    a: [..., R, lmax1+1], b: [..., R, lmax2+1], c: [..., R, lmax_out+1]. Returns w [..., paths] with which `cg_tensor_product` is the sum over r of
+    `gaunt_tensor_product` with the weights w1 = a_r, w2 = b_r and w3 = c_r: a number between the 4 lmax + 1 degrees of freedom of one Gaunt product
+    (R = 1) and those of all its paths. odd: add the brackets of that product with the same weights; else the paths with an odd sum get 0.
+    Raises ValueError unless R agrees.
+    """
+    if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
+        raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {list(a.shape)}, {list(b.shape)} and {list(c.shape)}")
+    paths = cg_paths(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1)
+    products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
+    return products * torch.tensor(_relative(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device)
+
+
+def _check_weights(op: str, x1, x2, w, paths: int) -> None:
+    if not isinstance(w, torch.Tensor):
+        raise TypeError(f"{op}: w must be a tensor or None, got {type(w).__name__}")
+    if w.ndim == 0 or w.shape[-1] != paths:
+        raise ValueError(f"{op}: w must be [..., {paths}], got {list(w.shape)}")
+    if w.dtype != x1.dtype:
+        raise TypeError(f"{op}: w must have the dtype of x1, {x1.dtype}, got {w.dtype}")
+    if w.device != x1.device:
+        raise ValueError(f"{op}: w must be on the device of x1, {x1.device}, got {w.device}")
+    try:
+        torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1], w.shape[:-1])
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in (("x1", x1), ("x2", x2), ("w", w)))
+        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+
+
+def cg_tensor_product(
+    x1: torch.Tensor,
+    x2: torch.Tensor,
+    lmax_out: int,
+    w: torch.Tensor | None = None,
+    *,
+    w1: torch.Tensor | None = None,
+    w2: torch.Tensor | None = None,
+    w3: torch.Tensor | None = None,
+    method: str = "auto",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Clebsch-Gordan product of two sets of spherical-harmonic coefficients, every path with a weight.
+
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w: [..., paths], in the order of
+    `cg_paths(lmax1, lmax2, lmax_out)`; None: all 1. w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and
+    of what is returned. method: "dense", plain torch; "sparse", the kernels of the backend; "auto": these where there are some.
+    Returns [..., (lmax_out+1)^2]: the path (l1, l2, l3) has the coefficients sqrt(2 l3 + 1) wigner_3j(l1, l2, l3), so that inputs whose components
+    have variance 1 give such an output on each path. Half precision is calculated in float32.
+
+    O(3): inputs with parities p (-1)^l and q (-1)^l give p q (-1)^l on the paths with l1 + l2 + l3 even and -p q (-1)^l on the others: their sum
+    has a parity only if the weights of one kind are 0. Inputs that have one parity for all degrees (such as all even) give one to the sum.
+
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a method or a backend without kernels.
+    """
+    op = "cg_tensor_product"
+    lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    paths = len(cg_paths(lmax1, lmax2, lmax_out))
+    if w is not None:
+        _check_weights(op, x1, x2, w, paths)
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
+    dtype = x1.dtype
+    x1, x2, w, w1, w2, w3 = single(x1, x2, w, w1, w2, w3)
+    family = backends.resolve(backend, op, None, x1.device, x1.dtype)
+    if method == "sparse" and family == "reference":
+        raise RuntimeError(f"{op}: method 'sparse' needs kernels, backend 'reference' has none; its method is 'dense'")
+    if method == "dense" and backend not in ("auto", "reference"):
+        raise RuntimeError(f"{op}: there are no kernels for the method 'dense'; it is plain torch, backend 'reference'")
+    plain = method == "dense" or family == "reference"
+    if plain and x1.dtype in (torch.float16, torch.bfloat16):
+        x1, x2, w, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w, w1, w2, w3))
+    x1, x2 = scaled(x1, w1), scaled(x2, w2)
+    if plain:
+        return scaled(dense(x1, x2, w, lmax_out), w3).to(dtype)
+    operands = x1, x2, x1.new_ones(paths) if w is None else w
+    out = _op(*rows(*operands), lmax_out, family)
+    lead = torch.broadcast_shapes(*(t.shape[:-1] for t in operands))
+    return scaled(out.reshape(*lead, out.shape[-1]), w3).to(dtype)

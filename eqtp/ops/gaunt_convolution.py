@@ -1,0 +1,253 @@
+"""Products of features with the harmonics of an edge's direction: the Gaunt convolution, and the SO(2) form of the Clebsch-Gordan one.
+
+    Gaunt:            product of f_x with the filter  sum over l, m of h[l] Y_lm(r) Y_lm,     r the edge
+    Clebsch-Gordan:   out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r)    (Y: "component")
+
+Rotated so that the edge lies along the polar axis +y, the filter has components with m = 0 only, and what was a product becomes one small
+matrix for each |m| (`eqtp.so2`), at the price of rotating x there and the result back:
+
+    out = D(R)^T K D(R) x,    R r = |r| y.
+
+R is not unique, and no choice is continuous everywhere; but K commutes with rotations about y, so the result does not depend on the choice, and
+nor do its derivatives, as long as R is a smooth function near the edge. Hence two charts, each without a singularity where it serves:
+
+    y >= 0:  the smallest rotation from r to +y, rational in r / |r|;      y < 0:  a half turn about x, then the same.
+
+Wigner's matrices D are polynomials of R by a recursion in l; there are no angles. Sources: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt
+convolution); Passaro, Zitnick, 2302.03655 (SO(2) form).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from eqtp import backend as backends
+from eqtp import so2
+from eqtp.autograd import define
+from eqtp.couplings import cg_paths
+from eqtp.ops.gaunt_tensor_product import check_natural, degree_of, gaunt_tensor_product, lmax_of, scaled, widened
+from eqtp.ops.spherical_harmonics import spherical_harmonics
+
+METHODS = ("product", "rotated")
+AUTO = "product"  # method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
+
+
+def _table_now(like, name, arguments):
+    return torch.tensor(getattr(so2, name)(*arguments), dtype=torch.int64 if name in ("order", "place") else like.dtype, device=like.device)
+
+
+def _table_fake(like, name, arguments):
+    return torch.empty_like(_table_now(torch.empty(0, dtype=like.dtype), name, arguments), device=like.device)
+
+
+_table_op = define("so2_table", "(Tensor like, str name, int[] arguments) -> Tensor", _table_now, _table_fake)
+
+
+@lru_cache(maxsize=256)
+def _table(name, arguments, device, dtype):
+    with torch.inference_mode(False):  # what is remembered may be used for training later
+        return _table_now(torch.empty(0, dtype=dtype, device=device), name, arguments)
+
+
+def _constants(name: str, *arguments: int, like: torch.Tensor) -> torch.Tensor:
+    """The table of `eqtp.so2` of this name, on the device and in the precision of `like`."""
+    if torch.compiler.is_compiling():  # Dynamo does not see into the op
+        return _table_op(like.detach(), name, arguments)
+    inside = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()  # a tensor made in one of these belongs to it
+    return (_table.__wrapped__ if inside else _table)(name, arguments, str(like.device), like.dtype)
+
+
+def frame(unit: torch.Tensor) -> torch.Tensor:
+    """A rotation that takes the unit vector to +y: [..., 3] -> [..., 3, 3], in one of two charts (see above)."""
+    turn = torch.where(unit[..., 1] < 0, -1.0, 1.0).to(unit.dtype)  # [...]
+    x, y, z = unit[..., 0], unit[..., 1] * turn, unit[..., 2] * turn
+    k = 1 / (1 + y)
+    rows = [[1 - x * x * k, -x, -x * z * k], [x, y, z], [-x * z * k, -z, 1 - z * z * k]]
+    return torch.stack([torch.stack((a, b * turn, c * turn), -1) for a, b, c in rows], -2)
+
+
+def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
+    """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] -> [..., 2 l+1, 2 l+1] each."""
+    found = [torch.ones_like(rotation[..., :1, :1]), rotation]
+    while len(found) <= lmax:
+        c = _constants("step", len(found), like=rotation)  # [2 l+1, (2 l-1) 3]
+        pairs = found[-1][..., :, None, :, None] * rotation[..., None, :, None, :]  # [..., 2 l-1, 3, 2 l-1, 3]
+        found.append(c @ pairs.flatten(-4, -3).flatten(-2) @ c.mT)
+    return found[: lmax + 1]
+
+
+def _rotated(x: torch.Tensor, wigners: list[torch.Tensor], back: bool = False) -> torch.Tensor:
+    """D x, or D^T x: x [..., (lmax+1)^2]; leading dimensions broadcast."""
+    how = "...i,...ij->...j" if back else "...j,...ij->...i"
+    return torch.cat([torch.einsum(how, x[..., l * l : (l + 1) ** 2], wigners[l]) for l in range(degree_of(x) + 1)], -1)
+
+
+def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: bool) -> torch.Tensor:
+    """The matrices W (even), V (odd) or both in w [..., weights] times x [..., (lmax+1)^2] -> [..., (lmax_out+1)^2]."""
+    lmax, lead = degree_of(x), torch.broadcast_shapes(x.shape[:-1], w.shape[:-1])
+    x = x[..., _constants("order", lmax, like=x)]
+    zero = x.new_zeros(*lead, lmax_out + 1)
+    sums = {0: zero}  # m -> [..., lmax_out+1-m, 1 (m = 0) or 2 (+m, -m)] flattened
+    for name, m, at in so2.matrices(lmax, lmax_out, even, odd):
+        start = lmax + 1 + 2 * sum(lmax + 1 - n for n in range(1, m))
+        a = x[..., start : start + 2 * (lmax + 1 - m)].unflatten(-1, (-1, 2)) if m else x[..., : lmax + 1, None]
+        if name == "V":
+            a = torch.stack((-a[..., 1], a[..., 0]), -1)
+        part = torch.einsum("...oi,...ic->...oc", w[..., at].unflatten(-1, (lmax_out + 1 - m, lmax + 1 - m)), a).flatten(-2)
+        sums[m] = sums[m] + part if m in sums else part
+    out = torch.cat([t.expand(*lead, t.shape[-1]) for t in sums.values()], -1)
+    return widened(out, lmax_out)[..., _constants("place", lmax_out, like=x)]
+
+
+def _check(op: str, x, r, lmax_out: int, **weights) -> int:
+    """Checks the arguments of `op`; returns lmax."""
+    lmax = lmax_of(op, "x", x)
+    given = {"x": x, "r": r} | weights
+    for key, t in given.items():
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{op}: {key} must be a tensor, got {type(t).__name__}")
+        if not t.is_floating_point() or t.dtype != x.dtype:
+            raise TypeError(f"{op}: {key} must be floating point, of the dtype of x, {x.dtype}, got {t.dtype}")
+        if t.device != x.device:
+            raise ValueError(f"{op}: {key} must be on the device of x, {x.device}, got {t.device}")
+    if r.ndim == 0 or r.shape[-1] != 3:
+        raise ValueError(f"{op}: r must be [..., 3], got {list(r.shape)}")
+    check_natural(op, "lmax_out", lmax_out)
+    try:
+        torch.broadcast_shapes(*(t.shape[:-1] for t in given.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{key} {list(t.shape)}" for key, t in given.items())
+        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+    return lmax
+
+
+def _to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Whether r [..., 3] counts as zero, [..., 1], and Wigner's matrices of degrees 0..lmax of a rotation that takes it to +y (if zero: of none)."""
+    unit = spherical_harmonics(1, r, True, "norm")  # r / |r|, or zero
+    null = (unit == 0).all(-1, keepdim=True)
+    return null, wigner(frame(torch.where(null, torch.tensor([0.0, 1.0, 0.0]).to(unit), unit)), lmax)
+
+
+def gaunt_convolution(
+    x: torch.Tensor,
+    r: torch.Tensor,
+    lmax_out: int,
+    *,
+    lmax_filter: int | None = None,
+    h: torch.Tensor | None = None,
+    method: str = "auto",
+    odd: bool = False,
+    backend: str = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Gaunt product of features with the filter sum over l, m of h[l] Y_lm(r) Y_lm of each edge.
+
+    x: [..., (lmax+1)^2] coefficients in e3nn's order, normalization "integral". r: [..., 3] edges, of which the direction counts. h: [...,
+    lmax_filter+1] weight of each degree of the filter (radial functions of |r|), by default 1. lmax_filter: by default what h has, or all degrees
+    that meet x and the output, lmax + lmax_out. Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3]. Returns [..., (lmax_out+1)^2], as
+    `eqtp.gaunt_tensor_product(x, Y(r), lmax_out, w2=h)` does; with odd=True the pair (product, bracket).
+
+    method: "product", that product; "rotated", by rotation to the polar axis; or "auto": the same numbers. Equivariance and parities are those of
+    the product, with q = 1 for r a vector. At r = 0 only Y_0 is not zero and all derivatives by r are zero, as in `eqtp.spherical_harmonics`.
+
+    Smooth everywhere else: values and derivatives of every order are right for edges along the axes too. Raises TypeError or ValueError, naming the
+    argument; RuntimeError for a backend without kernels for this. Source: Luo, Chen, Krishnapriyan, ICLR 2024.
+    """
+    op = "gaunt_convolution"
+    lmax = _check(op, x, r, lmax_out, **({} if h is None else {"h": h}))
+    if lmax_filter is None:
+        lmax_filter = lmax + lmax_out if h is None or h.ndim == 0 else h.shape[-1] - 1
+    check_natural(op, "lmax_filter", lmax_filter)
+    if h is not None and h.shape[-1:] != (lmax_filter + 1,):
+        raise ValueError(f"{op}: h must be [..., {lmax_filter + 1}], got {list(h.shape)}")
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
+    if method == "auto":
+        method = AUTO
+    if method == "product":
+        y = spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral", backend)
+        return gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
+    backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x, r, h = (t if t is None else t.float() for t in (x, r, h))
+    null, wigners = _to_axis(r, max(lmax, lmax_out))
+    h = x.new_ones(lmax_filter + 1) if h is None else h
+    h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
+    turned, out = _rotated(x, wigners), []
+    for half in (False, True)[: 1 + odd]:
+        w = h @ _constants("of_gaunt", lmax, lmax_filter, lmax_out, half, like=h)
+        out.append(_rotated(_by_order(turned, w, lmax_out, not half, half), wigners, True).to(dtype))
+    return tuple(out) if odd else out[0]
+
+
+def _filter_degree(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -> int:
+    check_natural(op, "lmax", lmax), check_natural(op, "lmax_out", lmax_out)
+    return lmax + lmax_out if lmax_filter is None else check_natural(op, "lmax_filter", lmax_filter)
+
+
+def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[tuple[int, int, int]]:
+    """The paths (l1, l2, l3) of a Clebsch-Gordan convolution, in the order of their weights (lexicographic).
+
+    lmax, lmax_out, lmax_filter: largest l1, l3 and l2; by default all l2 there can be, lmax + lmax_out, so that there are as many paths as weights of
+    `so2_convolution`. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming the argument.
+    """
+    return cg_paths(lmax, _filter_degree("so2_paths", lmax, lmax_out, lmax_filter), lmax_out)
+
+
+def _mapped(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
+    if not isinstance(w, torch.Tensor) or not w.is_floating_point():
+        raise TypeError(f"{op}: w must be a floating point tensor, got {getattr(w, 'dtype', type(w).__name__)}")
+    matrix = _constants(table, *degrees, like=w)
+    if w.ndim == 0 or w.shape[-1] != len(matrix):
+        raise ValueError(f"{op}: w must be [..., {len(matrix)}], got {list(w.shape)}")
+    return w @ matrix
+
+
+def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
+    """Weights of `so2_convolution` for those of the paths of a Clebsch-Gordan convolution.
+
+    w: [..., paths] in the order of `so2_paths`, of which the arguments are; e3nn's weights of irrep_normalization="component" and
+    path_normalization="none" (others: times the path's coefficient). Returns [..., weights]: W_0, W_1, V_1, W_2, V_2, .. one after the other, W_m and
+    V_m [lmax_out+1-m, lmax+1-m]. With all l2 as many as paths, and the map has an inverse, `so2_path_weights`. Raises TypeError or ValueError.
+    """
+    degrees = lmax, _filter_degree("so2_weights", lmax, lmax_out, lmax_filter), lmax_out
+    return _mapped("so2_weights", w, "from_paths", degrees)
+
+
+def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
+    """Weights of the paths for those of `so2_convolution`: the inverse of `so2_weights`, [..., weights] -> [..., paths].
+
+    With fewer l2 than there can be the path weights that come nearest: an inverse from the left only. Raises TypeError or ValueError.
+    """
+    degrees = lmax, _filter_degree("so2_path_weights", lmax, lmax_out, lmax_filter), lmax_out
+    return _mapped("so2_path_weights", w, "to_paths", degrees)
+
+
+def so2_convolution(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out: int, *, backend: str = "auto") -> torch.Tensor:
+    """Channelwise Clebsch-Gordan convolution with all paths, odd ones included, in its SO(2) form.
+
+    x: [..., (lmax+1)^2] in e3nn's order. r: [..., 3] edges, of which the direction counts. w: [..., weights] as `so2_weights` gives them, or free.
+    Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3], and w per edge and channel, or shared. Returns [..., (lmax_out+1)^2]:
+
+        out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r),      Y in normalization "component",
+
+    which is e3nn's uvu product of x with the harmonics of r. At r = 0 only the paths with l2 = 0 are left, as Y says there. Equivariant under
+    rotations; the paths with an odd sum give pseudotensors. Smooth as `gaunt_convolution` is. Raises TypeError or ValueError, naming the argument;
+    RuntimeError for a backend without kernels for this. Source: Passaro, Zitnick, 2302.03655.
+    """
+    op = "so2_convolution"
+    lmax = _check(op, x, r, lmax_out, w=w)
+    count = so2.matrices(lmax, lmax_out)[-1][2].stop
+    if w.ndim == 0 or w.shape[-1] != count:
+        raise ValueError(f"{op}: w must be [..., {count}], got {list(w.shape)}")
+    backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x, r, w = x.float(), r.float(), w.float()
+    null, wigners = _to_axis(r, max(lmax, lmax_out))
+    out = _rotated(_by_order(_rotated(x, wigners), w, lmax_out, True, True), wigners, True)
+    least = min(lmax, lmax_out)
+    alone = scaled(x[..., : (least + 1) ** 2], w @ _constants("mean", lmax, lmax_out, like=w))
+    return torch.where(null, widened(alone, lmax_out), out).to(dtype)

@@ -1,0 +1,119 @@
+"""The Triton kernels for products of functions on the sphere, run as NumPy, against the slow evaluation of programs and tables (tests/programs.py).
+
+Not collected by itself: tests/test_triton.py runs it, as it does tests/triton_interpreter.py.
+"""
+
+import numpy as np
+import pytest
+import torch
+from programs import couple, evaluate
+from triton_interpreter import FULL, HALF, tolerance
+
+from eqtp import couplings, signals, testing
+from eqtp.kernels import KERNELS, coupling
+from eqtp.kernels import gaunt_tensor_product as kernel
+
+PASSES = {"fwd": 1, "bwd": 2, "bwdbwd": 3}  # and how many outputs they have
+DEGREES = (2, 1, 3)
+
+
+def operands(sizes, batch=2, channels=3, dtype=torch.float64):
+    """Numbers that every dtype holds."""
+    return [testing.random(batch, channels, n, seed=k).bfloat16().to(dtype) for k, n in enumerate(sizes)]
+
+
+def assert_runs(run, expected_of, data, sizes_in, sizes_out, dtype=torch.float64, layout=lambda t: t, **shape):
+    """A call of a family writes all its outputs, which are slices of one tensor, next to each other or with a gap."""
+    inputs = [layout(t) for t in operands(sizes_in, dtype=dtype, **shape)]
+    with testing.poisoned():
+        outputs = torch.empty(*inputs[0].shape[:2], sum(sizes_out) + 1, dtype=dtype).split([*sizes_out, 1], -1)[:-1]
+        run(data, inputs, outputs)
+    for n, (a, b) in enumerate(zip(outputs, expected_of(data, [t.double() for t in inputs]), strict=True)):
+        testing.assert_close(a, b, f"output {n}", tolerance(dtype))
+
+
+def assert_program(program, **options):
+    sizes = ([(l + 1) ** 2 for l in lmax] for lmax in (program.lmax_in, program.lmax_out))
+    assert_runs(KERNELS.signals, evaluate, program, *sizes, **options)
+
+
+def assert_couplings(table, **options):
+    assert_runs(KERNELS.couple, couple, table, table.inputs, table.outputs, **options)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("kind", signals.KINDS)
+def test_products(kind, pass_):
+    """All passes, by the grid and by the table."""
+    arguments = kind, *((1, 1, 1) if kind == "cross" else DEGREES), pass_, (True,) * PASSES[pass_]
+    assert_program(signals.product(*arguments))
+    assert_couplings(couplings.gaunt(*arguments))
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 0), (3, 0, 2), (1, 2, 0)], ids=str)
+def test_degrees(degrees):
+    """Kinds of components that there are none of, and degrees that are cut off."""
+    assert_program(signals.product("product", *degrees, "fwd", (True,)))
+
+
+@pytest.mark.parametrize("tangents", range(3))
+def test_powers(tangents):
+    """Powers up to the third, of which some derivatives are zero, and an input that no term uses."""
+    assert_program(signals.powers(1, 2, 3, tangents))
+    assert_program(signals.powers_adjoint(1, 2, 3, tangents))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_in_several_kernels(monkeypatch, dtype):
+    """Terms and orders apart, with sums in full precision; types that are not float64."""
+    monkeypatch.setattr(kernel, "MOST", {"float32": 50})
+    for remembered in (kernel.parts, kernel.source, kernel._compiled):
+        remembered.cache_clear()
+    program = signals.product("odd", 1, 1, 2, "bwdbwd", (True, False, True))
+    parts = kernel.parts(program, "float32")
+    assert len(parts) > 5 and any(s.adds for part in parts for s in part) and any(len(s.orders) < 3 for part in parts for s in part)
+    assert_program(program, dtype=dtype)
+    assert_program(signals.powers(1, 1, 2, 0), dtype=dtype)
+    assert_couplings(couplings.gaunt("product", 1, 1, 2, "fwd", (True,)), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [*FULL, torch.bfloat16], ids=str)
+def test_long_tables(monkeypatch, dtype):
+    """Tables that are data, by the same numbers."""
+    monkeypatch.setattr(coupling, "ENTRIES", 10)
+    table = couplings.gaunt("odd", 1, 1, 1, "fwd", (True,))
+    assert not coupling.is_text(table, "float64")
+    assert_couplings(table, dtype=dtype)
+    assert_couplings(scaled(), dtype=dtype)
+
+
+def scaled():
+    """Groups with a scale, one and two in a component; a component without entries; an input that is not used."""
+    entries = [[0, 3, 0, 1], [0, 3, 1, 2], [0, -1, 2, 2], [2, 4, 0, 0], [3, 3, 1, 1], [3, 4, 1, 0], *([4, -1, i % 3, i % 5] for i in range(15))]
+    return couplings.Couplings((3, 2, 1), (4, 1), np.array(entries), np.linspace(-1, 1, len(entries)))
+
+
+def test_scales():
+    assert_couplings(scaled())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1), (3, 23)], ids=str)
+def test_sizes(shape):
+    """No samples, one, and more than one program of them has."""
+    batch, channels = shape
+    for data, check in ((signals.product("product", 1, 1, 1, "fwd", (True,)), assert_program), (scaled(), assert_couplings)):
+        check(data, batch=batch, channels=channels)
+
+
+def test_shared_inputs():
+    """Inputs that all samples, all channels or all batches share, and slices."""
+    layouts = (
+        lambda t: t[:1, :1].expand_as(t),
+        lambda t: t[:, :1].expand_as(t),
+        lambda t: t[:1].expand_as(t),
+        lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+        lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    )
+    for layout in layouts:
+        assert_program(signals.product("product", 1, 1, 1, "fwd", (True,)), layout=layout)
+        assert_couplings(scaled(), layout=layout)
