@@ -17,7 +17,7 @@ from eqtp.gaunt import folded_flops
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
 from eqtp.so3 import gaunt, wigner_3j
 
-SIZES = [(4, 4, 8, 1), (4, 4, 8, 32), (8, 8, 16, 1), (6, 6, 6, 128), *((l, l, l, 32) for l in range(1, 11))]
+SIZES = [(4, 4, 8, 1), (4, 4, 8, 32), (8, 8, 16, 1), (6, 6, 6, 128), *((l, l, l, c) for c in (32, 128) for l in range(1, 11))]
 PROBLEMS = tuple(
     f"{l1}-{l2}-{l3}-c{channels}{method}{odd}"
     for l1, l2, l3, channels in dict.fromkeys(SIZES)

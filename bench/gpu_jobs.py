@@ -24,6 +24,7 @@ class Job(NamedTuple):
 
 
 DIAMOND, FLASHTP = ("--graph", "diamond:5"), ("--graph", "flashtp")  # 158,000 and 32,768 edges
+GAUNT, SIGNALS = ("2-2-2-c128", "3-3-3-c128", "4-4-4-c128", "6-6-6-c128", "4-4-8-c32", "4-4-4-c128-odd"), ("jit", "triton")
 ROWS = ("sevennet-0", "nequip-water")  # 3,136 and 704 columns
 
 GPU = [
@@ -34,6 +35,8 @@ GPU = [
     Job("max", "segment_max", ROWS, (*DIAMOND, "--pass", "fwd,grad", *TIMES)),
     Job("softmax", "segment_softmax", ROWS, (*DIAMOND, "--pass", "fwd,grad", *TIMES)),
     Job("conv-flashtp", "tensor_product_conv", CONVS, (*FLASHTP, *ALL), peers=PEERS),
+    Job("gaunt", "gaunt_tensor_product", GAUNT, ("--edges", "10000", "--pass", "fwd,grad", *TIMES), families=SIGNALS),
+    Job("many-body", "gaunt_many_body", ("3-1-n3-c128",), ("--edges", "1000", "--pass", "fwd,grad", *TIMES), families=SIGNALS),
     Job("conv-float64", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ALL), dtype="float64"),
     Job("conv-bfloat16", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ALL), dtype="bfloat16"),
     Job("conv-reference", "tensor_product_conv", CONVS, (*DIAMOND, "--pass", "fwd,bwd,bwdbwd", *TIMES), families=("reference",)),

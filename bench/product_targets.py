@@ -18,6 +18,7 @@ from bench import product_methods as methods
 from bench import symmetric_contraction as mace
 from bench.harness import TITLES, Missing, Timing, WrongKernel
 from eqtp.gaunt import folded_flops
+from eqtp.ops.gaunt_tensor_product import AUTO
 from eqtp.testing import relative_error
 
 TODAY = ("pof-grid", "e3nn-even", "published-fft")  # the figures that goals were set from
@@ -188,7 +189,7 @@ def targets(options, rates, write) -> None:
     judgements = gaunt_products(options, rates, write)
     judgements += many_body(options, rates, write)
     judgements += accuracy(options, write)
-    degree, used = crossover(options, write, [l for l in options.lmax if l <= 4], square=True), in_use()
+    (degree, _), (used, _) = crossover(options, write, [l for l in options.lmax if l <= 4], square=True), AUTO["native"]
     reached = f"sparse to {degree}; auto uses it to {used}"
     judgements.append({"op": "target", "what": "crossover sparse / grid", "pass": "fwd, bwd", "target": "measured and used", "reached": reached,
                        "met": degree == used or None})  # fmt: skip
@@ -200,24 +201,16 @@ def targets(options, rates, write) -> None:
     write("\n".join(lines), [each | more for each in judgements])
 
 
-def in_use() -> int | None:
-    """The largest degree at which method="auto" takes the table; None: its rule has another form by now."""
-    try:
-        from eqtp.ops.gaunt_tensor_product import AUTO
-
-        return next(degree for degree, name in AUTO if name == "sparse")
-    except (ImportError, StopIteration, TypeError, ValueError):
-        return None
-
-
 def routed(x1: torch.Tensor, x2: torch.Tensor, **options) -> torch.Tensor:
     """`eqtp.gaunt_tensor_product`"""
     return eqtp.gaunt_tensor_product(x1, x2, **options)
 
 
-def crossover(options, write, degrees: list[int], square: bool = False) -> int:
-    """Times sparse against grid; returns the largest degree at which sparse should be taken: it loses the least, as a product of ratios of times."""
-    dtype, lost = getattr(torch, options.dtype), {degree: 0.0 for degree in (0, *degrees)}
+def crossover(options, write, degrees: list[int], square: bool = False) -> tuple[int, int]:
+    """Times sparse against grid; returns the two degrees of AUTO (both at most the first, or one at most the second: sparse) that lose the least, as
+    a product of ratios of times. square: equal degrees only, the second is 0."""
+    tried = (0, *degrees)
+    dtype, lost = getattr(torch, options.dtype), {(both, one): 0.0 for both in tried for one in tried if one <= (0 if square else both)}
     for channels in options.channels:
         for l1, l2 in ((a, b) for a in degrees for b in degrees if a >= b and (a == b or not square)):
             for l3 in (l1 + l2,) if square else dict.fromkeys((l1, l1 + l2)):
@@ -228,17 +221,16 @@ def crossover(options, write, degrees: list[int], square: bool = False) -> int:
                     calls = {how: harness.call_of(f, (x1, x2), g, pass_) for how, f in routes.items()}
                     timed, _ = take_turns(calls, options, ("sparse", "grid"))
                     ms = {how: timing.ms for how, timing in timed.items()}
-                    for degree in lost:
-                        lost[degree] += math.log(ms["sparse" if l1 <= degree else "grid"] / min(ms.values()))
+                    for both, one in lost:
+                        lost[both, one] += math.log(ms["sparse" if l1 <= both or l2 <= one else "grid"] / min(ms.values()))
                     what = f"{l1} x {l2} -> {l3}, {channels} channel{'s' * (channels > 1)}, batch {options.batch:,}"
                     rows = [row(options, what, pass_, f"gaunt-{how}", t, {}, rule=True, channels=channels) for how, t in timed.items()]
                     text = f"sparse {ms['sparse']:10.4g} ms, grid {ms['grid']:10.4g} ms, grid / sparse {ms['grid'] / ms['sparse']:6.2f}"
                     write(f"{what:44} {TITLES[pass_]:8} {text}", rows)
-    return min(lost, key=lambda degree: (round(lost[degree], 9), degree))
+    return min(lost, key=lambda pair: (round(lost[pair], 9), pair))
 
 
 def rule(options, rates, write) -> None:
-    """The line AUTO of eqtp/ops/gaunt_tensor_product.py, as measured here."""
-    degree = crossover(options, write, [l for l in options.lmax if l <= 5])
-    rules = f'(({degree}, "sparse"), (None, "grid"))' if degree else '((None, "grid"),)'
-    write(f"\n# {rates}; {options.batch:,} rows, {', '.join(map(str, options.channels))} channels, {options.dtype}\nAUTO = {rules}", [])
+    """The entry of AUTO in eqtp/ops/gaunt_tensor_product.py, as measured here."""
+    found = crossover(options, write, [l for l in options.lmax if l <= 8])
+    write(f"\n# {rates}; {options.batch:,} rows, {', '.join(map(str, options.channels))} channels, {options.dtype}\nAUTO: {found}", [])

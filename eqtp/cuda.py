@@ -37,8 +37,6 @@ class Kernels:
         """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
         if op.startswith("segment_"):
             return f"there is nothing to specialise in {op}"
-        if op == "matrix_tensor_product":
-            return "there are no GPU kernels for matrix_tensor_product yet"
         if dtype not in STORAGE:
             return f"the specialised kernels know {', '.join(map(_name, STORAGE))}, not {_name(dtype)}"
         return self.unavailable(device) or (native.why_not_plan(plan) if plan is not None else None)
@@ -122,6 +120,11 @@ class Kernels:
         """Runs csrc/cg_tensor_product.cuh. couplings: `eqtp.couplings.Couplings`; inputs, outputs: a tensor [B, C, n] for each of their inputs and
         outputs, the last dimension contiguous. Raises RuntimeError for rows too long for the shared memory of a GPU."""
         self._run_samples("cg_tensor_product.cuh", specialise_signals.couple, couplings, inputs, outputs)
+
+    def matrices(self, program, inputs, outputs) -> None:
+        """Runs csrc/matrix_tensor_product.cuh. program: `eqtp.matrices.Program`; inputs, outputs: a tensor [B, C, (lmax+1)^2] for each of its inputs
+        and outputs, the last dimension contiguous. Raises RuntimeError for matrices too large for the shared memory of a GPU."""
+        self._run_samples("matrix_tensor_product.cuh", specialise_signals.matrices, program, inputs, outputs)
 
     def _run_samples(self, file: str, specialise: Callable, what, inputs, outputs) -> None:
         """Rows [B, C, n] of many tensors (csrc/tile.cuh)."""

@@ -1,5 +1,5 @@
-"""Programs (`eqtp.signals`) and couplings (`eqtp.couplings`) as compile-time tables: a C++ struct of numbers and an entry point, for
-csrc/gaunt_tensor_product.cuh and csrc/cg_tensor_product.cuh.
+"""Programs (`eqtp.signals`), couplings (`eqtp.couplings`) and programs of matrices (`eqtp.matrices`) as compile-time tables: a C++ struct of numbers
+and an entry point, for csrc/gaunt_tensor_product.cuh, csrc/cg_tensor_product.cuh and csrc/matrix_tensor_product.cuh.
 
 Every kernel takes C, B C, and for each input that is used and each output a pointer and the strides of B and C.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from eqtp import gaunt
+from eqtp import matrices as matrix_data
 from eqtp.couplings import Couplings
 from eqtp.signals import Program
 from eqtp.specialise import MAX_BLOCKS, STORAGE
@@ -26,7 +27,9 @@ ENOUGH = 16  # warps of a multiprocessor: with the registers of these kernels th
 MAX_THREADS = 256  # of a block: a thread may have all registers there are
 CONSTANT = 60 * 1024  # bytes of tables that fit the constant memory; longer ones are read through the caches
 UNROLLED = 4000  # instructions of a row of a program up to which its columns are no loop
-COUPLED = 1500  # instructions of couplings up to which their tables are instructions, not data
+COUPLED = 1500  # instructions of couplings, or to and from matrices, up to which their tables are instructions, not data
+SUMS = 36  # of products of matrices that a thread has in registers at most
+TOGETHER = 16  # threads that read the same place of a table from which on it stands in constant memory, which is slow for different places
 FEW = 100  # registers with which ENOUGH warps fit
 REGISTERS = 220  # numbers that a row of a program works on, up to which its columns are unrolled without spills; fitted to what ptxas reports
 
@@ -238,3 +241,76 @@ def couple(couplings: Couplings, dtype: torch.dtype) -> Specialised | None:
     threads = tile.samples * tile.workers
     text += f"struct Plan {{\n{members}}};\n" + _entry("couple", STORAGE[dtype], threads, 0, len(used), len(c.outputs))
     return Specialised(f"namespace eqtp {{\n{text}}}\n", "eqtp::couple_kernel", tuple(used.tolist()), tile.samples, threads, tile.shared)
+
+
+# ------------------------------------------------------------------------------------------------ matrices
+def _block(size: int) -> tuple[int, int]:
+    """Rows and columns of the sums that a thread has in registers: as few blocks as there may be, with few rows that two of them make."""
+    rows = min((3, 4, 5), key=lambda n: -(-size // n) * n)
+    count = -(-size // (SUMS // rows))  # blocks beside each other
+    return min(rows, size), -(-size // count)
+
+
+def _conversions(program: matrix_data.Program, inputs: list[int]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:
+    """Tables `first`, `at` and `c` of sums, and the first sum of each input and of each output: parts in the order of pairs, and components."""
+    n, lengths, at, c = program.size, [], [], []
+    start: dict[tuple[bool, int], int] = {}  # first sum
+    pair = np.arange(n * (n + 1) // 2)
+    a, b = np.sort([pair % n, (pair % n + pair // n) % n], axis=0)
+    rank = np.zeros(n * n, int)  # of the places in that order: upper, lower, upper, ..; on the diagonal only upper ones
+    rank[b * n + a], rank[a * n + b] = 2 * pair + 1, 2 * pair
+    for back, lmax in dict.fromkeys([(False, program.lmax_in[i]) for i in inputs] + [(True, lmax) for lmax in program.lmax_out]):
+        found = matrix_data.conversion(lmax, n)
+        key, numbers = (found.component, (lmax + 1) ** 2) if back else (rank[found.place], 2 * len(pair))
+        order = np.argsort(key, kind="stable")
+        start[back, lmax] = len(lengths)
+        lengths += np.bincount(key, minlength=numbers).tolist()
+        at.append((found.place if back else found.component)[order])
+        c.append((found.back if back else found.to)[order])
+    tables = {"first": np.array(_running(lengths)), "at": np.concatenate(at), "c": np.concatenate(c)}
+    return tables, [start[False, program.lmax_in[i]] for i in inputs], [start[True, lmax] for lmax in program.lmax_out]
+
+
+@lru_cache(maxsize=1024)
+def matrices(program: matrix_data.Program, dtype: torch.dtype) -> Specialised:
+    """The kernel of a program of matrices. Raises RuntimeError for one too large."""
+    terms = [term for terms in program.terms for term in terms]
+    used = sorted({n for left, _, right, _ in terms for n in (left, right)})  # of a pair both
+    first_in = _running((program.lmax_in[n] + 1) ** 2 for n in used)
+    first_out = _running((lmax + 1) ** 2 for lmax in program.lmax_out)
+    itemsize, size, tensors = 8 if dtype == torch.float64 else 4, program.size, len(used) + len(program.lmax_out)
+    rows, columns = _block(size)
+    numbers = (len(used) + 1) * size**2 + max(first_in[-1], first_out[-1])
+    tile = _tile("matrices", -(-size // rows) * -(-size // columns), tensors, lambda workers: numbers, itemsize)
+    tables, to, back = _conversions(program, used)
+    entries = sum(len(matrix_data.conversion(lmax, size).to) for lmax in [*(program.lmax_in[n] for n in used), *program.lmax_out])
+    kinds = {"first": "int", "at": "short", "c": "double" if dtype == torch.float64 else "float"}
+    length = sum(len(values) * {"first": 4, "at": 2, "c": itemsize}[name] for name, values in tables.items())
+    space = _space(length if tile.samples >= TOGETHER else CONSTANT + 1)
+    text = "".join(_array(space, f"MATRIX_{name.upper()}", values, kinds[name]) for name, values in tables.items())
+    members = _members(
+        SAMPLES=tile.samples,
+        WORKERS=tile.workers,
+        UNROLL=int(2 * entries <= COUPLED and (tile.workers == 1 or tile.samples == 32)),
+        SIZE=size,
+        ROWS=rows,
+        COLUMNS=columns,
+        IN=len(used),
+        OUT=len(program.lmax_out),
+        FIRST_IN=first_in,
+        FIRST_OUT=first_out,
+        PAIR_IN=used.index(program.pair_in) if program.pair_in in used else -1,
+        PAIR_OUT=program.pair_out,
+        TERM=_running(map(len, program.terms)),
+        LEFT=[used.index(left) for left, _, _, _ in terms],
+        RIGHT=[used.index(right) for _, _, right, _ in terms],
+        LEFT_TURNED=[int(turned) for _, turned, _, _ in terms],
+        RIGHT_TURNED=[int(turned) for _, _, _, turned in terms],
+        TO=to,
+        BACK=back,
+    )
+    for name, kind in kinds.items():
+        members += f"  static __device__ constexpr {kind} {name}(int i) {{ return MATRIX_{name.upper()}[i]; }}\n"
+    threads, registers = tile.samples * tile.workers, (rows * columns + columns + 30) * itemsize // 4
+    text += f"struct Plan {{\n{members}}};\n" + _entry("matrices", STORAGE[dtype], threads, registers, len(used), len(program.lmax_out))
+    return Specialised(f"namespace eqtp {{\n{text}}}\n", "eqtp::matrices_kernel", tuple(used), tile.samples, threads, tile.shared)

@@ -195,7 +195,10 @@ def test_auto_takes_the_rule(monkeypatch):
     monkeypatch.setattr(module, "ROUTES", {name: record(name, route) for name, route in module.ROUTES.items()})
     for lmax1, lmax2 in ((2, 2), (2, 3), (3, 0), (8, 8)):
         gaunt_tensor_product(coefficients(lmax1), coefficients(lmax2), 2, backend="reference")
-    assert taken == ["sparse", "grid", "grid", "grid"]
+    assert taken == ["sparse", "grid", "sparse", "grid"]
+    x = torch.zeros(1)
+    rule = lambda *degrees: module.choose("op", "auto", "native", degrees, x)  # noqa: E731
+    assert [rule(3, 3), rule(4, 1), rule(4, 2)] == [("sparse", "native"), ("sparse", "native"), ("grid", "native")]
 
 
 X = torch.zeros(2, 9)

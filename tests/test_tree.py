@@ -27,7 +27,7 @@ LAYERS = {
     "signals": {"gaunt"},
     "vector_signals": {"so3"},
     "matrices": {"gaunt"},
-    "specialise_signals": {"gaunt", "couplings", "signals", "specialise"},
+    "specialise_signals": {"gaunt", "couplings", "matrices", "signals", "specialise"},
     "so2": {"couplings", "gaunt", "so3"},
     "nn_gaunt": {"ops", "graph", "gaunt"},
     "constants": {"autograd", "gaunt"},

@@ -23,7 +23,7 @@ QUICK = ["mace-large", "nequip-l", "sevennet-0", "mace-l1:rows", "lmax3", "lmax6
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 OTHERS = [name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK]  # lmax15 takes minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
-POINTERS = {"far", "ptr", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b"}  # of int64; other pointers are of numbers
+POINTERS = {"far", "ptr", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b", "at"}  # of int64; other pointers are of numbers
 PROGRAMS = {
     "gaunt": lambda: signals.product("product", 4, 4, 8, "fwd", (True,)),
     "gaunt:bwd": lambda: signals.product("product", 4, 4, 8, "bwd", (True,) * 2),
@@ -145,7 +145,7 @@ def compiled(function, used, constants, warps, real, target):
     pointers = {"x", "y", "w", "g", "cx", "cy", "cw", "out", "gx", "gy", "gw", "xyz", "c", "gxyz", *POINTERS}
     signature, values, attributes = {}, {}, {}
     for n, name in enumerate(function.arg_names):
-        if re.fullmatch(r"(in|out)\d+|table|around|rows|sums|coefficient", name):  # not compiled again for another alignment
+        if re.fullmatch(r"(in|out)\d+|table|around|rows|sums|coefficient|scratch", name):  # not compiled again for another alignment
             signature[name] = number if name[-1].isdigit() or real == "float64" else "*fp32"
         elif name in constants or (name in pointers and name not in used):
             signature[name], values[n,] = "constexpr", constants.get(name)
