@@ -285,3 +285,40 @@ def test_exported_program_runs_in_another_process(tmp_path):
 def test_compile_of_empty_graphs(size):
     """R19 under compile: no edges, no sources, one of each."""
     assert_right(torch.compile(Conv(), fullgraph=True, backend="aot_eager"), size)
+
+
+def test_products_of_signals_with_sizes_that_change():
+    """One graph for every number of rows, and an exported layer that takes any."""
+
+    def f(a, b):
+        bracket = eqtp.gaunt_tensor_product(a, b, 3, odd=True)[1]
+        powers = eqtp.gaunt_many_body(a, 3, 3)[..., 2, :]
+        return bracket + powers + eqtp.matrix_tensor_product(a, b, 3) + eqtp.cg_tensor_product(a, b, 3) + eqtp.vector_signal_tensor_product(a, b, 3)
+
+    graphs = []
+
+    def count(module, example_inputs):
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(f, backend=count, fullgraph=True, dynamic=True)
+    for n in (5, 7, 11):
+        a, b = testing.random(n, 4, 16, seed=n), testing.random(n, 1, 16, seed=n + 1)
+        testing.assert_close(compiled(a, b), f(a, b))
+    assert len(graphs) == 1
+
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = eqtp.nn.GauntTensorProduct(2, 2, 2, 4, odd=True, rank=2)
+            self.powers = eqtp.nn.GauntManyBody(2, 2, 4, 3, 2)
+
+        def forward(self, x, element):
+            product, bracket = self.product(x, x)
+            return self.powers(product, element) + bracket
+
+    layers, rows = Layers().double(), torch.export.Dim("rows")
+    example = testing.random(6, 4, 9), torch.arange(6) % 2
+    exported = torch.export.export(layers, example, dynamic_shapes=({0: rows}, {0: rows})).module()
+    x, element = testing.random(9, 4, 9, seed=3), torch.arange(9) % 2
+    testing.assert_close(exported(x, element), layers(x, element))

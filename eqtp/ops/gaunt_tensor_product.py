@@ -14,7 +14,7 @@ Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al.
 
 from __future__ import annotations
 
-from math import isqrt
+from math import prod
 
 import torch
 
@@ -33,8 +33,11 @@ DIRECT_TERMS = 100  # fourier: terms of the convolution of two series up to whic
 
 
 def degree_of(x: torch.Tensor) -> int:
-    """lmax of [..., (lmax+1)^2]"""
-    return isqrt(x.shape[-1]) - 1
+    """lmax of [..., (lmax+1)^2], or the largest with at most that many. By comparisons: torch.compile understands them for sizes that may change."""
+    lmax = 0
+    while (lmax + 2) ** 2 <= x.shape[-1]:
+        lmax += 1
+    return lmax
 
 
 def _padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -89,7 +92,7 @@ def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[
     if odd:
         values.append(f[1] * g[2] - f[2] * g[1])
     out = constants("octant", lmax_out, *size, like=x1)
-    return tuple(project(v.reshape(*v.shape[:2], lead.numel()), out).view(*lead, (lmax_out + 1) ** 2) for v in values)
+    return tuple(project(v.reshape(*v.shape[:2], prod(lead)), out).view(*lead, (lmax_out + 1) ** 2) for v in values)
 
 
 # fourier
@@ -184,14 +187,15 @@ def lined(t: torch.Tensor) -> torch.Tensor:
 def leading(*operands: torch.Tensor) -> torch.Size:
     """What the dimensions before the last broadcast to."""
     shapes = [t.shape[:-1] for t in operands]
-    return shapes[0] if all(shape == shapes[0] for shape in shapes) else torch.broadcast_shapes(*shapes)  # which is slow
+    alike = all(len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:])  # lengths first: what differs in them is not compared
+    return shapes[0] if alike else torch.broadcast_shapes(*shapes)  # which is slow
 
 
 def rows(*operands: torch.Tensor) -> list[torch.Tensor]:
     """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by rows is not copied if it is
     shared by all of b or of c."""
     lead = leading(*operands)
-    size = (lead[:-1].numel(), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
+    size = (prod(lead[:-1]), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
     return [(t if t.shape[:-1] == lead else t.expand(*lead, t.shape[-1])).reshape(*size, t.shape[-1]) for t in operands]
 
 
@@ -265,9 +269,9 @@ def lmax_of(op: str, name: str, x) -> int:
     if not x.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
     n = x.shape[-1] if x.ndim else 0
-    if n < 1 or isqrt(n) ** 2 != n:
+    if n < 1 or (degree_of(x) + 1) ** 2 != n:
         raise ValueError(f"{op}: {name} must be [..., (lmax+1)^2], got {list(x.shape)}")
-    return isqrt(n) - 1
+    return degree_of(x)
 
 
 def check_natural(op: str, name: str, value, least: int = 0) -> int:
