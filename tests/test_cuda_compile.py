@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eqtp import couplings, cuda, jit, nvrtc, problems, signals, specialise_signals
+from eqtp import couplings, cuda, jit, matrices, nvrtc, problems, signals, specialise_signals
 from eqtp.specialise import PASSES
 
 FILE = "tensor_product_conv.cuh"
@@ -162,13 +162,37 @@ def test_registers_of_couplings(kind, degrees, pass_, arch):
     assert not (row.spill_stores or row.spill_loads or row.stack)
 
 
-@pytest.mark.parametrize("file", ["gaunt_tensor_product.cuh", "cg_tensor_product.cuh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pass_", WANTED)
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("lmax", [2, 4, 8, 12, 20])
+def test_registers_of_matrices(lmax, split, pass_, dtype):
+    row = usage_of_matrices((lmax,) * 3, split, pass_, dtype=dtype)
+    assert not (row.spill_stores or row.spill_loads or row.stack)
+
+
+@pytest.mark.parametrize("arch", ["80", "100", "120"])
+@pytest.mark.parametrize("degrees, dtype", [((4, 4, 8), torch.float32), ((4, 4, 4), torch.bfloat16)], ids=str)
+def test_other_architectures_of_matrices(degrees, dtype, arch):
+    row = usage_of_matrices(degrees, True, "bwd", arch, dtype)
+    assert not (row.spill_stores or row.spill_loads or row.stack)
+
+
+def usage_of_matrices(degrees, split: bool, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32) -> nvrtc.Usage:
+    """Registers and spills of the kernel; prints them."""
+    kernel = specialise_signals.matrices(matrices.product(*degrees, split, pass_, WANTED[pass_]), dtype)
+    return usage_of(kernel, "matrix_tensor_product.cuh", f"matrices {degrees} {'split ' * split}{pass_}", arch, dtype)
+
+
+@pytest.mark.parametrize("file", ["gaunt_tensor_product.cuh", "cg_tensor_product.cuh", "matrix_tensor_product.cuh"])
 def test_nvcc_takes_the_text_of_products(file, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
     arguments = "odd", 2, 2, 2, "fwd", (True,)
     if file == "cg_tensor_product.cuh":
         kernel = specialise_signals.couple(couplings.gaunt(*arguments), torch.float32)
+    elif file == "matrix_tensor_product.cuh":
+        kernel = specialise_signals.matrices(matrices.product(2, 2, 2, True, "bwd", (True,) * 2), torch.float32)
     else:
         kernel = specialise_signals.signals(signals.product(*arguments), torch.float32)
     source = tmp_path / "plan.cu"

@@ -7,7 +7,7 @@ import emulation
 import pytest
 import torch
 
-from eqtp import couplings, nvrtc, signals, specialise_signals, testing
+from eqtp import couplings, matrices, nvrtc, signals, specialise_signals, testing
 from eqtp.plan import TensorProductPlan
 from eqtp.specialise import PASSES, layout, units
 
@@ -99,7 +99,7 @@ def test_an_overrun_is_found(graph):
 
 # ------------------------------------------------------------------------------------------------ products of functions on the sphere
 def products(family):
-    """Two programs, of one row for each worker and of several, and couplings; more samples than a tile has; inputs shared and with gaps."""
+    """Two programs, of one row for each worker and of several, couplings, and matrices; more samples than a tile has; inputs shared and with gaps."""
     outputs = []
     for p in (signals.product("odd", 1, 1, 2, "fwd", (True,)), signals.product("product", 5, 5, 10, "fwd", (True,))):
         x1, x2 = testing.random(5, 1, (p.lmax_in[0] + 1) ** 2).float(), testing.random(5, 9, (p.lmax_in[1] + 1) ** 2 + 2).float()
@@ -109,6 +109,10 @@ def products(family):
     c = couplings.gaunt("product", 1, 1, 2, "fwd", (True,))
     results = [torch.full((5, 60, 9), torch.nan)]
     family.couple(c, [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]], results)
+    p = matrices.product(6, 1, 2, True, "bwdbwd", (True,) * 3)
+    x1, *others = (testing.random(5, 9, (l + 1) ** 2).float() for l in p.lmax_in)
+    outputs += [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
+    family.matrices(p, [x1[:, :1].expand(5, 9, -1), *others], outputs[-len(p.lmax_out) :])
     return outputs + results
 
 
@@ -118,13 +122,13 @@ def test_products_are_clean(monkeypatch, kind):
     monkeypatch.setattr(specialise_signals, "MAX_THREADS", 64)  # 2 workers
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
-    for memory in (specialise_signals.signals, specialise_signals.couple):
+    for memory in (specialise_signals.signals, specialise_signals.couple, specialise_signals.matrices):
         memory.cache_clear()
     several = specialise_signals.signals(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
     assert several.threads == 2 * several.samples < 90  # 6 rows in 3 rounds; 45 samples in 2 tiles
     plain = products(emulated.family())
     checked = products(family)
-    for memory in (specialise_signals.signals, specialise_signals.couple):
+    for memory in (specialise_signals.signals, specialise_signals.couple, specialise_signals.matrices):
         memory.cache_clear()
     assert all(t.isfinite().all() for t in plain)
     assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
@@ -142,3 +146,17 @@ def test_a_missing_barrier_of_signals_is_a_race(missing):
     p = signals.product("product", 1, 1, 2, "fwd", (True,))
     with pytest.raises(RuntimeError, match="data race"):
         family.signals(p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])
+
+
+@pytest.mark.parametrize("missing", [1, 4, 5, 6], ids=["inputs", "matrices", "sums", "parts"])
+def test_a_missing_barrier_of_matrices_is_a_race(missing):
+    """The real kernel without one of the barriers between its steps."""
+    parts = nvrtc.source("matrix_tensor_product.cuh").split("__syncthreads();")
+    assert len(parts) == 8  # 2 of load_tiles, 2 of store_tiles, and three of the kernel
+    parts[missing : missing + 2] = [parts[missing] + ";" + parts[missing + 1]]
+    family = sanitized("thread", "__syncthreads();".join(parts))
+    p = matrices.product(6, 1, 2, False, "fwd", (True,))
+    kernel = specialise_signals.matrices(p, torch.float32)
+    assert kernel.threads > kernel.samples
+    with pytest.raises(RuntimeError, match="data race"):
+        family.matrices(p, [testing.random(5, 8, (l + 1) ** 2).float() for l in p.lmax_in], [torch.empty(5, 8, 9)])
