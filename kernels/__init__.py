@@ -29,8 +29,6 @@ def interpreted() -> bool:
 
 def why_not(op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
-    if op == "matrix_tensor_product":
-        return "there are no Triton kernels for matrix_tensor_product yet"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if device.type not in DEVICES and not (device.type == "cpu" and interpreted()):
@@ -162,6 +160,14 @@ class Kernels:
 
         with _on(outputs[0].device):
             couple(couplings, inputs, outputs)
+
+    @staticmethod
+    def matrices(program, inputs, outputs) -> None:
+        """Runs an `eqtp.matrices.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each."""
+        from eqtp.kernels.matrix_tensor_product import matrices
+
+        with _on(outputs[0].device):
+            matrices(program, inputs, outputs)
 
 
 KERNELS = Kernels()

@@ -2,7 +2,7 @@
 
 Small matrices are straight-line text, with the coefficients of the conversions as constants and every number in a register. Larger ones stand in a
 scratch [number, sample] of each program, through which loops take components to matrices, sum products by blocks of rows and columns that stay in
-registers, and take the sums back. As a lane reads only what it wrote itself, nothing there waits for other lanes.
+registers, and take the sums back. As a program has as many samples as lanes, a lane reads only what it wrote itself: nothing waits for others.
 """
 
 from __future__ import annotations
@@ -44,16 +44,21 @@ def {name}(
 """
 
 
+def _together(pair: int, n: int) -> tuple[int, ...]:
+    """Signal n, or both of a pair that it belongs to."""
+    return (pair, pair + 1) if 0 <= pair <= n <= pair + 1 else (n,)
+
+
 def _half(pair: int, n: int, of: Callable[[int], str]) -> str:
     """Signal n, or of a pair half the sum or half the difference. of: what a signal is called."""
-    return f"0.5 * ({of(pair)} {'+-'[n - pair]} {of(pair + 1)})" if 0 <= pair <= n <= pair + 1 else of(n)
+    names = [of(m) for m in _together(pair, n)]
+    return f"0.5 * ({names[0]} {'+-'[n - pair]} {names[1]})" if len(names) == 2 else names[0]
 
 
 def _used(program: Program, outputs: tuple[int, ...]) -> list[int]:
     """The inputs that some outputs take, both of a pair."""
     used = {n for o in outputs for left, _, right, _ in program.terms[o] for n in (left, right)}
-    pair = {program.pair_in, program.pair_in + 1} if program.pair_in >= 0 else set()
-    return sorted(used | pair if used & pair else used)
+    return sorted({m for n in used for m in _together(program.pair_in, n)})
 
 
 def _join(terms: list[str]) -> str:
@@ -67,7 +72,7 @@ def parts(program: Program, real: str) -> tuple[tuple[int, ...], ...]:
     found: list[tuple[int, ...]] = []
     for o in range(len(program.terms)):
         joined = (*(found[-1] if found else ()), o)
-        pair = o == program.pair_out + 1 and program.pair_out >= 0
+        pair = _together(program.pair_out, o)[0] < o
         if found and (pair or (len(_used(program, joined)) + 1) * program.size**2 <= MOST[real]):
             found[-1] = joined
         else:
@@ -127,21 +132,21 @@ def _text(program: Program, outputs: tuple[int, ...], name: str) -> str:
         return new
 
     def matrix(i: int) -> list[str]:
-        both = (program.pair_in, program.pair_in + 1) if 0 <= program.pair_in <= i <= program.pair_in + 1 else (i,)
         lines = []
-        for n in both:
+        for n in _together(program.pair_in, i):
             loads = [f"x{n}_{k} = tl.load(in{n} + {k}, mask=mask, other=0.0).to(REAL)" for k in range((program.lmax_in[n] + 1) ** 2)]
             lines += once(f"x{n}", loads)
         return lines + once(f"m{i}", _load_matrix(program, i))
 
-    tensors = [f"in{i}" for i in _used(program, outputs)], [f"out{o}" for o in outputs]
-    lines = [f"{t} += b * b_{t} + c * c_{t}" for t in sum(tensors, [])]
+    of_inputs, of_outputs = [f"in{i}" for i in _used(program, outputs)], [f"out{o}" for o in outputs]
+    tensors = [*of_inputs, *of_outputs]
+    lines = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors]
     for o in outputs:
         lines += _multiply(program, o, matrix)
-        if o != program.pair_out:
-            lines += [line for n in ((o - 1, o) if 0 <= program.pair_out == o - 1 else (o,)) for line in _store(program, n)]
-    strides = ", ".join(f"b_{t}, c_{t}" for t in sum(tensors, []))
-    return HEAD.format(name=name, inputs=", ".join(tensors[0]), outputs=", ".join(tensors[1]), strides=strides) + indent(lines)
+        if o != program.pair_out:  # else with the other one
+            lines += [line for n in _together(program.pair_out, o) for line in _store(program, n)]
+    strides = ", ".join(f"b_{t}, c_{t}" for t in tensors)
+    return HEAD.format(name=name, inputs=", ".join(of_inputs), outputs=", ".join(of_outputs), strides=strides) + indent(lines)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- loops

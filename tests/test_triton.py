@@ -12,7 +12,7 @@ from programs import couple, evaluate
 import eqtp
 from eqtp import backend, couplings, problems, signals, testing
 from eqtp.kernels import KERNELS
-from eqtp.ops import spherical_harmonics, tensor_product_conv
+from eqtp.ops import matrix_tensor_product, spherical_harmonics, tensor_product_conv
 
 INTERPRETED = Path(__file__).with_name("triton_interpreter.py")
 SIGNALS = INTERPRETED.with_name("triton_interpreter_signals.py")
@@ -90,3 +90,18 @@ def test_signals_on_a_gpu(kind, degrees, pass_, dtype):
         run(data, [t.to(dtype) for t in inputs], outputs)
         for a, b in zip(outputs, expected_of(data, [t.cpu() for t in inputs]), strict=True):
             testing.assert_close(a.cpu(), b)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("degrees", [(2, 1, 2), (3, 2, 4), (6, 4, 5), (4, 4, 8), (1, 2, 16)], ids=str)
+def test_matrices_on_a_gpu(degrees, split):
+    """As text and by loops, of one block and of several; more samples than run at once."""
+    l1, l2, lmax_out = degrees
+    operand = lambda b, l, seed: testing.random(b, 401, (l + 1) ** 2, seed=seed)  # noqa: E731
+    inputs, tangents = ({"x1": operand(200, l1, seed), "x2": operand(1, l2, seed + 1)} for seed in (0, 2))
+    case = testing.Case(inputs, operand(200, lmax_out, 4).repeat(1, 1, 1 + split), tangents, {})
+    product = lambda *x, backend: matrix_tensor_product.matrix_tensor_product(*x, lmax_out, split=split, backend=backend)  # noqa: E731
+    both = lambda out: torch.cat(out, -1) if split else out  # noqa: E731
+    op = lambda x1, x2: both(product(x1.cuda(), x2.cuda(), backend="triton")).cpu()  # noqa: E731
+    testing.check_op(op, lambda *x: both(product(*x, backend="reference")), case)

@@ -1,7 +1,8 @@
 """Triton kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
 
 Compiling runs in a process of its own, as a process either compiles or interprets: python tests/test_triton_compile.py TARGET REAL NAME ..
-prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments"; of PROGRAMS and TABLES).
+prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments"; of PROGRAMS,
+TABLES and MATRICES).
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from eqtp import couplings, problems, signals
+from eqtp import couplings, matrices, problems, signals
 
 PASSES = ("fwd", "bwd", "fwd2", "bwd2")
 WITHOUT_SPILLS = ["mace-l1", "mace-medium", "mace-large", "nequip-s", "nequip-m", "nequip-l", "sevennet-0", "mace-l1:rows"]
@@ -23,7 +24,7 @@ QUICK = ["mace-large", "nequip-l", "sevennet-0", "mace-l1:rows", "lmax3", "lmax6
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 OTHERS = [name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK]  # lmax15 takes minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
-POINTERS = {"far", "ptr", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b", "at"}  # of int64; other pointers are of numbers
+POINTERS = {"far", "ptr", "at", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b"}  # of int64; other pointers are of numbers
 PROGRAMS = {
     "gaunt": lambda: signals.product("product", 4, 4, 8, "fwd", (True,)),
     "gaunt:bwd": lambda: signals.product("product", 4, 4, 8, "bwd", (True,) * 2),
@@ -41,6 +42,15 @@ TABLES = {
     "table": lambda: couplings.gaunt("product", 2, 2, 4, "bwd", (True,) * 2),
     "table-long": lambda: couplings.gaunt("product", 4, 4, 8, "fwd", (True,)),
 }
+MATRICES = {
+    "matrix": lambda: matrices.product(3, 3, 3, False, "fwd", (True,)),
+    "matrix-split:bwd": lambda: matrices.product(4, 4, 4, True, "bwd", (True,) * 2),
+    "matrix-split:bwdbwd": lambda: matrices.product(4, 4, 4, True, "bwdbwd", (True,) * 3),
+    "matrix-l6": lambda: matrices.product(6, 6, 6, False, "fwd", (True,)),
+    "matrix-l6-split:bwdbwd": lambda: matrices.product(6, 6, 6, True, "bwdbwd", (True,) * 3),
+    "matrix-l15:bwd": lambda: matrices.product(15, 15, 15, False, "bwd", (True,) * 2),
+}
+QUICK_MATRICES = ["matrix", "matrix-l6"]
 
 
 def run(target: str, real: str, *names: str) -> list[dict]:
@@ -62,7 +72,11 @@ def test_registers(name):
         assert not [row for row in table if row["spills"]]
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(n, marks=() if n in QUICK_PROGRAMS else pytest.mark.long) for n in PROGRAMS), *TABLES])
+def some_long(names, quick):
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", [*some_long(PROGRAMS, QUICK_PROGRAMS), *TABLES, *some_long(MATRICES, QUICK_MATRICES)])
 def test_registers_of_programs(name):
     """Every kernel of a program or a table keeps everything in registers."""
     pytest.importorskip("triton")
@@ -74,7 +88,7 @@ def test_other_types():
     """float64 and storage in half precision; nothing is calculated in less than the type says."""
     pytest.importorskip("triton")
     for real in ("float64", "bfloat16", "float16"):
-        table = run("sm_90", real, "mace-l1", "lmax2", "many-body", "table")
+        table = run("sm_90", real, "mace-l1", "lmax2", "many-body", "table", *QUICK_MATRICES)
         assert not [row for row in table if row["spills"]]
         table += run("sm_90", real, "segments", "table-long")
         assert {width for row in table for width in row["arithmetic"]} == {"f64" if real == "float64" else "f32"}
@@ -83,7 +97,8 @@ def test_other_types():
 def test_amd():
     """The same kernels for an MI300."""
     pytest.importorskip("triton.backends.amd")
-    table = run("gfx942", "float32", "mace-l1", "lmax2", "segments", "gaunt", "gaunt:bwd", "many-body", "table", "table-long")
+    programs = ["gaunt", "gaunt:bwd", "many-body", "table", "table-long", *QUICK_MATRICES]
+    table = run("gfx942", "float32", "mace-l1", "lmax2", "segments", *programs)
     assert table and not [row for row in table if row["spills"]]
 
 
@@ -99,7 +114,16 @@ def sources(name: str, real: str, lanes: int):
     import triton
 
     from eqtp import kernels
-    from eqtp.kernels import coupling, gaunt_tensor_product, segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product_conv
+    from eqtp.kernels import (
+        cg_tensor_product,
+        gaunt_tensor_product,
+        matrix_tensor_product,
+        segment_max,
+        segment_softmax,
+        segment_sum,
+        spherical_harmonics,
+        tensor_product_conv,
+    )
 
     wide = "float64" if real == "float64" else "float32"
     if name == "segments":
@@ -111,12 +135,15 @@ def sources(name: str, real: str, lanes: int):
     elif name in PROGRAMS:
         for kernel, text, _ in gaunt_tensor_product.source(PROGRAMS[name](), wide):
             yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
+    elif name in MATRICES:
+        for kernel, text, _ in matrix_tensor_product.source(MATRICES[name](), wide):
+            yield kernel, kernels.function(kernel, text, None), {"ptr", "at"}, {"B": lanes}, 1
     elif name == "table":
-        kernel, text = coupling.source(TABLES[name](), wide)
+        kernel, text = cg_tensor_product.source(TABLES[name](), wide)
         yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
     elif name == "table-long":
-        assert not coupling.is_text(TABLES[name](), wide)
-        yield name, coupling._walk, {*coupling._walk.arg_names}, {"B": coupling.BLOCK}, coupling.WARPS
+        assert not cg_tensor_product.is_text(TABLES[name](), wide)
+        yield name, cg_tensor_product._walk, {*cg_tensor_product._walk.arg_names}, {"B": cg_tensor_product.BLOCK}, cg_tensor_product.WARPS
     elif name == "too-wide":
         kernel, text = spherical_harmonics.source((0, 1, 2, 3), True, "component", False, True, False, wide, 1e-38)
         yield kernel, kernels.function(kernel, text), {"xyz", "out"}, {"B": 512}, 1

@@ -9,8 +9,8 @@ import torch
 from programs import couple, evaluate
 from triton_interpreter import FULL, HALF, tolerance
 
-from eqtp import couplings, signals, testing
-from eqtp.kernels import KERNELS, coupling
+from eqtp import couplings, matrices, native, signals, testing
+from eqtp.kernels import KERNELS, cg_tensor_product, matrix_tensor_product
 from eqtp.kernels import gaunt_tensor_product as kernel
 
 PASSES = {"fwd": 1, "bwd": 2, "bwdbwd": 3}  # and how many outputs they have
@@ -32,13 +32,27 @@ def assert_runs(run, expected_of, data, sizes_in, sizes_out, dtype=torch.float64
         testing.assert_close(a, b, f"output {n}", tolerance(dtype))
 
 
+def sizes(program):
+    return ([(l + 1) ** 2 for l in lmax] for lmax in (program.lmax_in, program.lmax_out))
+
+
 def assert_program(program, **options):
-    sizes = ([(l + 1) ** 2 for l in lmax] for lmax in (program.lmax_in, program.lmax_out))
-    assert_runs(KERNELS.signals, evaluate, program, *sizes, **options)
+    assert_runs(KERNELS.signals, evaluate, program, *sizes(program), **options)
 
 
 def assert_couplings(table, **options):
     assert_runs(KERNELS.couple, couple, table, table.inputs, table.outputs, **options)
+
+
+def multiply(program, inputs):
+    """By the kernels for CPUs, which tests/test_matrix_tensor_product.py holds against the reference."""
+    outputs = [inputs[0].new_empty(*inputs[0].shape[:2], (l + 1) ** 2) for l in program.lmax_out]
+    native.matrices(program, inputs, outputs)
+    return outputs
+
+
+def assert_matrices(program, **options):
+    assert_runs(KERNELS.matrices, multiply, program, *sizes(program), **options)
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -80,9 +94,9 @@ def test_in_several_kernels(monkeypatch, dtype):
 @pytest.mark.parametrize("dtype", [*FULL, torch.bfloat16], ids=str)
 def test_long_tables(monkeypatch, dtype):
     """Tables that are data, by the same numbers."""
-    monkeypatch.setattr(coupling, "ENTRIES", 10)
+    monkeypatch.setattr(cg_tensor_product, "ENTRIES", 10)
     table = couplings.gaunt("odd", 1, 1, 1, "fwd", (True,))
-    assert not coupling.is_text(table, "float64")
+    assert not cg_tensor_product.is_text(table, "float64")
     assert_couplings(table, dtype=dtype)
     assert_couplings(scaled(), dtype=dtype)
 
@@ -105,15 +119,70 @@ def test_sizes(shape):
         check(data, batch=batch, channels=channels)
 
 
+LAYOUTS = (
+    lambda t: t[:1, :1].expand_as(t),
+    lambda t: t[:, :1].expand_as(t),
+    lambda t: t[:1].expand_as(t),
+    lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+    lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+)
+
+
 def test_shared_inputs():
     """Inputs that all samples, all channels or all batches share, and slices."""
-    layouts = (
-        lambda t: t[:1, :1].expand_as(t),
-        lambda t: t[:, :1].expand_as(t),
-        lambda t: t[:1].expand_as(t),
-        lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
-        lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
-    )
-    for layout in layouts:
+    for layout in LAYOUTS:
         assert_program(signals.product("product", 1, 1, 1, "fwd", (True,)), layout=layout)
         assert_couplings(scaled(), layout=layout)
+
+
+@pytest.fixture(params=["text", "loops"])
+def by(request, monkeypatch):
+    """Small matrices as text, and as larger ones are multiplied: by blocks of which some reach over the end, in one program for all samples."""
+    if request.param == "loops":
+        for name, value in {"SMALL": 1, "BLOCK": 2, "PROGRAMS": 1}.items():
+            monkeypatch.setattr(matrix_tensor_product, name, value)
+    else:
+        monkeypatch.setattr(matrix_tensor_product, "MOST", {"float32": 50, "float64": 50})  # the second order in several kernels
+    remembered = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
+    for cache in remembered:
+        cache.cache_clear()
+    yield request.param
+    for cache in remembered:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_matrices(pass_, split, by):
+    program = matrices.product(2, 1, 2, split, pass_, (True,) * PASSES[pass_])
+    assert (len(matrix_tensor_product.source(program, "float64")) > 1) == (by == "text" and pass_ == "bwdbwd")
+    assert_matrices(program)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
+def test_matrices_of_one_output(wanted, by):
+    """Inputs that no term uses, pairs that are not wanted."""
+    for split in (False, True):
+        assert_matrices(matrices.product(1, 1, 2, split, "bwdbwd", wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_matrices_of_other_types(dtype, by):
+    assert_matrices(matrices.product(1, 2, 2, True, "fwd", (True,)), dtype=dtype)
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 0), (3, 2, 4), (2, 5, 1)], ids=str)
+def test_sizes_of_matrices(degrees):
+    """One row, and the sizes on either side of the limit of text."""
+    program = matrices.product(*degrees, False, "fwd", (True,))
+    assert (program.size > matrix_tensor_product.SMALL) == (degrees == (2, 5, 1))
+    assert_matrices(program)
+
+
+def test_layouts_of_matrices(by):
+    """No samples, one, more than one program of them has, shared ones."""
+    program = matrices.product(1, 1, 1, False, "fwd", (True,))
+    for batch, channels in ((0, 3), (2, 0), (1, 1), (3, 23)):
+        assert_matrices(program, batch=batch, channels=channels)
+    for layout in LAYOUTS:
+        assert_matrices(program, layout=layout)
