@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be whole numbers of at least 1, such as 1..3,6, got {getattr(options, name)}")
     if options.targets and options.rule:
         parser.error("give one of --targets and --rule")
-    options.command = " ".join(["python -m bench products", *argv])
+    options.command = " ".join(["python -m bench products", *("PATH" if word == options.pof else word for word in argv)])
     return options
 
 
