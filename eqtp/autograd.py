@@ -124,6 +124,31 @@ def total(terms: Sequence):
     return sum(terms[1:], terms[0]) if terms else None
 
 
+def passes(n: int, run: Callable, fake: Callable) -> tuple[Callable, Callable, Callable]:
+    """The product of n operands, its backward and its second order, as `register_multilinear` wants them, from one function.
+
+    run(pass_, operands, outputs, *constants) fills the outputs that are not None. Operands are the n of the product, then g ("bwd", "bwdbwd"), then
+    the n cotangents ("bwdbwd"); outputs the product ("fwd"), the gradients of the n operands ("bwd"), of g and these ("bwdbwd").
+    """
+
+    def product(*args):
+        out = fake(*args)
+        run("fwd", args[:n], [out], *args[n:])
+        return out
+
+    def product_bwd(g, *args):
+        outputs = empty(args[:n], args[n])
+        run("bwd", (*args[:n], g), outputs, *args[n + 1 :])
+        return present(g, *outputs)
+
+    def product_bwdbwd(g, *args):
+        outputs = empty((g, *args[:n]), args[2 * n])
+        run("bwdbwd", (*args[:n], g, *args[n : 2 * n]), outputs, *args[2 * n + 1 :])
+        return present(g, *outputs)
+
+    return product, product_bwd, product_bwdbwd
+
+
 def register_multilinear(
     name: str, operands: Sequence[str], constants: str, product, product_bwd, product_bwdbwd, fake, part=lambda s, constants: constants
 ):

@@ -16,7 +16,7 @@ import torch
 
 from eqtp import backend as backends
 from eqtp import couplings
-from eqtp.autograd import empty, present, register_multilinear, total
+from eqtp.autograd import passes, register_multilinear, total
 from eqtp.constants import constants
 from eqtp.couplings import cg_paths
 from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled, single
@@ -54,25 +54,7 @@ def _fake(x1, x2, w, lmax_out, family):
     return x1.new_empty(*x1.shape[:2], (lmax_out + 1) ** 2)
 
 
-def _fwd(x1, x2, w, lmax_out, family):
-    out = _fake(x1, x2, w, lmax_out, family)
-    _run("fwd", (x1, x2, w), (out,), lmax_out, family)
-    return out
-
-
-def _bwd(g, x1, x2, w, wanted, lmax_out, family):
-    outputs = empty((x1, x2, w), wanted)
-    _run("bwd", (x1, x2, w, g), outputs, lmax_out, family)
-    return present(x1, *outputs)
-
-
-def _bwdbwd(g, x1, x2, w, c1, c2, cw, wanted, lmax_out, family):
-    outputs = empty((g, x1, x2, w), wanted)
-    _run("bwdbwd", (x1, x2, w, g, c1, c2, cw), outputs, lmax_out, family)
-    return present(x1, *outputs)
-
-
-_op = register_multilinear("cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", _fwd, _bwd, _bwdbwd, _fake)  # [b, c, n] each
+_op = register_multilinear("cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", *passes(3, _run, _fake), _fake)  # [b, c, n] each
 
 
 def _relative(*degrees_and_odd) -> tuple[float, ...]:

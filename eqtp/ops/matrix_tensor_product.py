@@ -21,7 +21,7 @@ import torch
 
 from eqtp import backend as backends
 from eqtp import matrices
-from eqtp.autograd import empty, present, register_multilinear
+from eqtp.autograd import passes, register_multilinear
 from eqtp.constants import constants
 from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled
 
@@ -54,25 +54,7 @@ def _fake(x1, x2, lmax_out, split, family):
     return x1.new_empty(*x1.shape[:2], 1 + split, (lmax_out + 1) ** 2)
 
 
-def _fwd(x1, x2, *constants):
-    out = _fake(x1, x2, *constants)
-    _run("fwd", (x1, x2), (out,), *constants)
-    return out
-
-
-def _bwd(g, x1, x2, wanted, *constants):
-    outputs = empty((x1, x2), wanted)
-    _run("bwd", (x1, x2, g), outputs, *constants)
-    return present(x1, *outputs)
-
-
-def _bwdbwd(g, x1, x2, c1, c2, wanted, *constants):
-    outputs = empty((g, x1, x2), wanted)
-    _run("bwdbwd", (x1, x2, g, c1, c2), outputs, *constants)
-    return present(x1, *outputs)
-
-
-_op = register_multilinear("matrix_tensor_product", ("x1", "x2"), "int lmax_out, bool split, str family", _fwd, _bwd, _bwdbwd, _fake)
+_op = register_multilinear("matrix_tensor_product", ("x1", "x2"), "int lmax_out, bool split, str family", *passes(2, _run, _fake), _fake)
 
 
 def matrix_tensor_product(
