@@ -1,4 +1,4 @@
-"""Tables of `eqtp.gaunt` as tensors: remembered, and safe in inference mode, in transforms of torch.func and in torch.compile."""
+"""Tables of `eqtp.gaunt` and `eqtp.so2` as tensors: remembered, and safe in inference mode, in transforms of torch.func and in torch.compile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from eqtp import gaunt as tables
+from eqtp import so2
 from eqtp.autograd import define
 
 # tables of `eqtp.gaunt` that are a tuple of arrays; the others are one array
@@ -15,7 +16,7 @@ TUPLES = {"blocks": tables.Blocks, "octant": tables.Octant, "series": tables.Ser
 
 
 def _array(name: str, field: int, arguments) -> np.ndarray:
-    made = getattr(tables, name)(*arguments)
+    made = getattr(tables if hasattr(tables, name) else so2, name)(*arguments)
     return np.ascontiguousarray(made[field] if name in TUPLES else made)
 
 
@@ -43,7 +44,7 @@ def _table(name, field, arguments, device, dtype):
 
 
 def constants(name: str, *arguments: int, like: torch.Tensor):
-    """The table of `eqtp.gaunt` of this name as tensors, on the device and in the precision of the real tensor `like`."""
+    """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
     if torch.compiler.is_compiling():  # Dynamo does not see into the op
         make = lambda field: _table_op(like.detach(), name, field, arguments)  # noqa: E731
     elif torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # a tensor made in one of these belongs to it

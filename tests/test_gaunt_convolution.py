@@ -251,7 +251,3 @@ W = torch.zeros(len(so2_paths(2, 2)))
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.eqtp.so2_table.default, (torch.zeros(2), "order", [3]))

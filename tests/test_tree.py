@@ -30,7 +30,7 @@ LAYERS = {
     "specialise_signals": {"gaunt", "couplings", "matrices", "signals", "specialise"},
     "so2": {"couplings", "gaunt", "so3"},
     "nn_gaunt": {"ops", "graph", "gaunt"},
-    "constants": {"autograd", "gaunt"},
+    "constants": {"autograd", "gaunt", "so2"},
     "couplings": {"gaunt", "signals", "so3"},
     "native": {"harmonics", "plan", "gaunt", "signals", "couplings", "matrices"},
     "nvrtc": set(),

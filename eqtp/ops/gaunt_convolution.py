@@ -19,44 +19,17 @@ convolution); Passaro, Zitnick, 2302.03655 (SO(2) form).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 
 from eqtp import backend as backends
 from eqtp import so2
-from eqtp.autograd import define
+from eqtp.constants import constants
 from eqtp.couplings import cg_paths
 from eqtp.ops.gaunt_tensor_product import check_natural, degree_of, gaunt_tensor_product, lmax_of, scaled, widened
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 
 METHODS = ("product", "rotated")
 AUTO = "product"  # method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
-
-
-def _table_now(like, name, arguments):
-    return torch.tensor(getattr(so2, name)(*arguments), dtype=torch.int64 if name in ("order", "place") else like.dtype, device=like.device)
-
-
-def _table_fake(like, name, arguments):
-    return torch.empty_like(_table_now(torch.empty(0, dtype=like.dtype), name, arguments), device=like.device)
-
-
-_table_op = define("so2_table", "(Tensor like, str name, int[] arguments) -> Tensor", _table_now, _table_fake)
-
-
-@lru_cache(maxsize=256)
-def _table(name, arguments, device, dtype):
-    with torch.inference_mode(False):  # what is remembered may be used for training later
-        return _table_now(torch.empty(0, dtype=dtype, device=device), name, arguments)
-
-
-def _constants(name: str, *arguments: int, like: torch.Tensor) -> torch.Tensor:
-    """The table of `eqtp.so2` of this name, on the device and in the precision of `like`."""
-    if torch.compiler.is_compiling():  # Dynamo does not see into the op
-        return _table_op(like.detach(), name, arguments)
-    inside = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()  # a tensor made in one of these belongs to it
-    return (_table.__wrapped__ if inside else _table)(name, arguments, str(like.device), like.dtype)
 
 
 def frame(unit: torch.Tensor) -> torch.Tensor:
@@ -72,7 +45,7 @@ def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
     """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] -> [..., 2 l+1, 2 l+1] each."""
     found = [torch.ones_like(rotation[..., :1, :1]), rotation]
     while len(found) <= lmax:
-        c = _constants("step", len(found), like=rotation)  # [2 l+1, (2 l-1) 3]
+        c = constants("step", len(found), like=rotation)  # [2 l+1, (2 l-1) 3]
         pairs = found[-1][..., :, None, :, None] * rotation[..., None, :, None, :]  # [..., 2 l-1, 3, 2 l-1, 3]
         found.append(c @ pairs.flatten(-4, -3).flatten(-2) @ c.mT)
     return found[: lmax + 1]
@@ -87,7 +60,7 @@ def _rotated(x: torch.Tensor, wigners: list[torch.Tensor], back: bool = False) -
 def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: bool) -> torch.Tensor:
     """The matrices W (even), V (odd) or both in w [..., weights] times x [..., (lmax+1)^2] -> [..., (lmax_out+1)^2]."""
     lmax, lead = degree_of(x), torch.broadcast_shapes(x.shape[:-1], w.shape[:-1])
-    x = x[..., _constants("order", lmax, like=x)]
+    x = x[..., constants("order", lmax, like=x)]
     zero = x.new_zeros(*lead, lmax_out + 1)
     sums = {0: zero}  # m -> [..., lmax_out+1-m, 1 (m = 0) or 2 (+m, -m)] flattened
     for name, m, at in so2.matrices(lmax, lmax_out, even, odd):
@@ -98,7 +71,7 @@ def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: 
         part = torch.einsum("...oi,...ic->...oc", w[..., at].unflatten(-1, (lmax_out + 1 - m, lmax + 1 - m)), a).flatten(-2)
         sums[m] = sums[m] + part if m in sums else part
     out = torch.cat([t.expand(*lead, t.shape[-1]) for t in sums.values()], -1)
-    return widened(out, lmax_out)[..., _constants("place", lmax_out, like=x)]
+    return widened(out, lmax_out)[..., constants("place", lmax_out, like=x)]
 
 
 def _check(op: str, x, r, lmax_out: int, **weights) -> int:
@@ -177,7 +150,7 @@ def gaunt_convolution(
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
     turned, out = _rotated(x, wigners), []
     for half in (False, True)[: 1 + odd]:
-        w = h @ _constants("of_gaunt", lmax, lmax_filter, lmax_out, half, like=h)
+        w = h @ constants("of_gaunt", lmax, lmax_filter, lmax_out, half, like=h)
         out.append(_rotated(_by_order(turned, w, lmax_out, not half, half), wigners, True).to(dtype))
     return tuple(out) if odd else out[0]
 
@@ -199,7 +172,7 @@ def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[
 def _mapped(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
     if not isinstance(w, torch.Tensor) or not w.is_floating_point():
         raise TypeError(f"{op}: w must be a floating point tensor, got {getattr(w, 'dtype', type(w).__name__)}")
-    matrix = _constants(table, *degrees, like=w)
+    matrix = constants(table, *degrees, like=w)
     if w.ndim == 0 or w.shape[-1] != len(matrix):
         raise ValueError(f"{op}: w must be [..., {len(matrix)}], got {list(w.shape)}")
     return w @ matrix
@@ -249,5 +222,5 @@ def so2_convolution(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out:
     null, wigners = _to_axis(r, max(lmax, lmax_out))
     out = _rotated(_by_order(_rotated(x, wigners), w, lmax_out, True, True), wigners, True)
     least = min(lmax, lmax_out)
-    alone = scaled(x[..., : (least + 1) ** 2], w @ _constants("mean", lmax, lmax_out, like=w))
+    alone = scaled(x[..., : (least + 1) ** 2], w @ constants("mean", lmax, lmax_out, like=w))
     return torch.where(null, widened(alone, lmax_out), out).to(dtype)
