@@ -7,11 +7,7 @@ namespace eqtp::EQTP_SIMD {
 template <class T>
 static void couple_tile(const CouplingArgs<T>& a, Vec<T>* in, Vec<T>* out, int64_t z, int count) {
   Vec<T>* to = in;
-  for (int i = 0; i < a.inputs; to += a.x[i++].n) {
-    const Samples<T>& x = a.x[i];
-    const T* const end = x.data + (a.count_b - 1) * x.stride_b + (a.count_c - 1) * x.stride_c + x.n;
-    read_samples(x, a.count_c, z, count, end, a.place, to);
-  }
+  for (int i = 0; i < a.inputs; to += a.x[i++].n) read_samples(a.x[i], a.count_c, z, count, a.place, to);
   int64_t k = 0;  // component of all outputs
   for (int o = 0; o < a.outputs; ++o) {
     for (int64_t i = 0; i < a.y[o].n; ++i, ++k) {
@@ -35,22 +31,12 @@ static void couple_tile(const CouplingArgs<T>& a, Vec<T>* in, Vec<T>* out, int64
 
 template <class T>
 static void couple(const CouplingArgs<T>& a) {
-  constexpr int W = Simd<T>::W;
-  const int64_t count = a.count_b * a.count_c, tiles = (count + W - 1) / W;
-  int64_t inputs = 0, room = 0;
+  int64_t inputs = 0, most = 0;
   for (int i = 0; i < a.inputs; ++i) inputs += a.x[i].n;
-  for (int o = 0; o < a.outputs; ++o) room = a.y[o].n > room ? a.y[o].n : room;
-  room += inputs;
-  const int threads = int(tiles < a.threads ? tiles : a.threads);
-  Scratch rooms(sizeof(Vec<T>) * size_t(room) * size_t(threads < 1 ? 1 : threads));
-  for (int o = 0; o < a.outputs; ++o)
-    if (a.y[o].stride_c == a.y[o].n) advise_huge(a.y[o].data, size_t(count * a.y[o].n) * sizeof(T));
-  auto body = [&](int thread, int n) {
-    Vec<T>* const own = rooms.as<Vec<T>>() + room * thread;
-    const Range mine = share(tiles, thread, n);
-    for (int64_t t = mine.begin; t < mine.end; ++t) couple_tile(a, own, own + inputs, t * W, int(count - t * W < W ? count - t * W : W));
-  };
-  parallel(threads, body);
+  for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
+  each_tile(
+      a.count_b * a.count_c, a.threads, inputs + most, a.y, a.outputs, [](Vec<T>* work) { return work; },
+      [&](Vec<T>* work, int64_t z, int count) { couple_tile(a, work, work + inputs, z, count); });
 }
 void couple_f32(const CouplingArgs<float>& a) { couple(a); }
 void couple_f64(const CouplingArgs<double>& a) { couple(a); }
@@ -68,7 +54,6 @@ namespace py = pybind11;
 namespace eqtp {
 
 using Ints = std::vector<int32_t>;
-using Operand = std::tuple<uintptr_t, int64_t, int64_t>;  // address, strides of b and c
 
 struct CouplingTable {
   CouplingTable(Ints inputs, Ints outputs, Ints out_ptr, Ints group_ptr, Ints scale, Ints a, Ints b, std::vector<double> c)
@@ -85,17 +70,10 @@ struct CouplingTable {
 };
 
 template <class T>
-static std::vector<Samples<T>> samples(const Ints& sizes, const std::vector<Operand>& tensors) {
-  std::vector<Samples<T>> found;
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    const auto [data, b, c] = tensors[i];
-    found.push_back({reinterpret_cast<T*>(data), b, c, sizes[i]});
-  }
-  return found;
-}
-template <class T>
 static void run(const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c, int threads) {
-  const auto inputs = samples<T>(t.inputs, x), outputs = samples<T>(t.outputs, y);
+  std::vector<Samples<T>> inputs, outputs;
+  for (size_t i = 0; i < x.size(); ++i) inputs.push_back(samples<T>(x[i], b, c, t.inputs[i]));
+  for (size_t o = 0; o < y.size(); ++o) outputs.push_back(samples<T>(y[o], b, c, t.outputs[o]));
   const T* coefficients;
   if constexpr (sizeof(T) == 4) coefficients = t.f32.data();
   else coefficients = t.f64.data();

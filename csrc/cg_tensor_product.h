@@ -1,7 +1,6 @@
 // Sums of products of components from tables of coupling coefficients (eqtp/couplings.py).
 #pragma once
-#include "parallel.h"
-#include "transpose.h"
+#include "samples.h"
 
 namespace eqtp {
 

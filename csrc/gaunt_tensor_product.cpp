@@ -227,11 +227,7 @@ static void run_tile(const Tile<T>& tile, int64_t z, int count) {
   const int R = a.rows, Q = a.columns;
   for (int f = 0, read = -1; f < a.fields; ++f) {
     const int i = a.field[2 * f], which = a.field[2 * f + 1];
-    const Samples<T>& x = a.x[i];
-    if (i != read) {
-      const T* const end = x.data + (a.count_b - 1) * x.stride_b + (a.count_c - 1) * x.stride_c + x.n;
-      read_samples(x, a.count_c, z, count, end, a.in[i].place, tile.blocks), read = i;
-    }
+    if (i != read) read_samples(a.x[i], a.count_c, z, count, a.in[i].place, tile.blocks), read = i;
     legendre(a.in[i], a.in[i].legendre[which], R, tile.blocks, tile.orders[f]);
   }
   for (int r = 0; r < R; ++r) {
@@ -257,8 +253,6 @@ static void run_tile(const Tile<T>& tile, int64_t z, int count) {
 
 template <class T>
 static void signals(const SignalsArgs<T>& a) {
-  constexpr int W = Simd<T>::W;
-  const int64_t count = a.count_b * a.count_c, tiles = (count + W - 1) / W;
   int64_t blocks = 0, orders = 0;
   for (int i = 0; i < a.inputs + a.outputs; ++i) {
     const int lmax = (i < a.inputs ? a.in[i] : a.out[i - a.inputs]).lmax, size = 4 * even(lmax) * (lmax / 2 + 1);
@@ -267,20 +261,15 @@ static void signals(const SignalsArgs<T>& a) {
   const auto transform = [&](int n) -> const Transform<T>& { return n < a.fields ? a.in[a.field[2 * n]] : a.out[n - a.fields]; };
   for (int n = 0; n < a.fields + a.outputs; ++n) orders += int64_t(a.rows) * 4 * even(transform(n).lmax);
   const int64_t values = (a.fields + 1) * a.columns * 8, pointers = (a.fields + a.outputs) * sizeof(Vec<T>*) / sizeof(Vec<T>) + 1;
-  const int64_t room = blocks + orders + values + pointers;  // vectors of a thread
-  const int threads = int(tiles < a.threads ? tiles : a.threads);
-  Scratch rooms(sizeof(Vec<T>) * size_t(room) * size_t(threads < 1 ? 1 : threads));
-  for (int o = 0; o < a.outputs; ++o)
-    if (a.y[o].stride_c == a.y[o].n) advise_huge(a.y[o].data, size_t(count * a.y[o].n) * sizeof(T));
-  auto body = [&](int thread, int n) {
-    Vec<T>* own = rooms.as<Vec<T>>() + room * thread;
-    Tile<T> tile{a, own, reinterpret_cast<Vec<T>**>(own + blocks), own + blocks + pointers, own + blocks + pointers + a.fields * a.columns * 8};
-    own += blocks + pointers + values;
-    for (int f = 0; f < a.fields + a.outputs; ++f) tile.orders[f] = own, own += a.rows * 4 * even(transform(f).lmax);
-    const Range share_of = share(tiles, thread, n);
-    for (int64_t t = share_of.begin; t < share_of.end; ++t) run_tile(tile, t * W, int(count - t * W < W ? count - t * W : W));
+  const auto make = [&](Vec<T>* work) {
+    Vec<T>* const found = work + blocks + pointers;
+    Tile<T> tile{a, work, reinterpret_cast<Vec<T>**>(work + blocks), found, found + a.fields * a.columns * 8};
+    work = found + values;
+    for (int f = 0; f < a.fields + a.outputs; ++f) tile.orders[f] = work, work += a.rows * 4 * even(transform(f).lmax);
+    return tile;
   };
-  parallel(threads, body);
+  each_tile(a.count_b * a.count_c, a.threads, blocks + pointers + values + orders, a.y, a.outputs, make,
+            [](const Tile<T>& tile, int64_t z, int count) { run_tile(tile, z, count); });
 }
 void signals_f32(const SignalsArgs<float>& a) { signals(a); }
 void signals_f64(const SignalsArgs<double>& a) { signals(a); }
@@ -326,8 +315,6 @@ struct SignalProgram {
   std::vector<int32_t> factor_ptr, factor;
 };
 
-using Operand = std::tuple<uintptr_t, int64_t, int64_t>;  // address, strides of b and c
-
 template <class T>
 static std::vector<Transform<T>> transforms(const std::vector<std::shared_ptr<SignalTables>>& of) {
   std::vector<Transform<T>> found;
@@ -335,18 +322,11 @@ static std::vector<Transform<T>> transforms(const std::vector<std::shared_ptr<Si
   return found;
 }
 template <class T>
-static std::vector<Samples<T>> samples(const std::vector<std::shared_ptr<SignalTables>>& of, const std::vector<Operand>& tensors) {
-  std::vector<Samples<T>> found;
-  for (size_t i = 0; i < of.size(); ++i) {
-    const auto [data, b, c] = tensors[i];
-    found.push_back({reinterpret_cast<T*>(data), b, c, int64_t(of[i]->place.size())});
-  }
-  return found;
-}
-template <class T>
 static void run(const SignalProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t count_b, int64_t count_c, int threads) {
   const auto in = transforms<T>(p.in), out = transforms<T>(p.out);
-  const auto inputs = samples<T>(p.in, x), outputs = samples<T>(p.out, y);
+  std::vector<Samples<T>> inputs, outputs;
+  for (size_t i = 0; i < x.size(); ++i) inputs.push_back(samples<T>(x[i], count_b, count_c, int64_t(p.in[i]->place.size())));
+  for (size_t o = 0; o < y.size(); ++o) outputs.push_back(samples<T>(y[o], count_b, count_c, int64_t(p.out[o]->place.size())));
   const std::vector<T> coefficient(p.coefficient.begin(), p.coefficient.end());
   const SignalsArgs<T> a{p.rows,
                          p.columns,

@@ -1,8 +1,7 @@
 // Products of functions on the sphere on a folded grid: runs a program of eqtp/signals.py with the tables of eqtp/gaunt.py (`Fold`), whose docstrings
 // have the mathematics. Sizes: degrees to lmax; M = lmax + 1 made even; K = lmax / 2 + 1; R rows and Q columns of the octant.
 #pragma once
-#include "parallel.h"
-#include "transpose.h"
+#include "samples.h"
 
 namespace eqtp {
 

@@ -111,11 +111,7 @@ static void run_tile(const Tile<T>& t, int64_t z, int count) {
   for (int i = 0; i < a.inputs; ++i) {
     if (!a.used[i]) continue;
     const int both = i == a.pair_in ? 2 : 1;
-    for (int p = 0; p < both; ++p) {
-      const Samples<T>& x = a.x[i + p];
-      const T* const end = x.data + (a.count_b - 1) * x.stride_b + (a.count_c - 1) * x.stride_c + x.n;
-      read_samples(x, a.count_c, z, count, end, a.place, t.components[p]);
-    }
+    for (int p = 0; p < both; ++p) read_samples(a.x[i + p], a.count_c, z, count, a.place, t.components[p]);
     if (both == 2) halves<T>(a.in[i].components, t.components[0], t.components[1]);
     for (int p = 0; p < both; ++p) {
       Vec<T>* const m = t.in + (i + p) * size * size;
@@ -142,33 +138,21 @@ static void run_tile(const Tile<T>& t, int64_t z, int count) {
 
 template <class T>
 static void matrices(const MatricesArgs<T>& a) {
-  constexpr int W = Simd<T>::W;
-  const int64_t count = a.count_b * a.count_c, tiles = (count + W - 1) / W, square = int64_t(a.size) * a.size;
+  const int64_t square = int64_t(a.size) * a.size;
   int64_t most = 0;
   for (int i = 0; i < a.inputs; ++i) most = a.x[i].n > most ? a.x[i].n : most;
   for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
-  const int64_t room = 2 * most + (a.inputs + 1) * square;  // vectors of a thread
-  const int threads = int(tiles < a.threads ? tiles : a.threads);
-  Scratch rooms(sizeof(Vec<T>) * size_t(room) * size_t(threads < 1 ? 1 : threads));
-  for (int o = 0; o < a.outputs; ++o)
-    if (a.y[o].stride_c == a.y[o].n) advise_huge(a.y[o].data, size_t(count * a.y[o].n) * sizeof(T));
-  auto body = [&](int thread, int n) {
-    Vec<T>* const own = rooms.as<Vec<T>>() + room * thread;
-    const Tile<T> tile{a, {own, own + most}, own + 2 * most, own + 2 * most + a.inputs * square};
-    const Range mine = share(tiles, thread, n);
-    for (int64_t t = mine.begin; t < mine.end; ++t) {
-      const int64_t z = t * W;
-      const int here = int(count - z < W ? count - z : W);
-      switch (a.size) {  // the usual sizes have code of their own
-        case 3: run_tile<3>(tile, z, here); break;
-        case 5: run_tile<5>(tile, z, here); break;
-        case 7: run_tile<7>(tile, z, here); break;
-        case 9: run_tile<9>(tile, z, here); break;
-        default: run_tile<0>(tile, z, here);
-      }
+  const auto make = [&](Vec<T>* work) { return Tile<T>{a, {work, work + most}, work + 2 * most, work + 2 * most + a.inputs * square}; };
+  const auto run = [&](const Tile<T>& tile, int64_t z, int count) {
+    switch (a.size) {  // the usual sizes have code of their own
+      case 3: return run_tile<3>(tile, z, count);
+      case 5: return run_tile<5>(tile, z, count);
+      case 7: return run_tile<7>(tile, z, count);
+      case 9: return run_tile<9>(tile, z, count);
+      default: return run_tile<0>(tile, z, count);
     }
   };
-  parallel(threads, body);
+  each_tile(a.count_b * a.count_c, a.threads, 2 * most + (a.inputs + 1) * square, a.y, a.outputs, make, run);
 }
 void matrices_f32(const MatricesArgs<float>& a) { matrices(a); }
 void matrices_f64(const MatricesArgs<double>& a) { matrices(a); }
@@ -188,7 +172,6 @@ namespace eqtp {
 
 using Ints = std::vector<int32_t>;
 using Doubles = std::vector<double>;
-using Operand = std::tuple<uintptr_t, int64_t, int64_t>;  // address, strides of b and c
 
 // As eqtp/native.py hands it over, in both precisions
 struct MatrixConversion {
@@ -216,12 +199,11 @@ template <class T>
 static void run(const MatrixProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t count_b, int64_t count_c, int threads) {
   std::vector<Conversion<T>> in, out;
   std::vector<Samples<T>> inputs, outputs;
-  const auto fill = [](const Conversions& of, const std::vector<Operand>& tensors, std::vector<Conversion<T>>& conversions,
-                       std::vector<Samples<T>>& all) {
+  const auto fill = [&](const Conversions& of, const std::vector<Operand>& tensors, std::vector<Conversion<T>>& conversions,
+                        std::vector<Samples<T>>& all) {
     for (size_t i = 0; i < of.size(); ++i) {
-      const auto [data, b, c] = tensors[i];
       conversions.push_back(of[i]->template conversion<T>());
-      all.push_back({reinterpret_cast<T*>(data), b, c, conversions[i].components});
+      all.push_back(samples<T>(tensors[i], count_b, count_c, conversions[i].components));
     }
   };
   fill(p.in, x, in, inputs), fill(p.out, y, out, outputs);

@@ -1,7 +1,6 @@
 // Sums of products of matrices that stand for functions on the sphere: runs a program of eqtp/matrices.py, whose docstrings have the mathematics.
 #pragma once
-#include "parallel.h"
-#include "transpose.h"
+#include "samples.h"
 
 namespace eqtp {
 
