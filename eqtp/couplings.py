@@ -18,7 +18,7 @@ import numpy as np
 from eqtp import so3
 from eqtp.gaunt import bracket as odd_coupling
 from eqtp.gaunt import table
-from eqtp.signals import SIGNALS, forms
+from eqtp.signals import OPERANDS, forms, layout
 
 
 class Couplings:
@@ -39,11 +39,9 @@ class Couplings:
 @lru_cache(maxsize=256)
 def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Couplings:
     """The products of `eqtp.signals.product`, with the same inputs and outputs, by the tables of `eqtp.gaunt`."""
-    lmax, count = (lmax1, lmax2, lmax_out, lmax1, lmax2), (*SIGNALS[kind], *SIGNALS[kind][:2])
+    lmax, (count, outputs), operands = (lmax1, lmax2, lmax_out, lmax1, lmax2), layout(kind, pass_, wanted), OPERANDS[pass_]
     size = [(l + 1) ** 2 for l in lmax]
-    operands = {"fwd": 2, "bwd": 3, "bwdbwd": 5}[pass_]
     start = np.concatenate([[0], np.cumsum([size[n] * count[n] for n in range(operands)])])
-    outputs = [o for o, w in zip({"fwd": (2,), "bwd": (0, 1), "bwdbwd": (2, 0, 1)}[pass_], wanted, strict=True) if w]
     entries, coefficients, first = [], [], 0
     for o in outputs:
         for s in range(count[o]):

@@ -378,14 +378,14 @@ def matrices(lmax: int, s: int) -> np.ndarray:
     return np.concatenate([scale[l] * wigner_3j(s, s, l).transpose(2, 1, 0) for l in range(lmax + 1)])
 
 
+def transform_flops(lmax: int, rows: int, columns: int) -> int:
+    """Operations of one transform of degrees 0..lmax on a folded grid, without its empty places, with its butterflies."""
+    kinds = 4 * lmax or 1  # (x, m, y) with a component
+    return (lmax + 1) ** 2 * rows + (2 * kinds + 24) * (rows * columns // 8)
+
+
 def folded_flops(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> int:
     """Operations of one product on the folded grid: its transforms without their empty places, butterflies, products of values."""
     rows, columns = folded_size(lmax1 + lmax2 + lmax_out)
-    octant = rows * columns // 8
-
-    def transform(l: int) -> int:
-        kinds = 4 * l or 1  # (x, m, y) with a component
-        return (l + 1) ** 2 * rows + 2 * kinds * octant + 24 * octant
-
-    total = transform(lmax1) + transform(lmax2) + transform(lmax_out) + 8 * octant
-    return total + (2 * transform(lmax1) + 2 * transform(lmax2) + transform(lmax_out) + 24 * octant if odd else 0)
+    f1, f2, out = (transform_flops(l, rows, columns) for l in (lmax1, lmax2, lmax_out))
+    return f1 + f2 + out + rows * columns + (2 * f1 + 2 * f2 + out + 3 * rows * columns if odd else 0)

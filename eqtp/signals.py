@@ -47,6 +47,8 @@ KINDS = {
     "cross": tuple((o, (o + s) % 3, (o - s) % 3, s, False) for o in range(3) for s in (1, -1)),
 }
 SIGNALS = {"product": (1, 1, 1), "odd": (1, 1, 2), "cross": (3, 3, 3)}  # of x1, x2 and the output
+OPERANDS = {"fwd": 2, "bwd": 3, "bwdbwd": 5}  # of x1, x2, g and the cotangents of the gradients of x1 and x2
+OUTPUTS = {"fwd": (2,), "bwd": (0, 1), "bwdbwd": (2, 0, 1)}  # gradients of which operand; the product itself is 2
 
 
 def _pair(a: int, b: int, sign: int, bracket: bool) -> list[Term]:
@@ -80,6 +82,11 @@ def forms(kind: str, pass_: str):
     return found
 
 
+def layout(kind: str, pass_: str, wanted: tuple[bool, ...]) -> tuple[list[int], list[int]]:
+    """Of a pass: the signals of each operand (of all five), and the wanted outputs, as in OUTPUTS."""
+    return [*SIGNALS[kind], *SIGNALS[kind][:2]], [o for o, w in zip(OUTPUTS[pass_], wanted, strict=True) if w]
+
+
 @lru_cache(maxsize=1024)
 def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Program:
     """Program of a pass ("fwd", "bwd", "bwdbwd") of the product of two operands.
@@ -87,10 +94,8 @@ def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted
     Inputs: the signals of x1, x2 [, g [, c1, c2]] one after the other; outputs: those of the wanted ones of the product (fwd), of the gradients of
     x1 and x2 (bwd), of the gradients of g, x1 and x2 (bwdbwd).
     """
-    count, degree = (*SIGNALS[kind], *SIGNALS[kind][:2]), (lmax1, lmax2, lmax_out, lmax1, lmax2)
-    operands = {"fwd": 2, "bwd": 3, "bwdbwd": 5}[pass_]
+    (count, outputs), degree, operands = layout(kind, pass_, wanted), (lmax1, lmax2, lmax_out, lmax1, lmax2), OPERANDS[pass_]
     start = [sum(count[:n]) for n in range(operands)]
-    outputs = [o for o, w in zip({"fwd": (2,), "bwd": (0, 1), "bwdbwd": (2, 0, 1)}[pass_], wanted, strict=True) if w]
     pairs = forms(kind, pass_)
     terms = [
         tuple(t for (i, a), (j, b), sign, bracket in pairs[o, s] for t in _pair(start[i] + a, start[j] + b, sign, bracket))

@@ -19,7 +19,7 @@ from eqtp import couplings
 from eqtp.autograd import passes, register_multilinear, total
 from eqtp.constants import constants
 from eqtp.couplings import cg_paths
-from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled, single
+from eqtp.ops.gaunt_tensor_product import check_alike, check_operands, degree_of, for_kernels, leading, lined, rows, scaled, single
 
 METHODS = ("dense", "sparse")
 
@@ -84,15 +84,7 @@ def _check_weights(op: str, x1, x2, w, paths: int) -> None:
         raise TypeError(f"{op}: w must be a tensor or None, got {type(w).__name__}")
     if w.ndim == 0 or w.shape[-1] != paths:
         raise ValueError(f"{op}: w must be [..., {paths}], got {list(w.shape)}")
-    if w.dtype != x1.dtype:
-        raise TypeError(f"{op}: w must have the dtype of x1, {x1.dtype}, got {w.dtype}")
-    if w.device != x1.device:
-        raise ValueError(f"{op}: w must be on the device of x1, {x1.device}, got {w.device}")
-    try:
-        torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1], w.shape[:-1])
-    except RuntimeError:
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in (("x1", x1), ("x2", x2), ("w", w)))
-        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+    check_alike(op, {"x1": x1, "x2": x2, "w": w})
 
 
 def cg_tensor_product(
@@ -128,19 +120,18 @@ def cg_tensor_product(
     if method not in (*METHODS, "auto"):
         raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     dtype = x1.dtype
-    x1, x2, w, w1, w2, w3 = single(x1, x2, w, w1, w2, w3)
+    x1, x2, w, w1, w2, w3 = for_kernels(x1, x2, w, w1, w2, w3)
     family = backends.resolve(backend, op, None, x1.device, x1.dtype)
     if method == "sparse" and family == "reference":
         raise RuntimeError(f"{op}: method 'sparse' needs kernels, backend 'reference' has none; its method is 'dense'")
     if method == "dense" and backend not in ("auto", "reference"):
         raise RuntimeError(f"{op}: there are no kernels for the method 'dense'; it is plain torch, backend 'reference'")
     plain = method == "dense" or family == "reference"
-    if plain and x1.dtype in (torch.float16, torch.bfloat16):
-        x1, x2, w, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w, w1, w2, w3))
+    if plain:
+        x1, x2, w, w1, w2, w3 = single(x1, x2, w, w1, w2, w3)
     x1, x2 = scaled(x1, w1), scaled(x2, w2)
     if plain:
         return scaled(dense(x1, x2, w, lmax_out), w3).to(dtype)
     operands = x1, x2, x1.new_ones(paths) if w is None else w
     out = _op(*rows(*operands), lmax_out, family)
-    lead = torch.broadcast_shapes(*(t.shape[:-1] for t in operands))
-    return scaled(out.reshape(*lead, out.shape[-1]), w3).to(dtype)
+    return scaled(out.reshape(*leading(*operands), out.shape[-1]), w3).to(dtype)

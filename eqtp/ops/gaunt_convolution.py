@@ -25,7 +25,7 @@ from eqtp import backend as backends
 from eqtp import so2
 from eqtp.constants import constants
 from eqtp.couplings import cg_paths
-from eqtp.ops.gaunt_tensor_product import check_natural, degree_of, gaunt_tensor_product, lmax_of, scaled, widened
+from eqtp.ops.gaunt_tensor_product import check_alike, check_natural, degree_of, gaunt_tensor_product, lmax_of, scaled, single, widened
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 
 METHODS = ("product", "rotated")
@@ -83,16 +83,10 @@ def _check(op: str, x, r, lmax_out: int, **weights) -> int:
             raise TypeError(f"{op}: {key} must be a tensor, got {type(t).__name__}")
         if not t.is_floating_point() or t.dtype != x.dtype:
             raise TypeError(f"{op}: {key} must be floating point, of the dtype of x, {x.dtype}, got {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"{op}: {key} must be on the device of x, {x.device}, got {t.device}")
     if r.ndim == 0 or r.shape[-1] != 3:
         raise ValueError(f"{op}: r must be [..., 3], got {list(r.shape)}")
     check_natural(op, "lmax_out", lmax_out)
-    try:
-        torch.broadcast_shapes(*(t.shape[:-1] for t in given.values()))
-    except RuntimeError:
-        shapes = ", ".join(f"{key} {list(t.shape)}" for key, t in given.items())
-        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+    check_alike(op, given)
     return lmax
 
 
@@ -143,8 +137,7 @@ def gaunt_convolution(
         return gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
     backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x, r, h = (t if t is None else t.float() for t in (x, r, h))
+    x, r, h = single(x, r, h)
     null, wigners = _to_axis(r, max(lmax, lmax_out))
     h = x.new_ones(lmax_filter + 1) if h is None else h
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
@@ -217,8 +210,7 @@ def so2_convolution(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out:
         raise ValueError(f"{op}: w must be [..., {count}], got {list(w.shape)}")
     backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x, r, w = x.float(), r.float(), w.float()
+    x, r, w = single(x, r, w)
     null, wigners = _to_axis(r, max(lmax, lmax_out))
     out = _rotated(_by_order(_rotated(x, wigners), w, lmax_out, True, True), wigners, True)
     least = min(lmax, lmax_out)

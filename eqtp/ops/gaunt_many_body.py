@@ -25,6 +25,7 @@ from eqtp.ops.gaunt_tensor_product import (
     check_natural,
     constants,
     degree_of,
+    for_kernels,
     lined,
     lmax_of,
     project,
@@ -143,7 +144,7 @@ def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str
     lmax = lmax_of(op, "x", x)
     check_natural(op, "lmax_out", lmax_out)
     check_natural(op, "degree", degree, 1)
-    (a,) = single(x)
+    (a,) = for_kernels(x)
     family = backends.resolve(backend, op, None, a.device, a.dtype)
     reach = min(lmax_out, degree * lmax)
     if family == "reference":

@@ -235,10 +235,14 @@ def choose(op: str, method: str, backend: str, degrees: tuple[int, int], x: torc
     return method, family
 
 
-def single(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """On the CPU half precision is calculated in float32; kernels of GPUs do so themselves."""
-    half = x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
-    return [t if t is None or not half else t.float() for t in (x, *others)]
+def single(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Half precision as float32, in which it is calculated; None and other dtypes as they are."""
+    return [t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+
+
+def for_kernels(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """What kernels are given: on the CPU no half precision; those of GPUs read it themselves."""
+    return single(x, *others) if x.device.type == "cpu" else [x, *others]
 
 
 # public functions
@@ -265,6 +269,21 @@ def check_natural(op: str, name: str, value, least: int = 0) -> int:
     return value
 
 
+def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
+    """Checks that tensors, by the names of their arguments, have the dtype and device of the first, and leading dimensions that broadcast."""
+    (first, like), *_ = given.items()
+    for name, t in given.items():
+        if t.dtype != like.dtype:
+            raise TypeError(f"{op}: {name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
+        if t.device != like.device:
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {like.device}, got {t.device}")
+    try:
+        leading(*given.values())
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
+        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+
+
 def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int]:
     """Checks the operands of a product of two functions for `op`; returns lmax1 and lmax2."""
     lmax1, lmax2 = lmax_of(op, "x1", x1), lmax_of(op, "x2", x2)
@@ -275,16 +294,7 @@ def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int
         if w is not None and (w.ndim == 0 or w.shape[-1] != degree + 1):
             raise ValueError(f"{op}: {name} must be [..., {degree + 1}], got {list(w.shape)}")
     given = {name: t for name, t in (("x1", x1), ("x2", x2), ("w1", w1), ("w2", w2), ("w3", w3)) if t is not None}
-    for name, t in given.items():
-        if t.dtype != x1.dtype:
-            raise TypeError(f"{op}: {name} must have the dtype of x1, {x1.dtype}, got {t.dtype}")
-        if t.device != x1.device:
-            raise ValueError(f"{op}: {name} must be on the device of x1, {x1.device}, got {t.device}")
-    try:
-        leading(*given.values())
-    except RuntimeError:
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
-        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+    check_alike(op, given)
     return lmax1, lmax2
 
 
@@ -330,8 +340,10 @@ def gaunt_tensor_product(
     op = "gaunt_tensor_product"
     lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
     dtype = x1.dtype
-    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
+    x1, x2, w1, w2, w3 = for_kernels(x1, x2, w1, w2, w3)
     method, family = choose(op, method, backend, (lmax1, lmax2), x1)
+    if family == "reference":
+        x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
     x1, x2, reach = scaled(x1, w1), scaled(x2, w2), min(lmax_out, lmax1 + lmax2)
     if family == "reference":
         out = ROUTES[method](x1, x2, reach, odd)

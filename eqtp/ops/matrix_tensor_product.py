@@ -23,7 +23,7 @@ from eqtp import backend as backends
 from eqtp import matrices
 from eqtp.autograd import passes, register_multilinear
 from eqtp.constants import constants
-from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, lined, rows, scaled
+from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, leading, lined, rows, scaled, single
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) -> tuple[torch.Tensor, ...]:
@@ -85,14 +85,13 @@ def matrix_tensor_product(
     op = "matrix_tensor_product"
     check_operands(op, x1, x2, lmax_out, w1, w2, w3)
     dtype = x1.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
+    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
     family = backends.resolve(backend, op, None, x1.device, x1.dtype)
     x1, x2 = scaled(x1, w1), scaled(x2, w2)
     if family == "reference":
         out = reference(x1, x2, lmax_out, split)
     else:
-        lead = torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1])
+        lead = leading(x1, x2)
         both = _op(*rows(x1, x2), lmax_out, split, family)
         out = both.reshape(*lead, 1 + split, both.shape[-1]).unbind(-2)
     out = tuple(scaled(t, w3).to(dtype) for t in out)

@@ -22,7 +22,7 @@ import torch
 
 from eqtp import vector_signals
 from eqtp.autograd import define, differentiable
-from eqtp.ops.gaunt_tensor_product import check_operands, cross_signals, degree_of, scaled, widened
+from eqtp.ops.gaunt_tensor_product import check_operands, cross_signals, degree_of, scaled, single, widened
 
 
 @lru_cache(maxsize=64)
@@ -84,8 +84,7 @@ def vector_signal_tensor_product(
     if not isinstance(legs, tuple | list) or len(legs) != 3 or any(leg not in vector_signals.LEGS for leg in legs):
         raise ValueError(f"{op}: legs must be three of -1, 0 and 1, got {legs!r}")
     dtype = x1.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x1, x2, w1, w2, w3 = (t if t is None else t.float() for t in (x1, x2, w1, w2, w3))
+    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
     f1, f2 = signals(scaled(x1, w1), legs[0]), signals(scaled(x2, w2), legs[1])
     top = vector_signals.top(lmax_out, legs[2])
     f = cross_signals(f1, f2, min(top, degree_of(f1) + degree_of(f2)), method, backend, op)
