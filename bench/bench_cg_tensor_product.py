@@ -14,7 +14,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import operands
-from bench.harness import Case, multilinear_bytes, random, require
+from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp import couplings
 from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product
 
@@ -68,14 +68,6 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         require(backend, "cg_tensor_product", None, dtype, torch.device(device))
         return lambda x1, x2, w: cg_tensor_product(x1, x2, degrees[2], w, backend=backend)
 
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peer(name, degrees, dtype, device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={pass_: edges * channels * row_flops(degrees, pass_) for pass_ in PASSES},
-        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(degrees[2] + 1)]},
-    )
+    flops = {pass_: edges * channels * row_flops(degrees, pass_) for pass_ in PASSES}
+    their = lambda name: peer(name, degrees, dtype, device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(degrees[2]))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
-from bench.harness import Case, Missing, multilinear_bytes, random, require
+from bench.harness import Case, Missing, case_of_signals, degrees_of, random, require
 from eqtp.gaunt import folded_flops
 from eqtp.ops.gaunt_convolution import METHODS, gaunt_convolution, so2_convolution, so2_paths
 
@@ -46,14 +46,5 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
 
     flops = edges * channels * (4 * count if form == "so2" else folded_flops(lmax, lmax_filter, lmax_out))
     top = lmax_out if form == "so2" else min(lmax_out, lmax + lmax_filter)
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peers._refuse(name, "Gaunt convolution", device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
-        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(top + 1)]},
-    )
+    their = lambda name: peers._refuse(name, "Gaunt convolution", device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(top))

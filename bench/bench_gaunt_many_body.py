@@ -11,20 +11,14 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
-from bench.harness import Case, multilinear_bytes, random, require
-from eqtp.gaunt import folded_size
+from bench.harness import Case, case_of_signals, degrees_of, random, require
+from eqtp.gaunt import folded_size, transform_flops
 from eqtp.ops.gaunt_many_body import gaunt_many_body
 
 SIZES = [(lmax, lmax_out, degree) for lmax in (1, 2, 3, 4) for lmax_out in (0, 1, 2) for degree in (2, 3, 4)]
 PROBLEMS = tuple(f"{lmax}-{lmax_out}-n{degree}-c{channels}" for lmax, lmax_out, degree in SIZES for channels in (1, 32, 128))
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
-
-
-def transform_flops(lmax: int, rows: int, columns: int) -> int:
-    """Operations of one transform, as `eqtp.gaunt.folded_flops` counts them."""
-    octant = rows * columns // 8
-    return (lmax + 1) ** 2 * rows + 2 * (4 * lmax or 1) * octant + 24 * octant
 
 
 def row_flops(lmax: int, lmax_out: int, degree: int) -> int:
@@ -43,14 +37,5 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         return lambda x: gaunt_many_body(x, lmax_out, degree, backend=backend)
 
     flops = edges * channels * row_flops(lmax, lmax_out, degree)
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peers._refuse(name, "powers of a function", device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
-        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(lmax_out + 1)]},
-    )
+    their = lambda name: peers._refuse(name, "powers of a function", device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(lmax_out))

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from bench import peers
-from bench.harness import Case, Missing, multilinear_bytes, random, require
+from bench.harness import Case, Missing, case_of_signals, random, require
 from eqtp.gaunt import folded_flops
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
 from eqtp.so3 import gaunt, wigner_3j
@@ -79,14 +79,5 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
     flops = edges * channels * folded_flops(*degrees, odd=odd)
     top = [min(degrees[2], degrees[0] + degrees[1] - part) for part in range(1 + odd)]  # beyond, and the bracket's degree 0: zero
     blocks = [slice(part * n3 + l * l, part * n3 + (l + 1) ** 2) for part in range(1 + odd) for l in range(part, top[part] + 1)]
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peer(name, degrees, odd, dtype, device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
-        pieces={"out": blocks},
-    )
+    their = lambda name: peer(name, degrees, odd, dtype, device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, blocks)

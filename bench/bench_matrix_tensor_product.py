@@ -12,7 +12,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
-from bench.harness import Case, multilinear_bytes, random, require
+from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 from eqtp.so3 import wigner_3j
 
@@ -37,14 +37,5 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         return lambda x1, x2: matrix_tensor_product(x1, x2, degrees[2], backend=backend)
 
     flops = edges * channels * row_flops(degrees)
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peers._refuse(name, "matrix product", device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
-        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(degrees[2] + 1)]},
-    )
+    their = lambda name: peers._refuse(name, "matrix product", device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(degrees[2]))

@@ -13,7 +13,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
-from bench.harness import Case, multilinear_bytes, random, require
+from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp import vector_signals
 from eqtp.gaunt import folded_flops, folded_size
 from eqtp.ops.vector_signal_tensor_product import vector_signal_tensor_product
@@ -42,14 +42,5 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
 
     flops = edges * channels * row_flops(degrees)
     top = min(degrees[2], degrees[0] + degrees[1] - 1)  # beyond, and degree 0: zero
-    return Case(
-        problem=problem_id,
-        size={"edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peers._refuse(name, "vector-signal product", device),
-        bytes=multilinear_bytes(inputs, cotangent),
-        flops={"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
-        pieces={"out": [slice(l * l, (l + 1) ** 2) for l in range(1, top + 1)]},
-    )
+    their = lambda name: peers._refuse(name, "vector-signal product", device)  # noqa: E731
+    return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(top, 1))

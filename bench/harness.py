@@ -104,6 +104,28 @@ def multilinear_bytes(inputs: dict[str, torch.Tensor], out: torch.Tensor, index_
     }
 
 
+def case_of_signals(
+    problem: str, inputs: dict[str, torch.Tensor], cotangent: torch.Tensor, ours: Callable, peer: Callable, flops: int | dict, pieces: list[slice]
+) -> Case:
+    """A product of coefficients on the sphere, rows first. flops: by stage, or of the forward alone: then twice and three times as many later."""
+    return Case(
+        problem=problem,
+        size={"edges": len(cotangent)},
+        inputs=inputs,
+        cotangent=cotangent,
+        ours=ours,
+        peer=peer,
+        bytes=multilinear_bytes(inputs, cotangent),
+        flops=flops if isinstance(flops, dict) else {"fwd": flops, "bwd": 2 * flops, "bwdbwd": 3 * flops},
+        pieces={"out": pieces},
+    )
+
+
+def degrees_of(lmax: int, lmin: int = 0) -> list[slice]:
+    """Components of each degree lmin..lmax."""
+    return [slice(l * l, (l + 1) ** 2) for l in range(lmin, lmax + 1)]
+
+
 def run_pass(f: Callable, inputs: tuple, cotangent: torch.Tensor, pass_: str) -> tuple[torch.Tensor, ...]:
     """One timed call. Returns (out,), (out, *gradients) or the gradients of the force-like loss."""
     if pass_ == "fwd":

@@ -118,3 +118,11 @@ def compiles(monkeypatch):
     monkeypatch.setattr(jit, "compile", pretend)
     monkeypatch.setattr(jit, "version", lambda: (13, 0))
     return calls
+
+
+@pytest.fixture
+def threads():
+    """Puts back the number of threads, which the command of the benchmarks sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,7 +1,9 @@
-"""Programs of `eqtp.signals` the slow way: values at all points of the grid, by dense tables, in torch, differentiable."""
+"""Programs of `eqtp.signals` the slow way: values at all points of the grid, by dense tables, in torch, differentiable. And what tests of kernels of
+samples share."""
 
 import torch
 
+from eqtp import backend, testing
 from eqtp import gaunt as tables
 
 
@@ -35,3 +37,48 @@ def couple(couplings, inputs):
         sums[..., g] = terms[..., first:last].sum(-1) * row[..., int(couplings.scale[g])]
     bounds = zip(couplings.out_ptr, couplings.out_ptr[1:], strict=False)
     return torch.stack([sums[..., first:last].sum(-1) for first, last in bounds], -1).split(couplings.outputs, -1)
+
+
+def operands(sizes, batch, channels, dtype):
+    """Random inputs [batch, channels, n] for numbers of components."""
+    return [testing.random(batch, channels, n, seed=i).to(dtype) for i, n in enumerate(sizes)]
+
+
+def squares(degrees):
+    """Numbers of components."""
+    return [(l + 1) ** 2 for l in degrees]
+
+
+def run(name, what, inputs, sizes, target):
+    """Outputs of a function of a family, as views of one tensor, which are NaN before; checks that nothing beside them is written.
+
+    target: (family, device); inputs [b, c, n], b and c broadcast; sizes: of the outputs."""
+    family, device = target
+    batch, channels = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
+    inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
+    memory = torch.full((batch, channels, 3 + sum(sizes) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
+    outputs = memory[..., 3:-2].split(list(sizes), -1)
+    getattr(backend.family(family), name)(what, inputs, outputs)
+    assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
+    return [t.cpu() for t in outputs]
+
+
+def check(found, slowly, what, inputs, tolerance):
+    """Compares outputs with slowly(what, inputs), calculated in float64."""
+    shape = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
+    for n, (a, e) in enumerate(zip(found, slowly(what, [t.double().expand(*shape, -1) for t in inputs]), strict=True)):
+        testing.assert_close(a.double(), e, f"output {n}", tolerance)
+
+
+def check_weights_and_broadcasting(product):
+    """product(x1, x2, lmax_out, w1=, w2=, w3=): weights scale each degree, leading dimensions broadcast, no rows are fine."""
+    coefficients = lambda *shape, lmax, seed: testing.random(*shape, (lmax + 1) ** 2, seed=seed)  # noqa: E731
+    x1, x2 = coefficients(4, 1, lmax=2, seed=1), coefficients(3, lmax=1, seed=2)
+    w1, w2, w3 = testing.random(3, seed=3), testing.random(3, 2, seed=4), testing.random(4, 1, 4, seed=5)
+    spread = lambda w: torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)  # noqa: E731
+    found = product(x1, x2, 3, w1=w1, w2=w2, w3=w3)
+    assert found.shape == (4, 3, 16)
+    testing.assert_close(found, product(x1 * spread(w1), x2 * spread(w2), 3) * spread(w3))
+    for n, m in ((0, 1), (3, 2)):
+        testing.assert_close(product(x1[n, 0], x2[m], 3), product(x1, x2, 3)[n, m])
+    assert product(x1[:0], x2, 3).shape == (0, 3, 16)

@@ -8,7 +8,7 @@ import programs
 import pytest
 import torch
 
-from eqtp import backend, couplings, specialise_signals, testing
+from eqtp import couplings, specialise_signals, testing
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -35,27 +35,16 @@ def scaled():
     return couplings.Couplings([3, 6, 11], [5, 8], entries, rng.normal(size=90))
 
 
-def operands(c, batch, channels, dtype):
-    return [testing.random(batch, channels, n, seed=i).to(dtype) for i, n in enumerate(c.inputs)]
+def operands(p, batch, channels, dtype):
+    return programs.operands(p.inputs, batch, channels, dtype)
 
 
-def ours(c, inputs, target):
-    """Outputs as views of one tensor, which are NaN before; checks that nothing beside them is written."""
-    family, device = target
-    batch, channels = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
-    inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
-    memory = torch.full((batch, channels, 3 + sum(c.outputs) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
-    outputs = memory[..., 3:-2].split(c.outputs, -1)
-    backend.family(family).couple(c, inputs, outputs)
-    assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
-    return [t.cpu() for t in outputs]
+def ours(p, inputs, target):
+    return programs.run("couple", p, inputs, p.outputs, target)
 
 
-def check(c, inputs, target):
-    shape = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
-    expected = programs.couple(c, [t.double().expand(*shape, -1) for t in inputs])
-    for n, (a, e) in enumerate(zip(ours(c, inputs, target), expected, strict=True)):
-        testing.assert_close(a.double(), e, f"output {n} of {c.inputs} -> {c.outputs}", TOLERANCE[inputs[0].dtype])
+def check(p, inputs, target):
+    programs.check(ours(p, inputs, target), programs.couple, p, inputs, TOLERANCE[inputs[0].dtype])
 
 
 @pytest.mark.parametrize("pass_", OUTPUTS)

@@ -7,7 +7,7 @@ import programs
 import pytest
 import torch
 
-from eqtp import backend, signals, specialise_signals, testing
+from eqtp import signals, specialise_signals, testing
 
 KINDS = ["product", "odd", "cross"]
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
@@ -28,26 +28,15 @@ def program(kind, degrees, pass_):
 
 
 def operands(p, batch, channels, dtype):
-    return [testing.random(batch, channels, (l + 1) ** 2, seed=n).to(dtype) for n, l in enumerate(p.lmax_in)]
+    return programs.operands(programs.squares(p.lmax_in), batch, channels, dtype)
 
 
 def ours(p, inputs, target):
-    """Outputs as views of one tensor, which are NaN before; checks that nothing beside them is written."""
-    family, device = target
-    batch, channels = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
-    inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
-    sizes = [(l + 1) ** 2 for l in p.lmax_out]
-    memory = torch.full((batch, channels, 3 + sum(sizes) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
-    outputs = memory[..., 3:-2].split(sizes, -1)
-    backend.family(family).signals(p, inputs, outputs)
-    assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
-    return [t.cpu() for t in outputs]
+    return programs.run("signals", p, inputs, programs.squares(p.lmax_out), target)
 
 
 def check(p, inputs, target):
-    expected = programs.evaluate(p, [t.double() for t in inputs])
-    for n, (a, e) in enumerate(zip(ours(p, inputs, target), expected, strict=True)):
-        testing.assert_close(a.double(), e.expand(a.shape), f"output {n} of {p.lmax_in} -> {p.lmax_out}", TOLERANCE[inputs[0].dtype])
+    programs.check(ours(p, inputs, target), programs.evaluate, p, inputs, TOLERANCE[inputs[0].dtype])
 
 
 @pytest.mark.parametrize("pass_", OUTPUTS)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from programs import check_weights_and_broadcasting
 from sympy.physics.wigner import wigner_6j
 
 from eqtp import gaunt as tables
@@ -146,14 +147,7 @@ def test_compiles_in_one_graph():
 
 
 def test_weights_and_broadcasting():
-    x1, x2 = coefficients(4, 1, 2, seed=1), coefficients(3, 1, seed=2)
-    w1, w2, w3 = testing.random(3, seed=3), testing.random(3, 2, seed=4), testing.random(4, 1, 4, seed=5)
-    spread = lambda w: torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)  # noqa: E731
-    found = matrix_tensor_product(x1, x2, 3, w1=w1, w2=w2, w3=w3)
-    assert found.shape == (4, 3, 16)
-    testing.assert_close(found, matrix_tensor_product(x1 * spread(w1), x2 * spread(w2), 3) * spread(w3))
-    for n, m in ((0, 1), (3, 2)):
-        testing.assert_close(matrix_tensor_product(x1[n, 0], x2[m], 3), matrix_tensor_product(x1, x2, 3)[n, m])
+    check_weights_and_broadcasting(matrix_tensor_product)
 
 
 @pytest.mark.parametrize("lmax", [1, 4, 8, 10])

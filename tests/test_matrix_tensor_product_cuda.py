@@ -5,10 +5,11 @@ from math import pi
 
 import emulated  # noqa: F401 (the family)
 import emulation
+import programs
 import pytest
 import torch
 
-from eqtp import backend, gaunt, matrices, specialise_signals, testing
+from eqtp import gaunt, matrices, specialise_signals, testing
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
@@ -29,7 +30,7 @@ def program(degrees, split, pass_):
 
 
 def operands(p, batch, channels, dtype):
-    return [testing.random(batch, channels, (l + 1) ** 2, seed=n).to(dtype) for n, l in enumerate(p.lmax_in)]
+    return programs.operands(programs.squares(p.lmax_in), batch, channels, dtype)
 
 
 def evaluate(p, inputs):
@@ -50,23 +51,11 @@ def evaluate(p, inputs):
 
 
 def ours(p, inputs, target):
-    """Outputs as views of one tensor, which are NaN before; checks that nothing beside them is written."""
-    family, device = target
-    batch, channels = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
-    inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
-    sizes = [(l + 1) ** 2 for l in p.lmax_out]
-    memory = torch.full((batch, channels, 3 + sum(sizes) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
-    outputs = memory[..., 3:-2].split(sizes, -1)
-    backend.family(family).matrices(p, inputs, outputs)
-    assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
-    return [t.cpu() for t in outputs]
+    return programs.run("matrices", p, inputs, programs.squares(p.lmax_out), target)
 
 
 def check(p, inputs, target):
-    shape = torch.broadcast_shapes(*(t.shape[:2] for t in inputs))
-    expected = evaluate(p, [t.double().expand(*shape, -1) for t in inputs])
-    for n, (a, e) in enumerate(zip(ours(p, inputs, target), expected, strict=True)):
-        testing.assert_close(a.double(), e, f"output {n} of {p.lmax_in} -> {p.lmax_out}", TOLERANCE[inputs[0].dtype])
+    programs.check(ours(p, inputs, target), evaluate, p, inputs, TOLERANCE[inputs[0].dtype])
 
 
 @pytest.mark.parametrize("pass_", OUTPUTS)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from programs import couple, evaluate
+from programs import couple, evaluate, squares
 
 from eqtp import couplings, native, signals, testing
 
@@ -30,10 +30,6 @@ def check(run, slowly, what, inputs, outputs, dtype, b=3, c=7):
             assert y.abs().max() < TOLERANCE[dtype]
         else:
             testing.assert_close(y, expected, f"output {n}", TOLERANCE[dtype])
-
-
-def squares(degrees):
-    return [(l + 1) ** 2 for l in degrees]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
