@@ -22,8 +22,8 @@ THREADS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*)
-FORMATTED := $(wildcard csrc/* tests/*.h tests/cuda/*)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
+FORMATTED := $(wildcard csrc/*/* tests/*.h tests/cuda/*)
 
 .PHONY: demo test lint fmt racecheck compile bench gpu wheel setup clean
 

@@ -1,4 +1,5 @@
-"""Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to build."""
+"""Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to
+build."""
 
 import importlib.util
 import os
@@ -18,7 +19,9 @@ ROOT = Path(__file__).resolve().parent
 def require_compiler() -> None:
     """Stops with one sentence if something is missing that pip cannot bring."""
     if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        sys.exit("eqtp: no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX")
+        sys.exit(
+            "eqtp: no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX"
+        )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         sys.exit(f"eqtp: {header} is missing; install Python's development files (on Debian and Ubuntu: python3-dev)")
@@ -39,12 +42,16 @@ def pybind11_argument() -> str:
 
 
 def cuda_arguments() -> list[str]:
-    """EQTP_CUDA: auto (if there is a working nvcc), 0 (no), 1 (it must be). EQTP_CUDA_ARCHS: compute capabilities, as in 80;90."""
+    """EQTP_CUDA: auto (if there is a working nvcc), 0 (no), 1 (it must be). EQTP_CUDA_ARCHS: compute capabilities, as
+    in 80;90."""
     values = {"auto": "AUTO", "0": "OFF", "1": "ON"}
     value = os.environ.get("EQTP_CUDA") or "auto"
     if value not in values:
         sys.exit(f"eqtp: EQTP_CUDA must be auto, 0 or 1, got {value!r}")
-    return [f"-DEQTP_CUDA={values[value]}", f"-DEQTP_CUDA_ARCHS={os.environ.get('EQTP_CUDA_ARCHS', '').replace(',', ';')}"]
+    return [
+        f"-DEQTP_CUDA={values[value]}",
+        f"-DEQTP_CUDA_ARCHS={os.environ.get('EQTP_CUDA_ARCHS', '').replace(',', ';')}",
+    ]
 
 
 def jobs() -> str:
@@ -58,7 +65,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext):
         require_compiler()
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        # one folder for all kinds of install (setuptools gives an editable one a temporary folder), so that only what changed is compiled
+        # one folder for all kinds of install (setuptools gives an editable one a temporary folder), so that only what
+        # changed is compiled
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         build = ROOT / "build" / f"cmake{suffix.removesuffix('.so')}"
         build.mkdir(parents=True, exist_ok=True)
@@ -86,13 +94,17 @@ class CMakeBuild(build_ext):
 
 class BuildWithSources(build_py):
     def run(self):
-        """Puts what eqtp/jit.py compiles at run time into the package; an editable install finds it in the source tree."""
+        """Puts what eqtp/backends/jit/runtime.py compiles at run time into the package; an editable install finds it in
+        the source tree."""
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "eqtp", "csrc")
-            target.mkdir(parents=True, exist_ok=True)
-            for source in ROOT.glob("csrc/*.cuh"):
+            for source in ROOT.glob("csrc/*/*.cuh"):
+                target = Path(self.build_lib, "eqtp", source.relative_to(ROOT))
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
 
 
-setup(ext_modules=[Extension("eqtp._native", sources=[])], cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithSources})
+setup(
+    ext_modules=[Extension("eqtp._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithSources},
+)

@@ -8,7 +8,7 @@
 
 `python -m bench products --help`: all products of two features against each other (bench/products.py).
 
-Ops are the files bench_<op>.py; problems are those of eqtp/problems.py ("all": every one); peers are
+Ops are the files bench_<op>.py; problems are those of eqtp/testing/problems.py ("all": every one); peers are
 listed in bench/peers.py. Each problem is first checked at a small size: output and gradients of each
 pass, for each operand, path by path, against the reference in float64. A kernel that fails is not timed:
 the run ends with exit code 1.
@@ -92,15 +92,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--problem", nargs="+", required=True, metavar="ID", help='problems of the op, or "all"')
-    parser.add_argument("--backend", type=names, help="our backends, the first is compared (default: native; on a GPU: jit)")
+    parser.add_argument(
+        "--backend", type=names, help="our backends, the first is compared (default: native; on a GPU: jit)"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--against", type=names, default=[], metavar="PEERS", help=", ".join(peers.NAMES))
-    parser.add_argument("--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all); grad,gradgrad")
+    parser.add_argument(
+        "--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all); grad,gradgrad"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--edges", type=int, default=20_000, help="edges, or rows of tensor_product")
-    parser.add_argument("--graph", default="random", help="random, sorted, diamond:5, flashtp, ... (eqtp/problems.py)")
+    parser.add_argument(
+        "--graph", default="random", help="random, sorted, diamond:5, flashtp, ... (eqtp/testing/problems.py)"
+    )
     parser.add_argument("--points", type=int, default=100_000, help="vectors of spherical_harmonics")
     parser.add_argument("--repeat", type=int, default=5, help="rounds in which all take turns")
     parser.add_argument("--min-time", type=float, default=1.0, help="seconds for each quick one, over all rounds")
@@ -118,7 +124,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         options.problem = list(module.PROBLEMS)
     for what, given, known in (
         ("problem", options.problem, module.PROBLEMS),
-        ("pass", options.passes, (*module.PASSES, *(alone for alone, pass_ in WHOLE.items() if pass_ in module.PASSES))),
+        (
+            "pass",
+            options.passes,
+            (*module.PASSES, *(alone for alone, pass_ in WHOLE.items() if pass_ in module.PASSES)),
+        ),
         ("peer", options.against, peers.NAMES),
         ("backend", options.backend, (*eqtp.backends(), "auto")),
     ):
@@ -231,7 +241,8 @@ def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
 
 
 def call_once(case: harness.Case, options: argparse.Namespace) -> None:
-    """Each backend at the size that is timed: Triton tunes at its first call, which must not be the small one of the check."""
+    """Each backend at the size that is timed: Triton tunes at its first call, which must not be the small one of the
+    check."""
     for backend in options.backend:
         for pass_ in options.passes if backend != "reference" else ():
             with contextlib.suppress(Exception):  # what is wrong, the check says
@@ -250,8 +261,16 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
     options.wrong += [f"{problem}: {who}: {why}" for who, why in missing.items() if why.startswith(WRONG)]
     if options.check:
         said = {who: missing.get(who, AGREES) for who in (*options.backend, *options.against)}
-        rows = [{"op": options.op, "problem": problem, "dtype": options.dtype, "backend": who, "check": why} for who, why in said.items()]
-        return write("\n".join([f"{options.op}  {problem}  {options.dtype}", *(f"  {who:18}{why}" for who, why in said.items())]), rows)
+        rows = [
+            {"op": options.op, "problem": problem, "dtype": options.dtype, "backend": who, "check": why}
+            for who, why in said.items()
+        ]
+        return write(
+            "\n".join(
+                [f"{options.op}  {problem}  {options.dtype}", *(f"  {who:18}{why}" for who, why in said.items())]
+            ),
+            rows,
+        )
     inputs = tuple(case.inputs.values())
     functions = {who: case.ours(who) if who in options.backend else case.peer(who) for who in ready}
     for pass_ in options.passes:
@@ -263,7 +282,9 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
 
         times = {"rounds": options.repeat, "min_time": options.min_time, "warmup": options.warmup}
         timings, failed = harness.time_together(calls, **times, step=step, device=options.device)
-        for backend in options.backend:  # ours may not fail where a peer may, except that the reference may need too much memory
+        for (
+            backend
+        ) in options.backend:  # ours may not fail where a peer may, except that the reference may need too much memory
             if backend in failed and not (backend == "reference" and "OutOfMemory" in failed[backend]):
                 raise WrongKernel(f"{problem}, {TITLES[pass_]}: backend {backend} raised {failed[backend]}")
         away = missing | failed

@@ -1,7 +1,9 @@
-"""Powers of a function on the sphere, x [rows, channels, (lmax+1)^2] to [rows, channels, degree, (lmax_out+1)^2]. `--edges` counts the rows.
+"""Powers of a function on the sphere, x [rows, channels, (lmax+1)^2] to [rows, channels, degree, (lmax_out+1)^2].
+`--edges` counts the rows.
 
-Problem 3-1-n3-c128: degrees to 3, output to 1, powers to the third, 128 channels. Operations: the transforms of the folded grid, a multiplication at
-each point for each power after the first. Against MACE's contraction: `python -m bench products --targets`.
+Problem 3-1-n3-c128: degrees to 3, output to 1, powers to the third, 128 channels. Operations: the transforms of the
+folded grid, a multiplication at each point for each power after the first. Against MACE's contraction: `python -m bench
+products --targets`.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import torch
 
 from bench import peers
 from bench.harness import Case, case_of_signals, degrees_of, random, require
-from eqtp.gaunt import folded_size, transform_flops
+from eqtp.math.sphere import folded_size, transform_flops
 from eqtp.ops.gaunt_many_body import gaunt_many_body
 
 SIZES = [(lmax, lmax_out, degree) for lmax in (1, 2, 3, 4) for lmax_out in (0, 1, 2) for degree in (2, 3, 4)]
-PROBLEMS = tuple(f"{lmax}-{lmax_out}-n{degree}-c{channels}" for lmax, lmax_out, degree in SIZES for channels in (1, 32, 128))
+PROBLEMS = tuple(
+    f"{lmax}-{lmax_out}-n{degree}-c{channels}" for lmax, lmax_out, degree in SIZES for channels in (1, 32, 128)
+)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
 
@@ -24,7 +28,11 @@ CHECK_SIZE = {"edges": 5}
 def row_flops(lmax: int, lmax_out: int, degree: int) -> int:
     """Operations of one row and channel."""
     rows, columns = folded_size(degree * lmax + lmax_out)
-    return transform_flops(lmax, rows, columns) + degree * transform_flops(lmax_out, rows, columns) + (degree - 1) * rows * columns
+    return (
+        transform_flops(lmax, rows, columns)
+        + degree * transform_flops(lmax_out, rows, columns)
+        + (degree - 1) * rows * columns
+    )
 
 
 def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
@@ -37,5 +45,8 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         return lambda x: gaunt_many_body(x, lmax_out, degree, backend=backend)
 
     flops = edges * channels * row_flops(lmax, lmax_out, degree)
-    their = lambda name: peers._refuse(name, "powers of a function", device)  # noqa: E731
+
+    def their(name):
+        return peers._refuse(name, "powers of a function", device)
+
     return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(lmax_out))

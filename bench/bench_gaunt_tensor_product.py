@@ -1,7 +1,7 @@
 """Gaunt products, x1 [rows, channels, (lmax1+1)^2] by x2 alike. `--edges` counts the rows.
 
-Problem 4-4-8-c32: degrees to 4 by degrees to 4, output to 8, 32 channels; -sparse, -grid or -fourier at its end names the route, and -odd asks for
-the bracket too. Operations are those of the folded grid, whichever route runs.
+Problem 4-4-8-c32: degrees to 4 by degrees to 4, output to 8, 32 channels; -sparse, -grid or -fourier at its end names
+the route, and -odd asks for the bracket too. Operations are those of the folded grid, whichever route runs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ import torch
 
 from bench import peers
 from bench.harness import Case, Missing, case_of_signals, random, require
-from eqtp.gaunt import folded_flops
+from eqtp.math.so3 import gaunt, wigner_3j
+from eqtp.math.sphere import folded_flops
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
-from eqtp.so3 import gaunt, wigner_3j
 
-SIZES = [(4, 4, 8, 1), (4, 4, 8, 32), (8, 8, 16, 1), (6, 6, 6, 128), *((l, l, l, c) for c in (32, 128) for l in range(1, 11))]
+SIZES = [
+    (4, 4, 8, 1),
+    (4, 4, 8, 32),
+    (8, 8, 16, 1),
+    (6, 6, 6, 128),
+    *((l, l, l, c) for c in (32, 128) for l in range(1, 11)),
+]
 PROBLEMS = tuple(
     f"{l1}-{l2}-{l3}-c{channels}{method}{odd}"
     for l1, l2, l3, channels in dict.fromkeys(SIZES)
@@ -31,7 +37,12 @@ CHECK_SIZE = {"edges": 5}
 def parse(problem_id: str) -> tuple[tuple[int, int, int], int, str, bool]:
     """Degrees, channels, method, odd."""
     l1, l2, l3, channels, *rest = problem_id.split("-")
-    return (int(l1), int(l2), int(l3)), int(channels[1:]), next((name for name in rest if name in METHODS), "auto"), "odd" in rest
+    return (
+        (int(l1), int(l2), int(l3)),
+        int(channels[1:]),
+        next((name for name in rest if name in METHODS), "auto"),
+        "odd" in rest,
+    )
 
 
 @cache
@@ -59,10 +70,15 @@ def peer(name: str, degrees: tuple[int, int, int], odd: bool, dtype: torch.dtype
     return lambda x1, x2: product(x1.flatten(0, 1), x2.flatten(0, 1)).unflatten(0, x1.shape[:2])
 
 
-def operands(degrees, channels: int, edges: int, dtype: torch.dtype, device: str) -> tuple[dict[str, torch.Tensor], int]:
+def operands(
+    degrees, channels: int, edges: int, dtype: torch.dtype, device: str
+) -> tuple[dict[str, torch.Tensor], int]:
     """x1 and x2, [edges, channels, (lmax+1)^2], and the components of the product."""
     n1, n2, n3 = ((l + 1) ** 2 for l in degrees)
-    number = lambda n, seed: random(edges, channels, n, dtype=dtype, seed=seed, device=device)  # noqa: E731
+
+    def number(n, seed):
+        return random(edges, channels, n, dtype=dtype, seed=seed, device=device)
+
     return {"x1": number(n1, 1), "x2": number(n2, 2)}, n3
 
 
@@ -73,11 +89,23 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
 
     def ours(backend: str) -> Callable:
         require(backend, "gaunt_tensor_product", None, dtype, torch.device(device))
-        product = lambda x1, x2: gaunt_tensor_product(x1, x2, degrees[2], method=method, odd=odd, backend=backend)  # noqa: E731
+
+        def product(x1, x2):
+            return gaunt_tensor_product(x1, x2, degrees[2], method=method, odd=odd, backend=backend)
+
         return (lambda x1, x2: torch.cat(product(x1, x2), -1)) if odd else product
 
     flops = edges * channels * folded_flops(*degrees, odd=odd)
-    top = [min(degrees[2], degrees[0] + degrees[1] - part) for part in range(1 + odd)]  # beyond, and the bracket's degree 0: zero
-    blocks = [slice(part * n3 + l * l, part * n3 + (l + 1) ** 2) for part in range(1 + odd) for l in range(part, top[part] + 1)]
-    their = lambda name: peer(name, degrees, odd, dtype, device)  # noqa: E731
+    top = [
+        min(degrees[2], degrees[0] + degrees[1] - part) for part in range(1 + odd)
+    ]  # beyond, and the bracket's degree 0: zero
+    blocks = [
+        slice(part * n3 + l * l, part * n3 + (l + 1) ** 2)
+        for part in range(1 + odd)
+        for l in range(part, top[part] + 1)
+    ]
+
+    def their(name):
+        return peer(name, degrees, odd, dtype, device)
+
     return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, blocks)

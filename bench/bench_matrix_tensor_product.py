@@ -1,4 +1,5 @@
-"""Matrix products, x1 [rows, channels, (lmax1+1)^2] by x2 alike; problems are named as in bench_gaunt_tensor_product.py. `--edges` counts the rows.
+"""Matrix products, x1 [rows, channels, (lmax1+1)^2] by x2 alike; problems are named as in
+bench_gaunt_tensor_product.py. `--edges` counts the rows.
 
 Operations: each non-zero entry of the matrices of a degree once, and the product of two matrices.
 """
@@ -13,8 +14,8 @@ import torch
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
 from bench.harness import Case, case_of_signals, degrees_of, random, require
+from eqtp.math.so3 import wigner_3j
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
-from eqtp.so3 import wigner_3j
 
 PROBLEMS = tuple(f"{l1}-{l2}-{l3}-c{channels}" for l1, l2, l3, channels in dict.fromkeys(SIZES))
 PASSES = ("fwd", "bwd", "bwdbwd")
@@ -24,7 +25,10 @@ CHECK_SIZE = {"edges": 5}
 def row_flops(degrees: tuple[int, int, int]) -> int:
     """Operations of one product."""
     s = (max(degrees) + 1) // 2
-    return 2 * sum(np.count_nonzero(wigner_3j(s, s, l)) for lmax in degrees for l in range(lmax + 1)) + 2 * (2 * s + 1) ** 3
+    return (
+        2 * sum(np.count_nonzero(wigner_3j(s, s, l)) for lmax in degrees for l in range(lmax + 1))
+        + 2 * (2 * s + 1) ** 3
+    )
 
 
 def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
@@ -37,5 +41,8 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         return lambda x1, x2: matrix_tensor_product(x1, x2, degrees[2], backend=backend)
 
     flops = edges * channels * row_flops(degrees)
-    their = lambda name: peers._refuse(name, "matrix product", device)  # noqa: E731
+
+    def their(name):
+        return peers._refuse(name, "matrix product", device)
+
     return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(degrees[2]))

@@ -11,8 +11,8 @@ import torch
 
 from bench import peers
 from bench.harness import Case, neighbours, random, require
-from eqtp import problems
 from eqtp.ops.segment_max import segment_max
+from eqtp.testing import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd")
@@ -20,9 +20,13 @@ CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 
 def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
-    """f(x [e, c]) -> [num_dst, c]; raises Missing. Among equal values torch shares the gradient out; random numbers are not equal."""
+    """f(x [e, c]) -> [num_dst, c]; raises Missing. Among equal values torch shares the gradient out; random numbers are
+    not equal."""
     if name == "torch":
-        new = lambda x: x.new_zeros(num_dst, x.shape[1])  # noqa: E731
+
+        def new(x):
+            return x.new_zeros(num_dst, x.shape[1])
+
         return lambda x: new(x).scatter_reduce(0, dst[:, None].expand_as(x), x, "amax", include_self=False)
     if name == "pyg":
         scatter = peers._import("torch_geometric.utils").scatter

@@ -8,8 +8,8 @@ import torch
 
 from bench import peers
 from bench.harness import Case, neighbours, random, require
-from eqtp import problems
 from eqtp.ops.segment_softmax import segment_softmax
+from eqtp.testing import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd", "bwdbwd")
@@ -22,7 +22,11 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
 
         def composed(x):
             columns = dst[:, None].expand_as(x)
-            largest = x.detach().new_zeros(num_dst, x.shape[1]).scatter_reduce(0, columns, x.detach(), "amax", include_self=False)
+            largest = (
+                x.detach()
+                .new_zeros(num_dst, x.shape[1])
+                .scatter_reduce(0, columns, x.detach(), "amax", include_self=False)
+            )
             p = (x - largest[dst]).exp()
             return p / p.new_zeros(largest.shape).index_add(0, dst, p)[dst]
 
@@ -50,6 +54,10 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         cotangent=random(edges, width, dtype=dtype, seed=2, device=device, grad=False),
         ours=ours,
         peer=lambda name: peer(name, csr.dst, nodes),
-        bytes={"fwd": 2 * row + 8 * edges, "bwd": 3 * row + 8 * edges, "bwdbwd": 5 * row + 8 * edges},  # bwdbwd: g, y, c; their gradients
+        bytes={
+            "fwd": 2 * row + 8 * edges,
+            "bwd": 3 * row + 8 * edges,
+            "bwdbwd": 5 * row + 8 * edges,
+        },  # bwdbwd: g, y, c; their gradients
         flops={"fwd": 5 * edges * width, "bwd": 4 * edges * width, "bwdbwd": 12 * edges * width},
     )

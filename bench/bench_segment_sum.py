@@ -12,7 +12,7 @@ import torch
 import eqtp
 from bench import peers
 from bench.harness import Case, neighbours, random, require
-from eqtp import problems
+from eqtp.testing import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd")

@@ -10,7 +10,7 @@ import torch
 import eqtp
 from bench import peers
 from bench.harness import Case, multilinear_bytes, random, require
-from eqtp import problems
+from eqtp.testing import problems
 
 LMAX = {f"lmax{lmax}": lmax for lmax in sorted({*range(1, 11), *problems.SPHERICAL_HARMONICS.values()})}
 PROBLEMS = tuple(LMAX) + tuple(f"{name}-solid" for name in LMAX)

@@ -9,9 +9,9 @@ import torch
 import eqtp
 from bench import peers
 from bench.harness import Case, multilinear_bytes, random, require
-from eqtp import problems
-from eqtp.cost import nonzeros, path_flops
-from eqtp.plan import TensorProductPlan
+from eqtp.math.cost import nonzeros, path_flops
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd", "bwdbwd")

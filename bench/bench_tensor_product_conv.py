@@ -14,7 +14,7 @@ import eqtp
 from bench import peers
 from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, row_flops, weights
 from bench.harness import Case, multilinear_bytes, neighbours, random, require
-from eqtp import problems
+from eqtp.testing import problems
 
 __all__ = ["CHECK_SIZE", "PASSES", "PROBLEMS", "case"]
 
@@ -39,7 +39,10 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
 
     def peer(name: str) -> Callable:
         product = peers.product(name, problem_id, dtype, device)
-        zeros = lambda x: x.new_zeros(nodes, plan.dim_out)  # noqa: E731
+
+        def zeros(x):
+            return x.new_zeros(nodes, plan.dim_out)
+
         return lambda x, y, w: zeros(x).index_add_(0, csr.dst, product(x[csr.src], y, w))
 
     return Case(
@@ -50,6 +53,9 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         ours=ours,
         peer=peer,
         bytes=multilinear_bytes(inputs, cotangent, index_bytes=2 * 8 * edges),
-        flops={stage: edges * count + (edges * plan.dim_out if stage == "fwd" else edges * plan.dim_in1) for stage, count in row_flops(plan).items()},
+        flops={
+            stage: edges * count + (edges * plan.dim_out if stage == "fwd" else edges * plan.dim_in1)
+            for stage, count in row_flops(plan).items()
+        },
         pieces=pieces(plan, ("x", "y", "w")),
     )

@@ -1,7 +1,8 @@
-"""Vector-signal products with the default legs, x1 [rows, channels, (lmax1+1)^2] by x2 alike; problems are named as in bench_gaunt_tensor_product.py.
-`--edges` counts the rows.
+"""Vector-signal products with the default legs, x1 [rows, channels, (lmax1+1)^2] by x2 alike; problems are named as in
+bench_gaunt_tensor_product.py. `--edges` counts the rows.
 
-Operations: each non-zero coefficient of a vector harmonic once, three transforms of each operand on the folded grid, a cross product at its points.
+Operations: each non-zero coefficient of a vector harmonic once, three transforms of each operand on the folded grid, a
+cross product at its points.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import torch
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
 from bench.harness import Case, case_of_signals, degrees_of, random, require
-from eqtp import vector_signals
-from eqtp.gaunt import folded_flops, folded_size
+from eqtp.math import vector_signals
+from eqtp.math.sphere import folded_flops, folded_size
 from eqtp.ops.vector_signal_tensor_product import vector_signal_tensor_product
 
-PROBLEMS = tuple(f"{l1}-{l2}-{l3}-c{channels}{method}" for l1, l2, l3, channels in dict.fromkeys(SIZES) for method in ("", "-sparse", "-grid"))
+PROBLEMS = tuple(
+    f"{l1}-{l2}-{l3}-c{channels}{method}"
+    for l1, l2, l3, channels in dict.fromkeys(SIZES)
+    for method in ("", "-sparse", "-grid")
+)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
 
@@ -42,5 +47,8 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
 
     flops = edges * channels * row_flops(degrees)
     top = min(degrees[2], degrees[0] + degrees[1] - 1)  # beyond, and degree 0: zero
-    their = lambda name: peers._refuse(name, "vector-signal product", device)  # noqa: E731
+
+    def their(name):
+        return peers._refuse(name, "vector-signal product", device)
+
     return case_of_signals(problem_id, inputs, cotangent, ours, their, flops, degrees_of(top, 1))

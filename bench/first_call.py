@@ -1,8 +1,9 @@
-"""How long the first step of a model takes in a new process: `python -m bench.first_call --device cuda --backend jit --json FILE`.
+"""How long the first step of a model takes in a new process: `python -m bench.first_call --device cuda --backend jit
+--json FILE`.
 
-The convolutions of SevenNet-0's five layers (three different plans) and the spherical harmonics, forward and backward, on copper (36,288 edges).
-Reported is the first step less a later one: compiling, or reading what was compiled before (EQTP_CACHE_DIR, TRITON_CACHE_DIR), and loading.
-What torch itself needs at its first kernel is not in the time.
+The convolutions of SevenNet-0's five layers (three different plans) and the spherical harmonics, forward and backward,
+on copper (36,288 edges). Reported is the first step less a later one: compiling, or reading what was compiled before
+(EQTP_CACHE_DIR, TRITON_CACHE_DIR), and loading. What torch itself needs at its first kernel is not in the time.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 
 import eqtp
 from bench import harness, machine, peers
-from eqtp import backend as backends
-from eqtp import problems
+from eqtp.backends import registry as backends
+from eqtp.testing import problems
 
 LAYERS = ("sevennet-0-first", "sevennet-0", "sevennet-0", "sevennet-0", "sevennet-0-last")
 
@@ -27,9 +28,14 @@ def model(backend: str, device: str, graph: str, nodes: int, edges: int):
     """step(): forward and backward of all layers; waits until it is done."""
     g = harness.neighbours(graph, nodes, edges, device)
     g.transpose()
-    number = lambda *shape: harness.random(*shape, dtype=torch.float32, seed=1, device=device)  # noqa: E731
+
+    def number(*shape):
+        return harness.random(*shape, dtype=torch.float32, seed=1, device=device)
+
     xyz = number(g.num_edges, 3)
-    harmonics = backend if backends.why_not(backend, "spherical_harmonics", None, xyz.device, xyz.dtype) is None else "auto"
+    harmonics = (
+        backend if backends.why_not(backend, "spherical_harmonics", None, xyz.device, xyz.dtype) is None else "auto"
+    )
     plans = {name: problems.plan(name) for name in LAYERS}
     inputs = {name: (number(g.num_src, p.dim_in1), number(g.num_edges, p.weight_numel)) for name, p in plans.items()}
 
@@ -49,14 +55,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.first_call", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--backend", default="native")
-    parser.add_argument("--cache", default="unknown", help="what the caches were before: cold or warm; goes into the result")
+    parser.add_argument(
+        "--cache", default="unknown", help="what the caches were before: cold or warm; goes into the result"
+    )
     parser.add_argument("--graph", default="crystal-36k")
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--edges", type=int, default=20_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     device = torch.device(options.device)
-    reason = backends.why_not(options.backend, "tensor_product_conv", problems.plan("sevennet-0"), device, torch.float32)
+    reason = backends.why_not(
+        options.backend, "tensor_product_conv", problems.plan("sevennet-0"), device, torch.float32
+    )
     if reason:
         print(f"{options.backend} missing: {reason}")
         return 0
@@ -68,7 +78,10 @@ def main(argv: list[str] | None = None) -> int:
         step()
         seconds.append(time.perf_counter() - start)
     ms = 1e3 * max(0.0, seconds[0] - min(seconds[1:]))
-    print(f"{options.backend}, {options.cache} cache: first step {seconds[0]:.3f} s, later ones {min(seconds[1:]):.3f} s", flush=True)
+    print(
+        f"{options.backend}, {options.cache} cache: first step {seconds[0]:.3f} s, later ones {min(seconds[1:]):.3f} s",
+        flush=True,
+    )
     if options.json:
         gpu = {"gpu": torch.cuda.get_device_name(), "driver": machine.driver_version()} if device.type == "cuda" else {}
         row = {

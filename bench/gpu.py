@@ -1,7 +1,9 @@
-"""All that a GPU machine can say about eqtp, in one command of less than nine minutes: `make gpu`, or `python3 -m bench.gpu`.
+"""All that a GPU machine can say about eqtp, in one command of less than nine minutes: `make gpu`, or `python3 -m
+bench.gpu`.
 
-Needs a Python (3.11 or newer) with torch, NumPy and pytest, and for the kernels what `python -m eqtp` names: nvcc, CMake and a C++ compiler
-(native), CuPy and NVRTC (jit), Triton. Installs nothing and opens no connection. What is missing is named, and the rest goes on without it.
+Needs a Python (3.11 or newer) with torch, NumPy and pytest, and for the kernels what `python -m eqtp` names: nvcc,
+CMake and a C++ compiler (native), CuPy and NVRTC (jit), Triton. Installs nothing and opens no connection. What is
+missing is named, and the rest goes on without it.
 
     environment   what this machine has
     build         eqtp._native for this GPU, and a package folder that PYTHONPATH finds
@@ -10,8 +12,9 @@ Needs a Python (3.11 or newer) with torch, NumPy and pytest, and for the kernels
     check         each kernel that is to be timed, against the reference in float64; compiles what the benchmarks need
     benchmarks    convolutions, spherical harmonics and segment ops by family; the first call with cold and warm caches
 
-A step that fails does not stop the next. Logs: build/gpu/logs; results: bench/results. With OUT in the environment, both are copied there, in
-at most 8 files. Exit code 1 if a step failed. --rehearse goes through the same lines without a GPU: on the CPU, at tiny sizes, results in build/gpu.
+A step that fails does not stop the next. Logs: build/gpu/logs; results: bench/results. With OUT in the environment,
+both are copied there, in at most 8 files. Exit code 1 if a step failed. --rehearse goes through the same lines without
+a GPU: on the CPU, at tiny sizes, results in build/gpu.
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ class Run:
             made.mkdir(parents=True)
         self.until = time.monotonic() + TOTAL  # of the step that is running
         self.gpu, self.sm = "", "90"
-        self.right: set[tuple[str, str, str, str]] | None = None  # (op, problem, dtype, family) that agree with the reference; None: not checked
+        self.right: set[tuple[str, str, str, str]] | None = (
+            None  # (op, problem, dtype, family) that agree with the reference; None: not checked
+        )
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.site), str(ROOT)]),
@@ -83,7 +88,8 @@ class Run:
         }
 
     def call(self, name: str, command: list, limit: float = 600, **environment) -> Done:
-        """Runs a command in the repository root, its output in logs/<name>.log, until it ends or the step's time is over."""
+        """Runs a command in the repository root, its output in logs/<name>.log, until it ends or the step's time is
+        over."""
         start, file = time.monotonic(), self.logs / f"{name}.log"
         limit = max(0.0, min(limit, self.until - start))
         with file.open("w") as log:
@@ -172,7 +178,11 @@ def build(run: Run) -> Outcome:
         import pybind11 as package
 
         pybind11 = f"-Dpybind11_DIR={package.get_cmake_dir()}"
-    toolkits = [Path(home, "bin", "nvcc") for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
+    toolkits = [
+        Path(home, "bin", "nvcc")
+        for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+        if home
+    ]
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc", path=path) or next(filter(Path.exists, toolkits), None)
     arguments = [
         "-DCMAKE_BUILD_TYPE=Release",
@@ -190,10 +200,12 @@ def build(run: Run) -> Outcome:
         done = run.call("build", ["cmake", "--build", folder, "-j", os.cpu_count() or 1])
     if done.code != 0:
         return Outcome("failed", ended(done))
-    probe = run.python("native", "-c", "from eqtp import native as n; print('CUDA', n._native.has_cuda, n._native.cuda_architectures)")
+    probe = run.python("native", "-c", "from eqtp import _native as n; print('CUDA', n.has_cuda, n.cuda_architectures)")
     if probe.code != 0:
         return Outcome("failed", ended(probe))
-    return Outcome("ok", last_line(probe.text)) if nvcc else Outcome("skipped", "nvcc is missing: built for the CPU only")
+    return (
+        Outcome("ok", last_line(probe.text)) if nvcc else Outcome("skipped", "nvcc is missing: built for the CPU only")
+    )
 
 
 def tests(run: Run) -> Outcome:
@@ -210,20 +222,28 @@ def tests(run: Run) -> Outcome:
             total[what] = total.get(what, 0) + int(count)
         missing = re.search(r"No module named '[\w.]+'", done.text)
         if done.code not in (0, 5):
-            bad.append(f"{file.name} ({missing[0] if missing and done.code == 2 else ended(done) if done.code is None else line})")
-    said = ", ".join(f"{count} {what}" for what, count in total.items()) + (": no GPU" if set(total) == {"skipped"} and not run.gpu else "")
+            bad.append(
+                f"{file.name} ({missing[0] if missing and done.code == 2 else ended(done) if done.code is None else line})"
+            )
+    said = ", ".join(f"{count} {what}" for what, count in total.items()) + (
+        ": no GPU" if set(total) == {"skipped"} and not run.gpu else ""
+    )
     return Outcome("failed" if bad else "ok", "; ".join([said or "no tests", *bad]))
 
 
 def sanitizer(run: Run) -> Outcome:
     """compute-sanitizer, where the tool is there and can work; both tools at the same time."""
     places = [shutil.which("compute-sanitizer", path=run.environment["PATH"])]
-    places += [Path(home, "bin", "compute-sanitizer") for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    places += [
+        Path(home, "bin", "compute-sanitizer") for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home
+    ]
     tool = next((place for place in places if place and Path(place).exists()), None)
     if tool is None or run.rehearse:
         plain = run.python("sanitize", "-m", "bench.sanitize", "--device", run.device)
         said = "compute-sanitizer is not available" + ("" if tool is None else " in a rehearsal")
-        return Outcome("failed" if plain.code else "skipped", f"{said}; without it: {ended(plain) if plain.code else 'ok'}")
+        return Outcome(
+            "failed" if plain.code else "skipped", f"{said}; without it: {ended(plain) if plain.code else 'ok'}"
+        )
 
     def watch(task: tuple[str, str]) -> tuple[str, str, Done]:
         kind, family = task
@@ -232,7 +252,9 @@ def sanitizer(run: Run) -> Outcome:
         return kind, family, run.call(f"sanitizer-{kind}-{family}", command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     status, notes = "ok", []
-    for kind, family, done in run.parallel(watch, [(kind, family) for kind in ("memcheck", "racecheck") for family in FAMILIES], 6):
+    for kind, family, done in run.parallel(
+        watch, [(kind, family) for kind in ("memcheck", "racecheck") for family in FAMILIES], 6
+    ):
         summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (\w+)", done.text)
         if summary is None:
             notes.append(f"{kind} {family}: does not work here, {ended(done)}")
@@ -244,11 +266,17 @@ def sanitizer(run: Run) -> Outcome:
 
 
 def check(run: Run) -> Outcome:
-    """Each family and each problem that is to be timed against the reference; several processes, which compile for the benchmarks meanwhile."""
+    """Each family and each problem that is to be timed against the reference; several processes, which compile for the
+    benchmarks meanwhile."""
     wanted = {}  # (op, problems, dtype, family): plans one by one, as they take long to compile
     for job in jobs(run.rehearse):
         together = job.problems if job.op == "tensor_product_conv" else [" ".join(job.problems)]
-        tasks = [(job.op, problem, job.dtype, family) for problem in together for family in job.families if family != "reference"]
+        tasks = [
+            (job.op, problem, job.dtype, family)
+            for problem in together
+            for family in job.families
+            if family != "reference"
+        ]
         wanted |= dict.fromkeys(tasks if job.op != "first_call" else [])
 
     def one(task: tuple[str, str, str, str]) -> list[dict]:
@@ -257,33 +285,61 @@ def check(run: Run) -> Outcome:
         file = run.folder / "checks" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
         file.unlink(missing_ok=True)
-        options = ["--backend", family, "--dtype", dtype, "--device", run.device, "--check", "--keep-going", "--json", file]
+        options = [
+            "--backend",
+            family,
+            "--dtype",
+            dtype,
+            "--device",
+            run.device,
+            "--check",
+            "--keep-going",
+            "--json",
+            file,
+        ]
         done = run.python(name, "-m", "bench", op, "--problem", *problem.split(), *options)
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         seen = {row["problem"] for row in rows}
         return rows + [
-            {"op": op, "problem": p, "dtype": dtype, "backend": family, "check": f"wrong: {ended(done)}"} for p in problem.split() if p not in seen
+            {"op": op, "problem": p, "dtype": dtype, "backend": family, "check": f"wrong: {ended(done)}"}
+            for p in problem.split()
+            if p not in seen
         ]
 
     rows = [row for found in run.parallel(one, list(wanted), 12) for row in found]
-    run.right = {(row["op"], row["problem"], row["dtype"], row["backend"]) for row in rows if row["check"].startswith("agrees")}
+    run.right = {
+        (row["op"], row["problem"], row["dtype"], row["backend"]) for row in rows if row["check"].startswith("agrees")
+    }
     wrong = [row for row in rows if row["check"].startswith("wrong")]
     for row in wrong:
         print("  ", row["op"], row["problem"], row["dtype"], row["backend"], row["check"])
-    away = sorted({f"{row['backend']}: {row['check']}" for row in rows} - {f"{row['backend']}: {row['check']}" for row in wrong})
+    away = sorted(
+        {f"{row['backend']}: {row['check']}" for row in rows} - {f"{row['backend']}: {row['check']}" for row in wrong}
+    )
     away = [text for text in away if "agrees" not in text]
-    return Outcome("failed" if wrong or not run.right else "ok", "; ".join([f"{len(run.right)} agree, {len(wrong)} do not", *away]))
+    return Outcome(
+        "failed" if wrong or not run.right else "ok", "; ".join([f"{len(run.right)} agree, {len(wrong)} do not", *away])
+    )
 
 
 def time_job(run: Run, job: Job) -> str | None:
-    """Runs a job with the families that are right; problem by problem and family by family if that fails. None, or what is missing."""
+    """Runs a job with the families that are right; problem by problem and family by family if that fails. None, or what
+    is missing."""
     groups: dict[tuple, list[str]] = {}
     for problem in job.problems:
-        ready = tuple(f for f in job.families if f == "reference" or run.right is None or (job.op, problem, job.dtype, f) in run.right)
+        ready = tuple(
+            f
+            for f in job.families
+            if f == "reference" or run.right is None or (job.op, problem, job.dtype, f) in run.right
+        )
         groups.setdefault(ready, []).append(problem)
     failed = []
     for n, (families, problems) in enumerate(groups.items()):
-        why = call_job(run, job, f"{job.name}-{n}", problems, families) if families else f"{job.name}: no family for {', '.join(problems)}"
+        why = (
+            call_job(run, job, f"{job.name}-{n}", problems, families)
+            if families
+            else f"{job.name}: no family for {', '.join(problems)}"
+        )
         failed += [why] if why else []
     return "; ".join(failed) or None
 
@@ -292,14 +348,27 @@ def call_job(run: Run, job: Job, name: str, problems: list[str], families: tuple
     """One process of the harness; None, or how it ended."""
     file = run.raw / f"{name}.json"
     peers = [name for name, module in job.peers if importlib.util.find_spec(module)]
-    options = ["--backend", ",".join(families), "--dtype", job.dtype, "--device", run.device, "--keep-going", "--json", file, *job.options]
+    options = [
+        "--backend",
+        ",".join(families),
+        "--dtype",
+        job.dtype,
+        "--device",
+        run.device,
+        "--keep-going",
+        "--json",
+        file,
+        *job.options,
+    ]
     options += ["--against", ",".join(peers)] if peers else []
     done = run.python(name, "-m", "bench", job.op, "--problem", *problems, *options)
     if done.code == 0:
         return None
     if done.code is not None and len(problems) * len(families) > 1:  # one may have broken the process for all
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        whole = {row["problem"] for row in rows} - {row["problem"] for row in rows[-1:]}  # those before the one that broke
+        whole = {row["problem"] for row in rows} - {
+            row["problem"] for row in rows[-1:]
+        }  # those before the one that broke
         file.write_text("".join(json.dumps(row) + "\n" for row in rows if row["problem"] in whole))
         alone = [call_job(run, job, f"{name}-{p}-{f}", [p], (f,)) for p in problems if p not in whole for f in families]
         return "; ".join(filter(None, [f"{name}: {ended(done)}", *alone]))
@@ -314,7 +383,17 @@ def first_call(run: Run, job: Job) -> str | None:
         shutil.rmtree(cache, ignore_errors=True)
         for state in ("cold", "warm"):
             name = f"first_call-{family}-{state}"
-            options = ["--device", run.device, "--backend", family, "--cache", state, "--json", run.raw / f"{name}.json", *job.options]
+            options = [
+                "--device",
+                run.device,
+                "--backend",
+                family,
+                "--cache",
+                state,
+                "--json",
+                run.raw / f"{name}.json",
+                *job.options,
+            ]
             caches = {"EQTP_CACHE_DIR": str(cache / "eqtp"), "TRITON_CACHE_DIR": str(cache / "triton")}
             done = run.python(name, "-m", "bench.first_call", *options, **caches)
             if done.code != 0:
@@ -359,11 +438,17 @@ STEPS = {"environment": (environment, 40), "build": (build, 130), "tests": (test
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python3 -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: on the CPU, tiny sizes")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "gpu")
-    parser.add_argument("--steps", type=lambda text: text.split(","), default=list(STEPS), help="some of the steps, by comma")
-    parser.add_argument("--tests", nargs="+", type=Path, default=[], help="test files (default: all with tests for a GPU)")
+    parser.add_argument(
+        "--steps", type=lambda text: text.split(","), default=list(STEPS), help="some of the steps, by comma"
+    )
+    parser.add_argument(
+        "--tests", nargs="+", type=Path, default=[], help="test files (default: all with tests for a GPU)"
+    )
     options = parser.parse_args(argv)
     if unknown := set(options.steps) - set(STEPS):
         parser.error(f"unknown step {', '.join(sorted(unknown))}; known: {', '.join(STEPS)}")
@@ -384,7 +469,11 @@ def main(argv: list[str] | None = None) -> int:
         table.append(f"{name:12} {outcome.status:8} {time.monotonic() - began:5.0f} s  {outcome.note}")
         print(table[-1], flush=True)
         save(run)
-    print(f"\n{report.summary(report.read(run.raw))}\n\n" + "\n".join(table) + f"\n{time.monotonic() - start:.0f} s; logs in {run.logs}")
+    print(
+        f"\n{report.summary(report.read(run.raw))}\n\n"
+        + "\n".join(table)
+        + f"\n{time.monotonic() - start:.0f} s; logs in {run.logs}"
+    )
     return int(any(" failed " in line[:24] for line in table))
 
 

@@ -24,27 +24,53 @@ class Job(NamedTuple):
 
 
 DIAMOND, FLASHTP = ("--graph", "diamond:5"), ("--graph", "flashtp")  # 158,000 and 32,768 edges
-GAUNT, SIGNALS = ("2-2-2-c128", "3-3-3-c128", "4-4-4-c128", "6-6-6-c128", "4-4-8-c32", "4-4-4-c128-odd"), ("jit", "triton")
+GAUNT, SIGNALS = (
+    ("2-2-2-c128", "3-3-3-c128", "4-4-4-c128", "6-6-6-c128", "4-4-8-c32", "4-4-4-c128-odd"),
+    ("jit", "triton"),
+)
 ROWS = ("sevennet-0", "nequip-water")  # 3,136 and 704 columns
 
 GPU = [
     Job("conv", "tensor_product_conv", CONVS, (*DIAMOND, *ALL)),
-    Job("harmonics", "spherical_harmonics", tuple(f"lmax{n}" for n in range(1, 11)), ("--points", "1000000", "--pass", "fwd,grad,gradgrad", *TIMES)),
+    Job(
+        "harmonics",
+        "spherical_harmonics",
+        tuple(f"lmax{n}" for n in range(1, 11)),
+        ("--points", "1000000", "--pass", "fwd,grad,gradgrad", *TIMES),
+    ),
     Job("first", "first_call", ("",), ()),
     Job("sum", "segment_sum", ROWS, (*DIAMOND, "--pass", "fwd,grad", *TIMES)),
     Job("max", "segment_max", ROWS, (*DIAMOND, "--pass", "fwd,grad", *TIMES)),
     Job("softmax", "segment_softmax", ROWS, (*DIAMOND, "--pass", "fwd,grad", *TIMES)),
     Job("conv-flashtp", "tensor_product_conv", CONVS, (*FLASHTP, *ALL), peers=PEERS),
     Job("gaunt", "gaunt_tensor_product", GAUNT, ("--edges", "10000", "--pass", "fwd,grad", *TIMES), families=SIGNALS),
-    Job("many-body", "gaunt_many_body", ("3-1-n3-c128",), ("--edges", "1000", "--pass", "fwd,grad", *TIMES), families=SIGNALS),
+    Job(
+        "many-body",
+        "gaunt_many_body",
+        ("3-1-n3-c128",),
+        ("--edges", "1000", "--pass", "fwd,grad", *TIMES),
+        families=SIGNALS,
+    ),
     Job("conv-float64", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ALL), dtype="float64"),
     Job("conv-bfloat16", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ALL), dtype="bfloat16"),
-    Job("conv-reference", "tensor_product_conv", CONVS, (*DIAMOND, "--pass", "fwd,bwd,bwdbwd", *TIMES), families=("reference",)),
+    Job(
+        "conv-reference",
+        "tensor_product_conv",
+        CONVS,
+        (*DIAMOND, "--pass", "fwd,bwd,bwdbwd", *TIMES),
+        families=("reference",),
+    ),
 ]
 
 TINY = ("--repeat", "2", "--min-time", "0.001", "--warmup", "1", "--nodes", "10", "--edges", "30")
 REHEARSAL = [
-    Job("conv", "tensor_product_conv", ("nequip-water",), ("--pass", "fwd,bwd,bwdbwd,grad,gradgrad", *TINY), families=("jit", "native")),
+    Job(
+        "conv",
+        "tensor_product_conv",
+        ("nequip-water",),
+        ("--pass", "fwd,bwd,bwdbwd,grad,gradgrad", *TINY),
+        families=("jit", "native"),
+    ),
     Job("first", "first_call", ("",), ("--graph", "random", "--nodes", "10", "--edges", "30"), families=("native",)),
     Job("reference", "segment_sum", ("nequip-water",), ("--pass", "fwd,grad", *TINY), families=("native", "reference")),
 ]

@@ -20,9 +20,10 @@ every operand is read once and every result written once, nothing else:
 The loss (squares and sums of gx, gy, gw) is inside the time but not in the bytes. Sorting the graph is not in
 the time: a model does it once for all its layers. Caches of compiled code are warm. Inputs are random, never zeros.
 
-On a GPU the clock is a pair of CUDA events around each call. Before each call FLUSH_BYTES are written, outside of the clock: nothing is left of
-the inputs in the L2 cache, and the GPU is busy for a millisecond or so while Python prepares the launches: what is timed is the GPU's work, as
-in a model that keeps it busy. Peak memory is what torch's allocator says.
+On a GPU the clock is a pair of CUDA events around each call. Before each call FLUSH_BYTES are written, outside of the
+clock: nothing is left of the inputs in the L2 cache, and the GPU is busy for a millisecond or so while Python prepares
+the launches: what is timed is the GPU's work, as in a model that keeps it busy. Peak memory is what torch's allocator
+says.
 """
 
 from __future__ import annotations
@@ -38,13 +39,23 @@ from functools import cache, partial
 import torch
 
 import eqtp
-from eqtp import backend as backends
-from eqtp import problems
+from eqtp.backends import registry as backends
+from eqtp.testing import problems
 
-STAGES = {"fwd": ("fwd",), "bwd": ("fwd", "bwd"), "bwdbwd": ("fwd", "bwd", "bwdbwd"), "grad": ("bwd",), "gradgrad": ("bwdbwd",)}
+STAGES = {
+    "fwd": ("fwd",),
+    "bwd": ("fwd", "bwd"),
+    "bwdbwd": ("fwd", "bwd", "bwdbwd"),
+    "grad": ("bwd",),
+    "gradgrad": ("bwdbwd",),
+}
 TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd", "grad": "bwd alone", "gradgrad": "bwdbwd alone"}
 WHOLE = {"grad": "bwd", "gradgrad": "bwdbwd"}  # the pass that contains, and is checked for, one that is timed by itself
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}  # relative to the scale of each piece; bfloat16 has 8 bits
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 3e-2,
+}  # relative to the scale of each piece; bfloat16 has 8 bits
 MAX_CALLS = 200  # in one round
 FLUSH_BYTES = 3 << 30  # many times the largest L2 cache: see above
 
@@ -73,7 +84,8 @@ class Case:
 
 
 def require(backend: str, op: str, plan, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise Missing, with the reason, if one of our backends cannot run the op with the plan (None: an op without a plan)."""
+    """Raise Missing, with the reason, if one of our backends cannot run the op with the plan (None: an op without a
+    plan)."""
     reason = None if backend == "auto" else backends.why_not(backend, op, plan, device, dtype)
     if reason:
         raise Missing(reason)
@@ -86,7 +98,9 @@ def neighbours(name: str, nodes: int, edges: int, device: str) -> eqtp.Graph:
     return eqtp.Graph(src, dst, ends.num_nodes, ends.num_nodes)
 
 
-def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True, device: torch.device | str = "cpu") -> torch.Tensor:
+def random(
+    *shape: int, dtype: torch.dtype, seed: int, grad: bool = True, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Normal random numbers, the same in every dtype up to rounding."""
     generator = torch.Generator(device).manual_seed(seed)
     values = torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
@@ -95,7 +109,10 @@ def random(*shape: int, dtype: torch.dtype, seed: int, grad: bool = True, device
 
 def multilinear_bytes(inputs: dict[str, torch.Tensor], out: torch.Tensor, index_bytes: int = 0) -> dict[str, int]:
     """Compulsory bytes by stage as the head of this file says."""
-    size = lambda t: t.numel() * t.element_size()  # noqa: E731
+
+    def size(t):
+        return t.numel() * t.element_size()
+
     operands, result = sum(map(size, inputs.values())), size(out)
     return {
         "fwd": operands + result + index_bytes,
@@ -105,9 +122,16 @@ def multilinear_bytes(inputs: dict[str, torch.Tensor], out: torch.Tensor, index_
 
 
 def case_of_signals(
-    problem: str, inputs: dict[str, torch.Tensor], cotangent: torch.Tensor, ours: Callable, peer: Callable, flops: int | dict, pieces: list[slice]
+    problem: str,
+    inputs: dict[str, torch.Tensor],
+    cotangent: torch.Tensor,
+    ours: Callable,
+    peer: Callable,
+    flops: int | dict,
+    pieces: list[slice],
 ) -> Case:
-    """A product of coefficients on the sphere, rows first. flops: by stage, or of the forward alone: then twice and three times as many later."""
+    """A product of coefficients on the sphere, rows first. flops: by stage, or of the forward alone: then twice and
+    three times as many later."""
     return Case(
         problem=problem,
         size={"edges": len(cotangent)},
@@ -181,7 +205,9 @@ def check(case: Case, f: Callable, who: str, passes: list[str], tolerance: float
         got, want = run_pass(f, inputs, case.cotangent, pass_), expected(case, pass_)
         for (what, name), a, b in zip(result_names(case.inputs, pass_), got, want, strict=True):
             if a.shape != b.shape:
-                raise WrongKernel(f"{case.problem}, {TITLES[pass_]}: {who}: {what} is {list(a.shape)}, not {list(b.shape)}")
+                raise WrongKernel(
+                    f"{case.problem}, {TITLES[pass_]}: {who}: {what} is {list(a.shape)}, not {list(b.shape)}"
+                )
             for piece in case.pieces.get(name) or [slice(0, b.shape[-1])]:
                 scale = b[..., piece].abs().max().item() or 1.0
                 off = (a[..., piece].double() - b[..., piece]).abs().max().item() / scale
@@ -203,7 +229,8 @@ def _status(key: str) -> float:
 
 
 def peak_mb(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
-    """Peak memory that one call adds, results included, in MB. On the CPU resident memory: VmHWM (reset before) minus VmRSS before.
+    """Peak memory that one call adds, results included, in MB. On the CPU resident memory: VmHWM (reset before) minus
+    VmRSS before.
 
     Free heap is given back to the system first, so that memory freed earlier does not hide what the call
     takes. None where the system does not let a process reset its high-water mark.

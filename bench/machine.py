@@ -29,7 +29,8 @@ class Machine(NamedTuple):
 
     @property
     def bandwidth(self) -> tuple[str, float]:
-        """What the floor of a kernel is: bytes over the bandwidth of reading on a CPU (outputs are small), of copying on a GPU."""
+        """What the floor of a kernel is: bytes over the bandwidth of reading on a CPU (outputs are small), of copying
+        on a GPU."""
         return ("copy", self.copy_gb_s) if self.gpu else ("read", self.read_gb_s)
 
     def row(self) -> dict:
@@ -78,7 +79,8 @@ def driver_version() -> str:
 
 
 def measure(dtype: torch.dtype, repeats: int = 7, device: torch.device | str = "cpu") -> Machine:
-    """Measure bandwidth and peak of a GPU, or of the CPU with the threads that torch uses now; takes a second or two."""
+    """Measure bandwidth and peak of a GPU, or of the CPU with the threads that torch uses now; takes a second or
+    two."""
     device = torch.device(device)
     gpu = device.type == "cuda"
     size = BUFFER_BYTES << (3 if gpu else 0)

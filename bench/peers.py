@@ -3,7 +3,8 @@
     e3nn            o3.TensorProduct and o3.SphericalHarmonics as they come on this torch (eager)
     e3nn-script     the same through TorchScript, e3nn's older default
     e3nn-compile    the same through torch.compile
-    cueq            cuequivariance_torch, data in mul_ir layout; method "naive", on a GPU "uniform_1d" where all multiplicities are equal
+    cueq            cuequivariance_torch, data in mul_ir layout; method "naive", on a GPU "uniform_1d" where all
+                    multiplicities are equal
     cueq-irmul      the same, data kept in ir_mul layout
     sphericart      sphericart.torch.SphericalHarmonics
     sphericart-solid  sphericart.torch.SolidHarmonics: r^l Y, no normalisation of the input
@@ -23,7 +24,7 @@ from functools import cache
 import torch
 
 from bench.harness import Missing
-from eqtp import problems
+from eqtp.testing import problems
 
 E3NN = (
     "e3nn",
@@ -45,7 +46,8 @@ ON_GPU = ("triton", "cupy-cuda12x", "cupy-cuda13x", "cuequivariance-ops-torch-cu
 
 
 def versions(device: str = "cpu") -> dict[str, str]:
-    """Installed version of each peer's distribution, and on a GPU of what our kernels are made with; those not installed are left out."""
+    """Installed version of each peer's distribution, and on a GPU of what our kernels are made with; those not
+    installed are left out."""
     found = {}
     if device == "cuda":
         found["cuda"] = str(torch.version.cuda)
@@ -99,7 +101,9 @@ def _e3nn_product(name: str, problem: problems.TensorProductProblem, dtype: torc
     irreps = [o3.Irreps(str(i)) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
     with _e3nn_mode("script" if name == "e3nn-script" else "eager", dtype):
-        module = o3.TensorProduct(*irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False).to(device)
+        module = o3.TensorProduct(
+            *irreps, instructions, shared_weights=problem.weights == "shared", internal_weights=False
+        ).to(device)
     return torch.compile(module) if name == "e3nn-compile" else module
 
 
@@ -158,7 +162,9 @@ def harmonics(name: str, lmax: int, normalize: bool, dtype: torch.dtype, device:
         if name == "sphericart" and not normalize:
             raise Missing("it normalises its input: see sphericart-solid")
         sphericart = _import("sphericart.torch")
-        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(l_max=lmax).to(device)
+        return (sphericart.SphericalHarmonics if name == "sphericart" else sphericart.SolidHarmonics)(l_max=lmax).to(
+            device
+        )
     return _refuse(name, "spherical harmonics", device)
 
 

@@ -1,6 +1,7 @@
-"""Products of Price of Freedom's own code (JAX), run from a checkout of github.com/atomicarchitects/PriceofFreedom that the user names; nothing of it
-is in this repository. As its own benchmark calls them: s2 irreps, a Gauss-Legendre grid of (2 l + 1) x (4 l + 2) points, compiled, on the CPU.
-With one thread JAX is asked for one too (XLA_FLAGS; `taskset -c 0 python -m bench products ...` leaves it no other).
+"""Products of Price of Freedom's own code (JAX), run from a checkout of github.com/atomicarchitects/PriceofFreedom that
+the user names; nothing of it is in this repository. As its own benchmark calls them: s2 irreps, a Gauss-Legendre grid
+of (2 l + 1) x (4 l + 2) points, compiled, on the CPU. With one thread JAX is asked for one too (XLA_FLAGS; `taskset -c
+0 python -m bench products ...` leaves it no other).
 """
 
 from __future__ import annotations
@@ -63,17 +64,29 @@ def method(name: str, problem, dtype: torch.dtype, checkout: str | None) -> dict
     functional, jax, e3nn = load(checkout)
     if dtype == torch.float64:
         jax.config.update("jax_enable_x64", True)
-    irreps = lambda degrees: e3nn.Irreps([(1, (l, (-1) ** l)) for l in degrees])  # noqa: E731
+
+    def irreps(degrees):
+        return e3nn.Irreps([(1, (l, (-1) ** l)) for l in degrees])
+
     product = getattr(functional, FUNCTIONS[name])
     if name == "pof-matrix":
         options = {"irrep_normalization": "norm"}
     else:
         options = {"filter_ir_out": irreps(problem.degrees_out)}
-        size = {"res_beta": 2 * problem.l + 1, "res_alpha": 2 * (2 * problem.l + 1), "quadrature": "gausslegendre", "p_val1": 1, "p_val2": 1}
+        size = {
+            "res_beta": 2 * problem.l + 1,
+            "res_alpha": 2 * (2 * problem.l + 1),
+            "quadrature": "gausslegendre",
+            "p_val1": 1,
+            "p_val2": 1,
+        }
         options |= size if name == "pof-grid" else {"irrep_normalization": "norm"}
 
     columns = problem.components(problem.degrees_in)
-    pack = lambda x: e3nn.IrrepsArray(irreps(problem.degrees_in), jax.numpy.asarray(x[..., columns].numpy()))  # noqa: E731
+
+    def pack(x):
+        return e3nn.IrrepsArray(irreps(problem.degrees_in), jax.numpy.asarray(x[..., columns].numpy()))
+
     call = jax.jit(lambda x1, x2: product(x1, x2, **options).array)
 
     def backward(x1, x2, g):
@@ -90,5 +103,8 @@ def method(name: str, problem, dtype: torch.dtype, checkout: str | None) -> dict
         return lambda: jax.block_until_ready(both(a, b, g))
 
     scale = sqrt(4 * pi) if name == "pof-grid" else 1.0  # of its signals on the sphere
-    unpack = lambda out: torch.tensor(jax.device_get(out)) / scale  # noqa: E731
+
+    def unpack(out):
+        return torch.tensor(jax.device_get(out)) / scale
+
     return {"call": call, "pack": pack, "unpack": unpack, "timed": timed}

@@ -1,24 +1,28 @@
-"""Every way to multiply two features that `python -m bench products` times, behind one interface; layouts, degrees of freedom, errors.
+"""Every way to multiply two features that `python -m bench products` times, behind one interface; layouts, degrees of
+freedom, errors.
 
 Layouts, as in Price of Freedom (Xie et al., 2506.13523): which degrees the operands and the result have.
 
-    siso    degree l by degree l to degree l: one path; a plain Gaunt product has none if l is odd, the vector-signal product none if it is even
+    siso    degree l by degree l to degree l: one path; a plain Gaunt product has none if l is odd, the vector-signal
+            product none if it is even
     simo    degree l by degree l to all degrees 0 .. 2 l
     mimo    all degrees 0 .. l of both to all degrees 0 .. 2 l
 
-All methods but those of e3nn take all degrees to l: in siso and simo the others are zeros, which costs time but is not counted as bytes.
+All methods but those of e3nn take all degrees to l: in siso and simo the others are zeros, which costs time but is not
+counted as bytes.
 
     gaunt, -sparse, -grid, -fourier   eqtp.gaunt_tensor_product by the route "auto" or by name
     gaunt+odd                         the same, "auto", with the bracket: the paths with an odd sum
     matrix                            eqtp.matrix_tensor_product
     vector-signal                     eqtp.vector_signal_tensor_product, its default legs
     cg-dense, cg-sparse               eqtp.cg_tensor_product, all paths
-    e3nn-even, e3nn                   e3nn.o3.TensorProduct, mode uuu: the paths with an even sum (with Gaunt's coefficients), all paths
+    e3nn-even, e3nn                   e3nn.o3.TensorProduct, mode uuu: the paths with an even sum (with Gaunt's
+                                      coefficients), all paths
     published-*, dense-grid           bench/published.py
     pof-*                             bench/price_of_freedom.py
 
-Degrees of freedom: dimension of the bilinear maps that weights reach (`eqtp.expressivity`), a weight for each degree of each operand and of the
-result, for Clebsch-Gordan products for each path. The weights are not in the time.
+Degrees of freedom: dimension of the bilinear maps that weights reach (`eqtp.expressivity`), a weight for each degree of
+each operand and of the result, for Clebsch-Gordan products for each path. The weights are not in the time.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ import torch
 import eqtp
 from bench import harness, peers, price_of_freedom, published
 from bench.harness import Missing
-from eqtp.so3 import gaunt, wigner_3j
+from eqtp.math.so3 import gaunt, wigner_3j
 from eqtp.testing import random_rotation, relative_error, representation
 
 LAYOUTS = ("siso", "simo", "mimo")
@@ -49,12 +53,16 @@ PEERS = {
     "e3nn-even": "even", "e3nn": "cg", **dict.fromkeys(published.NAMES, "gaunt"),
     "pof-grid": "gaunt", "pof-cg-dense": "even", "pof-cg-sparse": "even", "pof-matrix": "matrix",
 }  # fmt: skip
-GROUPS = {"published": published.NAMES, "pof": ("pof-grid", "pof-cg-dense", "pof-matrix")}  # pof-cg-sparse takes minutes to compile
+GROUPS = {
+    "published": published.NAMES,
+    "pof": ("pof-grid", "pof-cg-dense", "pof-matrix"),
+}  # pof-cg-sparse takes minutes to compile
 CHECK_ROWS, ROTATIONS = 20, 3
 
 
 class Problem(NamedTuple):
-    """Degrees of the operands and of the result. top: the largest degree of the result, if it is another than the layout's."""
+    """Degrees of the operands and of the result. top: the largest degree of the result, if it is another than the
+    layout's."""
 
     layout: str
     l: int
@@ -83,10 +91,16 @@ class Problem(NamedTuple):
 def paths(product: str, problem: Problem) -> tuple[tuple[int, int, int], ...]:
     """(l1, l2, l3) that the product couples in this layout, sorted."""
     if product in ("vector-signal", "even"):
-        met = {p for p in eqtp.interactability("cg", problem.l, problem.lmax_out) if sum(p) % 2 == (product == "vector-signal")}
+        met = {
+            p
+            for p in eqtp.interactability("cg", problem.l, problem.lmax_out)
+            if sum(p) % 2 == (product == "vector-signal")
+        }
     else:
         met = eqtp.interactability(product, problem.l, problem.lmax_out)
-    inside = [p for p in met if p[0] in problem.degrees_in and p[1] in problem.degrees_in and p[2] in problem.degrees_out]
+    inside = [
+        p for p in met if p[0] in problem.degrees_in and p[1] in problem.degrees_in and p[2] in problem.degrees_out
+    ]
     return tuple(sorted(inside))
 
 
@@ -97,7 +111,8 @@ def halves(problem: Problem) -> list[int]:
 
 @cache
 def degrees_of_freedom(product: str, problem: Problem) -> int:
-    """The same count as `eqtp.expressivity`, of the paths of this layout. Each half of "gaunt+odd" has its own weights of the result."""
+    """The same count as `eqtp.expressivity`, of the paths of this layout. Each half of "gaunt+odd" has its own weights
+    of the result."""
     found = paths(product, problem)
     if product in ("cg", "even"):
         return len(found)
@@ -163,10 +178,16 @@ def _ours(name: str, problem: Problem, dtype: torch.dtype, backend: str) -> Meth
 def _e3nn(product: str, problem: Problem, dtype: torch.dtype) -> Method:
     """Channels are rows: quicker than as multiplicities."""
     o3 = peers._import("e3nn.o3")
-    irreps = [o3.Irreps([(1, (l, (-1) ** l)) for l in degrees]) for degrees in (problem.degrees_in, problem.degrees_in, problem.degrees_out)]
+    irreps = [
+        o3.Irreps([(1, (l, (-1) ** l)) for l in degrees])
+        for degrees in (problem.degrees_in, problem.degrees_in, problem.degrees_out)
+    ]
     if product == "cg":  # parities would forbid the paths with an odd sum
         irreps = [o3.Irreps([(mul, (ir.l, 1)) for mul, ir in each]) for each in irreps]
-    at = lambda degrees, l: degrees.index(l)  # noqa: E731
+
+    def at(degrees, l):
+        return degrees.index(l)
+
     instructions = []
     for l1, l2, l3 in paths(product, problem):
         factor = sqrt(2 * l3 + 1) if product == "cg" else (gaunt(l1, l2, l3) * wigner_3j(l1, l2, l3)).sum()
@@ -175,7 +196,10 @@ def _e3nn(product: str, problem: Problem, dtype: torch.dtype) -> Method:
     with peers._e3nn_mode("eager", dtype):
         module = o3.TensorProduct(*irreps, instructions, irrep_normalization="none", path_normalization="none")
     columns = problem.components(problem.degrees_in)
-    return Method(lambda x1, x2: module(x1.flatten(0, 1), x2.flatten(0, 1)).unflatten(0, x1.shape[:2]), lambda x: x[..., columns].contiguous())
+    return Method(
+        lambda x1, x2: module(x1.flatten(0, 1), x2.flatten(0, 1)).unflatten(0, x1.shape[:2]),
+        lambda x: x[..., columns].contiguous(),
+    )
 
 
 def _published(name: str, problem: Problem, dtype: torch.dtype) -> Method:
@@ -207,7 +231,8 @@ def operands(problem: Problem, batch: int, channels: int, dtype: torch.dtype) ->
 
 
 def truth(name: str, problem: Problem, x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor | None:
-    """What the method must give, from the reference in float64; None for a product of others that has another scale than ours."""
+    """What the method must give, from the reference in float64; None for a product of others that has another scale
+    than ours."""
     ours = {"gaunt": "gaunt-grid", "even": "gaunt-grid", "cg": "cg-dense"}.get(OURS.get(name) or PEERS[name], name)
     if name.startswith("pof-") and name != "pof-grid":
         return None
@@ -225,13 +250,21 @@ def _turn(problem: Problem, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return _rotation(tuple(range(problem.l + 1)), seed), _rotation(problem.degrees_out, seed)
 
 
-def errors(name: str, problem: Problem, f: Method, dtype: torch.dtype, channels: int = 1) -> tuple[float | None, float | None]:
-    """Largest error against `truth`, and of f(D x1, D x2) = D f(x1, x2) for random rotations D, relative to the largest value (each half of a pair
-    to its own). None where the result of another code has a scale or an order of its own."""
+def errors(
+    name: str, problem: Problem, f: Method, dtype: torch.dtype, channels: int = 1
+) -> tuple[float | None, float | None]:
+    """Largest error against `truth`, and of f(D x1, D x2) = D f(x1, x2) for random rotations D, relative to the largest
+    value (each half of a pair to its own). None where the result of another code has a scale or an order of its own."""
     x1, x2 = (x.double() for x in operands(problem, CHECK_ROWS, channels, dtype))
-    f64 = lambda a, b: f(a.to(dtype), b.to(dtype)).double()  # noqa: E731
+
+    def f64(a, b):
+        return f(a.to(dtype), b.to(dtype)).double()
+
     out, n = f64(x1, x2), len(problem.components(problem.degrees_out))
-    worst = lambda got, want: max(relative_error(a, b) for a, b in zip(got.split(n, -1), want.split(n, -1), strict=True))  # noqa: E731
+
+    def worst(got, want):
+        return max(relative_error(a, b) for a, b in zip(got.split(n, -1), want.split(n, -1), strict=True))
+
     expected = truth(name, problem, x1, x2)
     error = None if expected is None else worst(out, expected)
     if expected is None and out.shape[-1] != n:
@@ -239,5 +272,7 @@ def errors(name: str, problem: Problem, f: Method, dtype: torch.dtype, channels:
     turned = []
     for seed in range(ROTATIONS):
         d_in, d_out = _turn(problem, seed)
-        turned.append(worst(f64(x1 @ d_in.T, x2 @ d_in.T), torch.cat([part @ d_out.T for part in out.split(n, -1)], -1)))
+        turned.append(
+            worst(f64(x1 @ d_in.T, x2 @ d_in.T), torch.cat([part @ d_out.T for part in out.split(n, -1)], -1))
+        )
     return error, max(turned)

@@ -1,6 +1,8 @@
-"""The comparisons that were set as goals (`python -m bench products --targets`), and the rule of method="auto" (`--rule`).
+"""The comparisons that were set as goals (`python -m bench products --targets`), and the rule of method="auto"
+(`--rule`).
 
-A batch, channel or lmax below the sizes that are named here (--batch, --channels, --lmax) makes all of it smaller: a rehearsal, whose table says so.
+A batch, channel or lmax below the sizes that are named here (--batch, --channels, --lmax) makes all of it smaller: a
+rehearsal, whose table says so.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from bench import harness, published
 from bench import product_methods as methods
 from bench import symmetric_contraction as mace
 from bench.harness import TITLES, Missing, Timing, WrongKernel
-from eqtp.gaunt import folded_flops
+from eqtp.math.sphere import folded_flops
 from eqtp.ops.gaunt_tensor_product import AUTO
 from eqtp.testing import relative_error
 
@@ -26,7 +28,8 @@ ALL = ("e3nn-even", *published.NAMES, "pof-grid")
 
 
 class Goal(NamedTuple):
-    """kind "ms": at most `value` milliseconds; "times": that many times quicker than the quickest of `who`; "peak": that part of the FMA peak."""
+    """kind "ms": at most `value` milliseconds; "times": that many times quicker than the quickest of `who`; "peak":
+    that part of the FMA peak."""
 
     kind: str
     value: float
@@ -71,14 +74,18 @@ def row(options, title: str, pass_: str, who: str, timing: Timing, missing: dict
 
 def take_turns(calls: dict[str, Callable], options, ours: tuple[str, ...]) -> tuple[dict[str, Timing], dict[str, str]]:
     """`harness.time_together`; raises WrongKernel if one of ours failed."""
-    timings, failed = harness.time_together(calls, rounds=options.repeat, min_time=options.min_time, warmup=options.warmup)
+    timings, failed = harness.time_together(
+        calls, rounds=options.repeat, min_time=options.min_time, warmup=options.warmup
+    )
     for who in ours:
         if who in failed:
             raise WrongKernel(f"{who} raised {failed[who]}")
     return timings, failed
 
 
-def judged(what: str, pass_: str, goals: tuple[Goal, ...], ours: str, ms: dict[str, float], flops: float, rates) -> list[dict]:
+def judged(
+    what: str, pass_: str, goals: tuple[Goal, ...], ours: str, ms: dict[str, float], flops: float, rates
+) -> list[dict]:
     """A line per goal: what was to be reached, what was; met is None where nobody to compare with could run."""
     found = []
     for goal in goals:
@@ -104,7 +111,9 @@ def gaunt_products(options, rates, write) -> list[dict]:
         l = min(each.problem.l, max(options.lmax))
         problem = each.problem._replace(l=l, top=None if each.problem.top is None else l)
         channels, batch = min(each.channels, max(options.channels)), min(each.batch, options.batch)
-        what = f"{each.title}, {channels} channel{'s' * (channels > 1)}, batch {batch:,}" + (f" (rehearsal: l = {l})" if l < each.problem.l else "")
+        what = f"{each.title}, {channels} channel{'s' * (channels > 1)}, batch {batch:,}" + (
+            f" (rehearsal: l = {l})" if l < each.problem.l else ""
+        )
         x1, x2 = methods.operands(problem, batch, channels, dtype)
         for pass_, goals in each.goals.items():
             calls, missing, wrong = {}, {}, {}
@@ -121,9 +130,22 @@ def gaunt_products(options, rates, write) -> list[dict]:
             missing |= failed
             flops = channels * batch * folded_flops(l, l, problem.lmax_out)
             ms = {who: timing.ms for who, timing in timings.items()}
-            rows = [row(options, what, pass_, who, t, missing, error=wrong[who], channels=channels, batch=batch) for who, t in timings.items()]
+            rows = [
+                row(options, what, pass_, who, t, missing, error=wrong[who], channels=channels, batch=batch)
+                for who, t in timings.items()
+            ]
             lines = [f"  {who:28}{t:10.4g} ms {t / ms[each.ours]:9.1f} x" for who, t in ms.items()]
-            write("\n".join(["", f"{what}, {TITLES[pass_]}", *lines, *(f"  {who:28}missing: {why}" for who, why in missing.items())]), rows)
+            write(
+                "\n".join(
+                    [
+                        "",
+                        f"{what}, {TITLES[pass_]}",
+                        *lines,
+                        *(f"  {who:28}missing: {why}" for who, why in missing.items()),
+                    ]
+                ),
+                rows,
+            )
             judgements += judged(what, pass_, goals, each.ours, ms, flops, rates)
     return judgements
 
@@ -134,8 +156,14 @@ def of_nodes(w: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def many_body(options, rates, write) -> list[dict]:
-    """Powers to the third with weights against MACE's symmetric contraction, which is told weights that make it the same function."""
-    lmax, nodes, channels, dtype = min(3, max(options.lmax)), min(1000, options.batch), min(128, max(options.channels)), getattr(torch, options.dtype)
+    """Powers to the third with weights against MACE's symmetric contraction, which is told weights that make it the
+    same function."""
+    lmax, nodes, channels, dtype = (
+        min(3, max(options.lmax)),
+        min(1000, options.batch),
+        min(128, max(options.channels)),
+        getattr(torch, options.dtype),
+    )
     judgements = []
     for lmax_out in (0, 1):
         small = mace.Contraction(lmax, lmax_out, 3, 10, 2, torch.float64)
@@ -149,8 +177,13 @@ def many_body(options, rates, write) -> list[dict]:
         w = contraction.w.clone().requires_grad_()
         g = harness.random(nodes, channels, (lmax_out + 1) ** 2, dtype=dtype, seed=2, grad=False)
         powers_g = harness.random(nodes, channels, 3, (lmax_out + 1) ** 2, dtype=dtype, seed=2, grad=False)
-        f = lambda x, w, z=z, top=lmax_out: mace.powers(x, of_nodes(w, z), top, 3, options.backend)  # noqa: E731
-        alone = lambda x, top=lmax_out: eqtp.gaunt_many_body(x, top, 3, backend=options.backend)  # noqa: E731
+
+        def f(x, w, z=z, top=lmax_out):
+            return mace.powers(x, of_nodes(w, z), top, 3, options.backend)
+
+        def alone(x, top=lmax_out):
+            return eqtp.gaunt_many_body(x, top, 3, backend=options.backend)
+
         for pass_ in ("fwd", "bwd"):
             calls = {
                 POWERS: harness.call_of(f, (x, w), g, pass_),
@@ -159,9 +192,21 @@ def many_body(options, rates, write) -> list[dict]:
             }
             timings, failed = take_turns(calls, options, (POWERS, POWERS_ONLY))
             ms = {who: timing.ms for who, timing in timings.items()}
-            rows = [row(options, what, pass_, who, t, failed, channels=channels, batch=nodes) for who, t in timings.items()]
+            rows = [
+                row(options, what, pass_, who, t, failed, channels=channels, batch=nodes) for who, t in timings.items()
+            ]
             lines = [f"  {who:28}{t:10.4g} ms {t / ms[POWERS]:9.1f} x" for who, t in ms.items()]
-            write("\n".join(["", f"{what}, {TITLES[pass_]}", *lines, *(f"  {who:28}missing: {why}" for who, why in failed.items())]), rows)
+            write(
+                "\n".join(
+                    [
+                        "",
+                        f"{what}, {TITLES[pass_]}",
+                        *lines,
+                        *(f"  {who:28}missing: {why}" for who, why in failed.items()),
+                    ]
+                ),
+                rows,
+            )
             judgements += judged(what, pass_, (Goal("times", 10, (CONTRACTION,)),), POWERS, ms, 0.0, rates)
     return judgements
 
@@ -172,10 +217,15 @@ def accuracy(options, write) -> list[dict]:
     for l in options.lmax:
         problem = methods.Problem("mimo", l)
         for who in ("gaunt-sparse", "gaunt-grid", "gaunt-fourier"):
-            error = methods.errors(who, problem, methods.method(who, problem, torch.float32, options.backend), torch.float32)
+            error = methods.errors(
+                who, problem, methods.method(who, problem, torch.float32, options.backend), torch.float32
+            )
             worst[who] = [max(pair) for pair in zip(worst.get(who, (0, 0)), error, strict=True)]
     top = max(options.lmax)
-    lines = [f"  {who:28}{error:10.1e} against float64, {turned:.1e} from equivariance" for who, (error, turned) in worst.items()]
+    lines = [
+        f"  {who:28}{error:10.1e} against float64, {turned:.1e} from equivariance"
+        for who, (error, turned) in worst.items()
+    ]
     write("\n".join(["", f"Gaunt l x l -> 2 l, l = {min(options.lmax)}..{top}, float32, largest error", *lines]), [])
     return [
         {"op": "target", "what": f"accuracy, {who}, l = {min(options.lmax)}..{top}", "pass": "fwd", "target": "<= 1e-06 relative",
@@ -196,7 +246,9 @@ def targets(options, rates, write) -> None:
     lines = ["", f"{'what':56} {'pass':8} {'target':60} {'reached':34} met"]
     for each in judgements:
         met = {True: "yes", False: "NO", None: "?"}[each["met"]]
-        lines.append(f"{each['what']:56} {TITLES.get(each['pass'], each['pass']):8} {each['target']:60} {each['reached']:34} {met}")
+        lines.append(
+            f"{each['what']:56} {TITLES.get(each['pass'], each['pass']):8} {each['target']:60} {each['reached']:34} {met}"
+        )
     more = {"ratio_to": {}, "threads": options.threads, "dtype": options.dtype}
     write("\n".join(lines), [each | more for each in judgements])
 
@@ -207,24 +259,35 @@ def routed(x1: torch.Tensor, x2: torch.Tensor, **options) -> torch.Tensor:
 
 
 def crossover(options, write, degrees: list[int], square: bool = False) -> tuple[int, int]:
-    """Times sparse against grid; returns the two degrees of AUTO (both at most the first, or one at most the second: sparse) that lose the least, as
-    a product of ratios of times. square: equal degrees only, the second is 0."""
+    """Times sparse against grid; returns the two degrees of AUTO (both at most the first, or one at most the second:
+    sparse) that lose the least, as a product of ratios of times. square: equal degrees only, the second is 0."""
     tried = (0, *degrees)
-    dtype, lost = getattr(torch, options.dtype), {(both, one): 0.0 for both in tried for one in tried if one <= (0 if square else both)}
+    dtype, lost = (
+        getattr(torch, options.dtype),
+        {(both, one): 0.0 for both in tried for one in tried if one <= (0 if square else both)},
+    )
     for channels in options.channels:
         for l1, l2 in ((a, b) for a in degrees for b in degrees if a >= b and (a == b or not square)):
             for l3 in (l1 + l2,) if square else dict.fromkeys((l1, l1 + l2)):
                 x1, x2 = (harness.random(options.batch, channels, (l + 1) ** 2, dtype=dtype, seed=l) for l in (l1, l2))
                 g = harness.random(options.batch, channels, (l3 + 1) ** 2, dtype=dtype, seed=9, grad=False)
                 for pass_ in ("fwd", "bwd"):
-                    routes = {how: partial(routed, lmax_out=l3, method=how, backend=options.backend) for how in ("sparse", "grid")}
+                    routes = {
+                        how: partial(routed, lmax_out=l3, method=how, backend=options.backend)
+                        for how in ("sparse", "grid")
+                    }
                     calls = {how: harness.call_of(f, (x1, x2), g, pass_) for how, f in routes.items()}
                     timed, _ = take_turns(calls, options, ("sparse", "grid"))
                     ms = {how: timing.ms for how, timing in timed.items()}
                     for both, one in lost:
-                        lost[both, one] += math.log(ms["sparse" if l1 <= both or l2 <= one else "grid"] / min(ms.values()))
+                        lost[both, one] += math.log(
+                            ms["sparse" if l1 <= both or l2 <= one else "grid"] / min(ms.values())
+                        )
                     what = f"{l1} x {l2} -> {l3}, {channels} channel{'s' * (channels > 1)}, batch {options.batch:,}"
-                    rows = [row(options, what, pass_, f"gaunt-{how}", t, {}, rule=True, channels=channels) for how, t in timed.items()]
+                    rows = [
+                        row(options, what, pass_, f"gaunt-{how}", t, {}, rule=True, channels=channels)
+                        for how, t in timed.items()
+                    ]
                     text = f"sparse {ms['sparse']:10.4g} ms, grid {ms['grid']:10.4g} ms, grid / sparse {ms['grid'] / ms['sparse']:6.2f}"
                     write(f"{what:44} {TITLES[pass_]:8} {text}", rows)
     return min(lost, key=lambda pair: (round(lost[pair], 9), pair))
@@ -233,4 +296,7 @@ def crossover(options, write, degrees: list[int], square: bool = False) -> tuple
 def rule(options, rates, write) -> None:
     """The entry of AUTO in eqtp/ops/gaunt_tensor_product.py, as measured here."""
     found = crossover(options, write, [l for l in options.lmax if l <= 8])
-    write(f"\n# {rates}; {options.batch:,} rows, {', '.join(map(str, options.channels))} channels, {options.dtype}\nAUTO: {found}", [])
+    write(
+        f"\n# {rates}; {options.batch:,} rows, {', '.join(map(str, options.channels))} channels, {options.dtype}\nAUTO: {found}",
+        [],
+    )

@@ -1,22 +1,28 @@
 """Which product is quick, which is expressive, which is exact: `python -m bench products ...` in the repository root.
 
-    python -m bench products --layout siso,simo,mimo --lmax 1..10 --channels 1,32,128 --batch 1000 --json bench/results/products-1.json
-    python -m bench products --layout mimo --lmax 4,8 --channels 1 --against e3nn,e3nn-even,published,dense-grid,pof --pof PATH --passes fwd,bwd
-    python -m bench products --targets        the named comparisons, with what was to be reached: bench/results/products-targets-<threads>.json
+    python -m bench products --layout siso,simo,mimo --lmax 1..10 --channels 1,32,128 --batch 1000 --json
+      bench/results/products-1.json
+    python -m bench products --layout mimo --lmax 4,8 --channels 1 --against e3nn,e3nn-even,published,dense-grid,pof
+      --pof PATH --passes fwd,bwd
+    python -m bench products --targets        the named comparisons, with what was to be reached:
+      bench/results/products-targets-<threads>.json
     python -m bench products --rule           sparse against grid, for AUTO of eqtp/ops/gaunt_tensor_product.py
 
-Layouts and products: bench/product_methods.py; passes, the clock and taking turns: bench/harness.py. Each method is first compared with the
-reference in float64 at a small size; one of ours that is off by more than 1e-5 (float64: 1e-12) is not timed and the run ends with exit code 1.
+Layouts and products: bench/product_methods.py; passes, the clock and taking turns: bench/harness.py. Each method is
+first compared with the reference in float64 at a small size; one of ours that is off by more than 1e-5 (float64: 1e-12)
+is not timed and the run ends with exit code 1.
 
-Columns: median; microseconds of a call per degree of freedom; compulsory bytes (each operand once, each result once, of the degrees that the layout
-has) per second, and the floor, those bytes at the measured bandwidth of a copy, as a fraction of the time; for Gaunt products operations of the
-folded grid per second as a fraction of the measured peak; largest error against float64, and the largest deviation from equivariance under random
-rotations, both relative to the largest value.
+Columns: median; microseconds of a call per degree of freedom; compulsory bytes (each operand once, each result once, of
+the degrees that the layout has) per second, and the floor, those bytes at the measured bandwidth of a copy, as a
+fraction of the time; for Gaunt products operations of the folded grid per second as a fraction of the measured peak;
+largest error against float64, and the largest deviation from equivariance under random rotations, both relative to the
+largest value.
 
-A method that would hold a tensor of more than --max-gb, or that took more than --max-seconds for a call at the last smaller lmax, is left out; the
-reason is printed. --json FILE gets a line with machine, versions and command, then a line per method, layout, lmax, channels and pass: names as
-in `python -m bench --help`, and layout, lmax, channels, batch, product, dof, us_per_dof, floor_fraction, error, equivariance_error; `missing`
-(method: why it is not there) is on the first line of those that took turns.
+A method that would hold a tensor of more than --max-gb, or that took more than --max-seconds for a call at the last
+smaller lmax, is left out; the reason is printed. --json FILE gets a line with machine, versions and command, then a
+line per method, layout, lmax, channels and pass: names as in `python -m bench --help`, and layout, lmax, channels,
+batch, product, dof, us_per_dof, floor_fraction, error, equivariance_error; `missing` (method: why it is not there) is
+on the first line of those that took turns.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ import eqtp
 from bench import harness, machine, peers, price_of_freedom, product_targets
 from bench import product_methods as methods
 from bench.harness import TITLES, TOLERANCE, Missing, WrongKernel
-from eqtp.gaunt import folded_flops
+from eqtp.math.sphere import folded_flops
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PASSES = ("fwd", "bwd", "bwdbwd")
@@ -55,7 +61,10 @@ def integers(text: str) -> list[int]:
 def parse(argv: list[str]) -> argparse.Namespace:
     head, _, rest = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m bench products", description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench products",
+        description=head,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--layout", type=listed, default=list(methods.LAYOUTS), help="siso,simo,mimo (default: all)")
     parser.add_argument("--lmax", type=integers, default=list(range(1, 11)), help="such as 1..10 or 1,2,4")
@@ -77,7 +86,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rule", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
-    options.against = list(dict.fromkeys(name for given in options.against for name in methods.GROUPS.get(given, (given,))))
+    options.against = list(
+        dict.fromkeys(name for given in options.against for name in methods.GROUPS.get(given, (given,)))
+    )
     for what, given, known in (
         ("layout", options.layout, methods.LAYOUTS),
         ("product", options.products, methods.OURS),
@@ -96,7 +107,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be whole numbers of at least 1, such as 1..3,6, got {getattr(options, name)}")
     if options.targets and options.rule:
         parser.error("give one of --targets and --rule")
-    options.command = " ".join(["python -m bench products", *("PATH" if word == options.pof else word for word in argv)])
+    options.command = " ".join(
+        ["python -m bench products", *("PATH" if word == options.pof else word for word in argv)]
+    )
     return options
 
 
@@ -117,7 +130,11 @@ def ready(problem: methods.Problem, channels: int, options, slow: dict) -> tuple
         except Exception as error:  # whatever a method does, it is named with its reason
             missing[name] = harness.reason_of(error)
             continue
-        off = [e for e in (error, turned) if e is not None and not e <= (TOLERANCE if name in methods.OURS else SAME)[dtype]]
+        off = [
+            e
+            for e in (error, turned)
+            if e is not None and not e <= (TOLERANCE if name in methods.OURS else SAME)[dtype]
+        ]
         if off and name in methods.OURS:
             raise WrongKernel(f"{name}, {problem.layout}, l = {problem.l}: off by {max(off):.1e} of the largest value")
         if off:
@@ -130,12 +147,16 @@ def ready(problem: methods.Problem, channels: int, options, slow: dict) -> tuple
 def compulsory(problem: methods.Problem, product: str, rows: int, pass_: str, itemsize: int) -> int:
     """Bytes of a pass, as the head of bench/harness.py says, of the degrees that the layout has."""
     operands = 2 * len(problem.components(problem.degrees_in))
-    result = len(problem.components(problem.degrees_out)) * (len(methods.halves(problem)) if product == "gaunt+odd" else 1)
+    result = len(problem.components(problem.degrees_out)) * (
+        len(methods.halves(problem)) if product == "gaunt+odd" else 1
+    )
     times = {"fwd": (1, 1), "bwd": (3, 2), "bwdbwd": (6, 3)}[pass_]  # sums over the stages of a pass
     return rows * itemsize * (times[0] * operands + times[1] * result)
 
 
-def records(problem, channels: int, pass_: str, timings: dict, errors: dict, missing: dict, options, rates: machine.Machine) -> list[dict]:
+def records(
+    problem, channels: int, pass_: str, timings: dict, errors: dict, missing: dict, options, rates: machine.Machine
+) -> list[dict]:
     """A line per method, as the JSON file gets it."""
     rows = []
     for name, timing in timings.items():
@@ -145,7 +166,15 @@ def records(problem, channels: int, pass_: str, timings: dict, errors: dict, mis
         flops = None
         if product.startswith("gaunt") and problem.layout == "mimo":
             once = folded_flops(problem.l, problem.l, problem.lmax_out, odd=product == "gaunt+odd")
-            flops = options.batch * channels * once * {"fwd": 1, "bwd": 3, "bwdbwd": 6}[pass_] / timing.ms / 1e6 / rates.gflop_s
+            flops = (
+                options.batch
+                * channels
+                * once
+                * {"fwd": 1, "bwd": 3, "bwdbwd": 6}[pass_]
+                / timing.ms
+                / 1e6
+                / rates.gflop_s
+            )
         rows.append({
             "op": "products", "problem": f"{problem.layout}-l{problem.l}-c{channels}", "pass": pass_, "backend": name, "product": product,
             "layout": problem.layout, "lmax": problem.l, "channels": channels, "batch": options.batch, "dof": dof,
@@ -173,11 +202,18 @@ def conditions(options, rates: machine.Machine) -> dict:
 
 def table(rows: list[dict], missing: dict[str, str], title: str) -> str:
     """The lines of one problem and pass, and who is missing and why."""
-    percent = lambda value: f"{'-':>8}" if value is None else f"{value:8.1%}"  # noqa: E731
-    small = lambda value: f"{'-':>9}" if value is None else f"{value:9.1e}"  # noqa: E731
+
+    def percent(value):
+        return f"{'-':>8}" if value is None else f"{value:8.1%}"
+
+    def small(value):
+        return f"{'-':>9}" if value is None else f"{value:9.1e}"
+
     lines = ["", title]
     if rows:
-        lines.append(f"  {'':17}{'ms':>10} {'dof':>5} {'us/dof':>9} {'GB/s':>7} {'of floor':>8} {'of peak':>8} {'error':>9} {'turned':>9}")
+        lines.append(
+            f"  {'':17}{'ms':>10} {'dof':>5} {'us/dof':>9} {'GB/s':>7} {'of floor':>8} {'of peak':>8} {'error':>9} {'turned':>9}"
+        )
     for row in rows:
         line = f"  {row['backend']:17}{row['ms']:10.4g} {row['dof']:5} {row['us_per_dof']:9.3g} {row['gb_s']:7.2f} {percent(row['floor_fraction'])}"
         lines.append(f"{line} {percent(row['flop_fraction'])} {small(row['error'])} {small(row['equivariance_error'])}")
@@ -206,7 +242,9 @@ def sweep(options, rates: machine.Machine, write) -> None:
                             calls[name] = f.clocked(x1, x2, pass_)
                         except Exception as error:  # named with its reason
                             away[name] = str(error) if isinstance(error, Missing) else harness.reason_of(error)
-                    timings, failed = harness.time_together(calls, **times, step=lambda who: print(".", end="", file=sys.stderr, flush=True))
+                    timings, failed = harness.time_together(
+                        calls, **times, step=lambda who: print(".", end="", file=sys.stderr, flush=True)
+                    )
                     for name, timing in timings.items():
                         if timing.ms > 1e3 * options.max_seconds:
                             slow[pass_][name] = f"it took {timing.ms / 1e3:.1f} s at l = {l} (--max-seconds)"
@@ -236,7 +274,9 @@ def main(argv: list[str]) -> int:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
     try:
-        (product_targets.targets if options.targets else product_targets.rule if options.rule else sweep)(options, rates, write)
+        (product_targets.targets if options.targets else product_targets.rule if options.rule else sweep)(
+            options, rates, write
+        )
     except WrongKernel as error:
         print(f"refused to time a wrong product: {error}", file=sys.stderr)
         return 1

@@ -1,14 +1,19 @@
-"""The published ways to calculate a Gaunt product, in plain torch: what people run today. Written from the papers; tables made beforehand.
+"""The published ways to calculate a Gaunt product, in plain torch: what people run today. Written from the papers;
+tables made beforehand.
 
-    published-fft      Luo, Chen, Krishnapriyan (ICLR 2024): coefficients in padded rows [lmax+1, 2 lmax+1], dense conversion to a complex
-                       double Fourier series (a product that holds [rows, channels, l, m, u, 2] and its sum over l), complex FFT of exact
+    published-fft      Luo, Chen, Krishnapriyan (ICLR 2024): coefficients in padded rows [lmax+1, 2 lmax+1], dense
+                       conversion to a complex
+                       double Fourier series (a product that holds [rows, channels, l, m, u, 2] and its sum over l),
+                         complex FFT of exact
                        size, dense conversion back
     published-direct   the same, with matrix products as conversions and the convolution of the two series as it stands
-    published-grid     Xie et al. (Price of Freedom): values on (2 L + 1) x (4 L + 2) points of a Gauss-Legendre grid, 2 L = lmax1 + lmax2, by
+    published-grid     Xie et al. (Price of Freedom): values on (2 L + 1) x (4 L + 2) points of a Gauss-Legendre grid, 2
+                       L = lmax1 + lmax2, by
                        dense matrices
     dense-grid         the same on the smallest exact grid: what one writes who knows how many points are needed
 
-Each is a `Published`: operands in the layout that the method wants (made before the clock starts) to a result in its own layout.
+Each is a `Published`: operands in the layout that the method wants (made before the clock starts) to a result in its
+own layout.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp import gaunt as tables
+from eqtp.math import sphere as tables
 
 NAMES = ("published-fft", "published-direct", "published-grid", "dense-grid")
 
@@ -41,7 +46,8 @@ class Published(NamedTuple):
 
 @cache
 def series(lmax: int) -> np.ndarray:
-    """[l, m, u, 2] complex: Y_lm = sum over u of exp(i u beta) ([.., 0] exp(i m alpha) + [.., 1] exp(-i m alpha)), m and u from -lmax.
+    """[l, m, u, 2] complex: Y_lm = sum over u of exp(i u beta) ([.., 0] exp(i m alpha) + [.., 1] exp(-i m alpha)), m
+    and u from -lmax.
 
     On the torus: beta to 2 pi, where sin(beta)^|m| changes its sign if m is odd.
     """
@@ -62,16 +68,21 @@ def series(lmax: int) -> np.ndarray:
 
 @cache
 def integrals(lmax: int, umax: int) -> np.ndarray:
-    """[l, m, u, 2] complex: the integral over the sphere of exp(i (u beta + v alpha)) Y_lm, u from -umax, at v = m (0) and at v = -m (1).
+    """[l, m, u, 2] complex: the integral over the sphere of exp(i (u beta + v alpha)) Y_lm, u from -umax, at v = m (0)
+    and at v = -m (1).
 
     For m = 0 the two are one, which stands at 0.
     """
     u, q = np.arange(-umax, umax + 1)[:, None], np.arange(-lmax, lmax + 1)
     k = (u + q).astype(float)
     one = abs(k) == 1
-    sine = np.where(one, 0.5j * pi * k, (1 + np.exp(1j * pi * k)) / np.where(one, 1, 1 - k * k))  # of exp(i k beta) sin(beta) over 0..pi
+    sine = np.where(
+        one, 0.5j * pi * k, (1 + np.exp(1j * pi * k)) / np.where(one, 1, 1 - k * k)
+    )  # of exp(i k beta) sin(beta) over 0..pi
     out = 2 * pi * np.einsum("uq,lmqs->lmus", sine, series(lmax))
-    out[:, np.arange(2 * lmax + 1) != lmax] = out[:, np.arange(2 * lmax + 1) != lmax][..., ::-1]  # exp(i v alpha) meets exp(-i v alpha)
+    out[:, np.arange(2 * lmax + 1) != lmax] = out[:, np.arange(2 * lmax + 1) != lmax][
+        ..., ::-1
+    ]  # exp(i v alpha) meets exp(-i v alpha)
     return out
 
 
@@ -127,7 +138,9 @@ def fft(lmax1: int, lmax2: int, lmax_out: int, dtype: torch.dtype) -> Published:
 
     place = _places(lmax_out)
     largest = max(t1.numel(), t2.numel(), t3.numel() // 2) * t1.element_size()
-    return Published(call, lambda x: rows(x, lmax1), lambda x: rows(x, lmax2), lambda out: out.flatten(-2)[..., place], largest)
+    return Published(
+        call, lambda x: rows(x, lmax1), lambda x: rows(x, lmax2), lambda out: out.flatten(-2)[..., place], largest
+    )
 
 
 def _matrix(table: torch.Tensor, lmax: int) -> torch.Tensor:
@@ -144,9 +157,14 @@ def direct(lmax1: int, lmax2: int, lmax_out: int, dtype: torch.dtype) -> Publish
     """published-direct"""
     top = lmax1 + lmax2
     n1, n2, size = 2 * lmax1 + 1, 2 * lmax2 + 1, 2 * top + 1
-    real = lambda t: torch.view_as_real(t.resolve_conj()).flatten(1)  # noqa: E731
+
+    def real(t):
+        return torch.view_as_real(t.resolve_conj()).flatten(1)
+
     t1, t2 = (real(_matrix(constant(series(l), dtype), l)) for l in (lmax1, lmax2))  # [(lmax+1)^2, u v 2]
-    t3 = real(_matrix(constant(integrals(lmax_out, top), dtype), lmax_out).conj()).mT.contiguous()  # [u v 2, (lmax_out+1)^2]: the real part
+    t3 = real(
+        _matrix(constant(integrals(lmax_out, top), dtype), lmax_out).conj()
+    ).mT.contiguous()  # [u v 2, (lmax_out+1)^2]: the real part
     cut = slice(top - lmax_out, top + lmax_out + 1)
 
     def call(x1, x2):
@@ -167,9 +185,15 @@ def grid(lmax1: int, lmax2: int, lmax_out: int, dtype: torch.dtype, smallest: bo
     least = tables.minimal_size(lmax1 + lmax2 + lmax_out)
     size = least if smallest else (max(least[0], lmax1 + lmax2 + 1), max(least[1], 2 * (lmax1 + lmax2 + 1)))
     points = tables.grid(*size)
-    table = lambda l, scale=1.0: constant(tables.synthesis(l, points) * scale, dtype).flatten(1)  # noqa: E731
+
+    def table(l, scale=1.0):
+        return constant(tables.synthesis(l, points) * scale, dtype).flatten(1)
+
     y1, y2, y3 = table(lmax1), table(lmax2), table(lmax_out, points.weight[:, None]).mT.contiguous()
-    call = lambda x1, x2: ((x1.flatten(0, 1) @ y1) * (x2.flatten(0, 1) @ y2) @ y3).unflatten(0, x1.shape[:2])  # noqa: E731
+
+    def call(x1, x2):
+        return ((x1.flatten(0, 1) @ y1) * (x2.flatten(0, 1) @ y2) @ y3).unflatten(0, x1.shape[:2])
+
     return Published(call, _same, _same, _same, y1.shape[1] * y1.element_size())
 
 

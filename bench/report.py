@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-TITLES = {"fwd": "forward", "bwd": "forward + backward", "bwdbwd": "double backward, all of it", "grad": "backward", "gradgrad": "double backward"}
+TITLES = {
+    "fwd": "forward",
+    "bwd": "forward + backward",
+    "bwdbwd": "double backward, all of it",
+    "grad": "backward",
+    "gradgrad": "double backward",
+}
 
 
 def read(folder: Path) -> list[dict]:
@@ -61,15 +67,23 @@ def conditions(rows: list[dict]) -> str:
     machine = rows[0]["machine"]
     rates = sorted({row["machine"]["copy_gb_s"] for row in rows if "copy_gb_s" in row["machine"]})
     copy = [f"copy {rates[0]:,.0f} to {rates[-1]:,.0f} GB/s (read + write)"] if rates else []
-    where = [machine.get("gpu", machine["cpu"]), *([f"driver {machine['driver']}"] if "driver" in machine else []), *copy]
+    where = [
+        machine.get("gpu", machine["cpu"]),
+        *([f"driver {machine['driver']}"] if "driver" in machine else []),
+        *copy,
+    ]
     return "; ".join([*where, ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())])
 
 
 def tables(rows: list[dict]) -> str:
     """A table per op: a line per problem, size, dtype and pass, a column per backend."""
     text = [f"# Results\n\n{conditions(rows)}\n"]
-    text.append("Medians; the percentage is the floor over the time (the floor: compulsory bytes over the measured bandwidth); MB: what the call")
-    text.append("adds at its peak. The L2 cache of a GPU is emptied before each call. What a pass is: `bench/harness.py`.\n")
+    text.append(
+        "Medians; the percentage is the floor over the time (the floor: compulsory bytes over the measured bandwidth); MB: what the call"
+    )
+    text.append(
+        "adds at its peak. The L2 cache of a GPU is emptied before each call. What a pass is: `bench/harness.py`.\n"
+    )
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
         who = list(dict.fromkeys(row["backend"] for row in mine))
@@ -77,7 +91,11 @@ def tables(rows: list[dict]) -> str:
         for row in mine:
             key = row["problem"], _size(row), row["dtype"], TITLES.get(row["pass"], row["pass"])
             lines.setdefault(key, {})[row["backend"]] = row
-        text += [f"## {op}\n", f"| problem | size | dtype | pass | floor | {' | '.join(who)} |", "|---|---|---|---|---:|" + "---:|" * len(who)]
+        text += [
+            f"## {op}\n",
+            f"| problem | size | dtype | pass | floor | {' | '.join(who)} |",
+            "|---|---|---|---|---:|" + "---:|" * len(who),
+        ]
         for key, found in lines.items():
             cells = [_cell(found[name]) if name in found else "-" for name in who]
             text.append(f"| {' | '.join([*key, _floor(list(found.values())), *cells])} |")

@@ -2,8 +2,8 @@
 
     compute-sanitizer --tool memcheck python -m bench.sanitize --device cuda --backend jit,native,triton
 
-Operands and the graph are made on the CPU, so that hardly a kernel of torch runs. Each result is compared with the reference.
-Prints a line per family; exit code 1 if a result is wrong.
+Operands and the graph are made on the CPU, so that hardly a kernel of torch runs. Each result is compared with the
+reference. Prints a line per family; exit code 1 if a result is wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 import eqtp
 from bench import harness
-from eqtp import backend as backends
+from eqtp.backends import registry as backends
 
 NODES, EDGES = 5, 41
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -48,17 +48,34 @@ def small_graph(device: str) -> eqtp.Graph:
 def calls(op: str, dtype: torch.dtype, device: str):
     """(f(backend, *inputs), inputs, shape of the output, passes) of an op."""
     plan, graph = small_plan(), small_graph(device)
-    number = lambda *shape, seed: harness.random(*shape, dtype=dtype, seed=seed).detach().to(device).requires_grad_()  # noqa: E731
+
+    def number(*shape, seed):
+        return harness.random(*shape, dtype=dtype, seed=seed).detach().to(device).requires_grad_()
+
     row, passes = (number(EDGES, 37, seed=1),), ["fwd", "bwd", "bwdbwd"]
     f = getattr(importlib.import_module(f"eqtp.ops.{op}"), op)
     if op in ("tensor_product_conv", "tensor_product"):
         rows, more = (NODES, (plan, graph)) if op == "tensor_product_conv" else (EDGES, (plan,))
-        inputs = number(rows, plan.dim_in1, seed=1), number(EDGES, plan.dim_in2, seed=2), number(EDGES, plan.weight_numel, seed=3)
+        inputs = (
+            number(rows, plan.dim_in1, seed=1),
+            number(EDGES, plan.dim_in2, seed=2),
+            number(EDGES, plan.weight_numel, seed=3),
+        )
         return lambda backend, *t: f(*t, *more, backend=backend), inputs, (rows, plan.dim_out), passes
     if op == "spherical_harmonics":
-        return lambda backend, xyz: f([0, 1, 2, 3], xyz, True, backend=backend), (number(EDGES, 3, seed=1),), (EDGES, 16), passes
+        return (
+            lambda backend, xyz: f([0, 1, 2, 3], xyz, True, backend=backend),
+            (number(EDGES, 3, seed=1),),
+            (EDGES, 16),
+            passes,
+        )
     softmax = op == "segment_softmax"
-    return lambda backend, x: f(x, graph, backend=backend), row, (EDGES if softmax else NODES, 37), passes if softmax else passes[:2]
+    return (
+        lambda backend, x: f(x, graph, backend=backend),
+        row,
+        (EDGES if softmax else NODES, 37),
+        passes if softmax else passes[:2],
+    )
 
 
 def compare(op: str, family: str, dtype: torch.dtype, device: str) -> str | None:
@@ -82,8 +99,12 @@ def compare(op: str, family: str, dtype: torch.dtype, device: str) -> str | None
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sanitize", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--backend", type=lambda text: text.split(","), default=[f for f in backends.FAMILIES if f != "reference"])
-    parser.add_argument("--dtype", type=lambda text: [getattr(torch, name) for name in text.split(",")], default=list(DTYPES))
+    parser.add_argument(
+        "--backend", type=lambda text: text.split(","), default=[f for f in backends.FAMILIES if f != "reference"]
+    )
+    parser.add_argument(
+        "--dtype", type=lambda text: [getattr(torch, name) for name in text.split(",")], default=list(DTYPES)
+    )
     options = parser.parse_args(argv)
     wrong = []
     for family in options.backend:

@@ -2,8 +2,9 @@
 
     python -m bench.sevennet --atoms 64 1000 --threads 1 --json bench/results/sevennet.jsonl
 
-Rock salt (NaCl, 5.64 A, rattled by 0.05 A) of about the given number of atoms. The neighbour list is built before the clock starts. Needs the
-package sevenn, which carries the trained weights. The JSON file has the columns of `python -m bench`; pass is "energy+forces".
+Rock salt (NaCl, 5.64 A, rattled by 0.05 A) of about the given number of atoms. The neighbour list is built before the
+clock starts. Needs the package sevenn, which carries the trained weights. The JSON file has the columns of `python -m
+bench`; pass is "energy+forces".
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     rates = machine.measure(torch.float32)
-    print(f"{rates}\neqtp {eqtp.__version__}, " + ", ".join(f"{k} {v}" for k, v in peers.versions().items()), flush=True)
+    print(
+        f"{rates}\neqtp {eqtp.__version__}, " + ", ".join(f"{k} {v}" for k, v in peers.versions().items()), flush=True
+    )
     original, accelerated = load(options.model), load(options.model)
     eqtp.accelerate(accelerated)
     rows = []
@@ -74,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         calls = {"native": lambda d=data: predict(accelerated, d), "e3nn": lambda d=data: predict(original, d)}
         with tqdm(total=2 * (options.repeat + 1), desc=f"{len(crystal)} atoms", file=sys.stderr) as bar:
-            timings, failed = harness.time_together(calls, rounds=options.repeat, min_time=1.0, warmup=1, step=lambda who, bar=bar: bar.update())
+            timings, failed = harness.time_together(
+                calls, rounds=options.repeat, min_time=1.0, warmup=1, step=lambda who, bar=bar: bar.update()
+            )
         if failed:
             print(failed, file=sys.stderr)
             return 1

@@ -1,7 +1,9 @@
-"""The pictures and tables of docs/products.md, from bench/results/products-*.json: `python docs/plot_products.py` in the repository root.
+"""The pictures and tables of docs/products.md, from bench/results/products-*.json: `python docs/plot_products.py` in
+the repository root.
 
-Draws docs/products_runtime, docs/products_per_dof and docs/products_error, each as .png and .svg, and rewrites what is between the two marks of
-docs/products.md. Nothing is typed by hand: tests/test_bench_products.py compares the page with the results.
+Draws docs/products_runtime, docs/products_per_dof and docs/products_error, each as .png and .svg, and rewrites what is
+between the two marks of docs/products.md. Nothing is typed by hand: tests/test_bench_products.py compares the page with
+the results.
 
     --threads N --dtype NAME --channels N   which of the results (default: 1, float32, 32 or the nearest there is)
     --results FOLDER --page FILE            pictures go next to the page
@@ -29,8 +31,30 @@ STYLES = {
 }  # fmt: skip
 RUNTIME = ("gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft", "published-direct",
            "published-grid", "dense-grid", "pof-grid")  # fmt: skip
-PER_DOF = ("gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "cg-dense", "e3nn-even", "e3nn", "published-fft", "pof-grid")
-ERRORS = ("gaunt-sparse", "gaunt-grid", "gaunt-fourier", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn", "published-fft", "pof-grid")
+PER_DOF = (
+    "gaunt",
+    "gaunt+odd",
+    "matrix",
+    "vector-signal",
+    "cg-sparse",
+    "cg-dense",
+    "e3nn-even",
+    "e3nn",
+    "published-fft",
+    "pof-grid",
+)
+ERRORS = (
+    "gaunt-sparse",
+    "gaunt-grid",
+    "gaunt-fourier",
+    "gaunt+odd",
+    "matrix",
+    "vector-signal",
+    "cg-sparse",
+    "e3nn",
+    "published-fft",
+    "pof-grid",
+)
 TABLES = {  # caption: methods
     "degrees 0..l by 0..l to 0..2 l (MIMO)": ("gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft",
                                               "dense-grid", "pof-grid"),
@@ -89,9 +113,16 @@ def sweep_table(rows: list[dict], names: tuple[str, ...], title: str) -> list[st
     lines = [f"| lmax | {' | '.join(who)} |", "|---:|" + "---:|" * len(who)]
     for l in sorted({row["lmax"] for row in rows}):
         here = {row["backend"]: row for row in rows if row["lmax"] == l}
-        cells = [f"{number(here[name]['ms'])} ({number(here[name]['us_per_dof'])})" if name in here else "-" for name in who]
+        cells = [
+            f"{number(here[name]['ms'])} ({number(here[name]['us_per_dof'])})" if name in here else "-" for name in who
+        ]
         lines.append(f"| {l} | {' | '.join(cells)} |")
-    return [*lines, "", f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}", ""]
+    return [
+        *lines,
+        "",
+        f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}",
+        "",
+    ]
 
 
 def target_table(rows: list[dict]) -> list[str]:
@@ -101,7 +132,10 @@ def target_table(rows: list[dict]) -> list[str]:
         return []
     said = {True: "yes", False: "no", None: "?"}
     lines = ["| comparison | pass | goal | reached | met |", "|---|---|---|---|---|"]
-    lines += [f"| {r['what']} | {PASSES.get(r['pass'], r['pass'])} | {r['target']} | {r['reached']} | {said[r['met']]} |" for r in goals]
+    lines += [
+        f"| {r['what']} | {PASSES.get(r['pass'], r['pass'])} | {r['target']} | {r['reached']} | {said[r['met']]} |"
+        for r in goals
+    ]
     caption = f"k x name: the time of that code over ours, both medians of one run. ?: nobody to compare with, or not decided. {under(goals[0])}"
     return [*lines, "", caption]
 
@@ -111,15 +145,24 @@ def content(rows: list[dict], channels: int | None = None) -> str:
     timed = sweep(rows, channels)
     parts = []
     if timed:
-        parts += ["![Time against the largest degree](products_runtime.png)", "", "![Time per degree of freedom](products_per_dof.png)", ""]
+        parts += [
+            "![Time against the largest degree](products_runtime.png)",
+            "",
+            "![Time per degree of freedom](products_per_dof.png)",
+            "",
+        ]
         parts += ["![Error against the largest degree](products_error.png)", ""]
         parts += [line for title, names in TABLES.items() for line in sweep_table(timed, names, title)]
     parts += target_table(rows)
-    return "\n".join(parts).strip() or "No results yet: `python -m bench products --json bench/results/products-1.json` writes them."
+    return (
+        "\n".join(parts).strip()
+        or "No results yet: `python -m bench products --json bench/results/products-1.json` writes them."
+    )
 
 
 def with_content(page: str, rows: list[dict], channels: int | None = None) -> str:
-    """The text of the page with pictures and tables of these rows. Raises ValueError if the two marks are not there once each."""
+    """The text of the page with pictures and tables of these rows. Raises ValueError if the two marks are not there
+    once each."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"the page must have one {BEGIN} and one {END}")
     head, rest = page.split(BEGIN)
@@ -135,7 +178,9 @@ def lines_of(axis, rows: list[dict], names: tuple[str, ...], key: str) -> None:
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, ls=line, lw=1.4, ms=4.5, label=name)
 
 
-def figure_of(panels: list[tuple[str, list[dict], str]], names: tuple[str, ...], label: str, title: str, picture: Path) -> None:
+def figure_of(
+    panels: list[tuple[str, list[dict], str]], names: tuple[str, ...], label: str, title: str, picture: Path
+) -> None:
     """Panels (title, rows, key) side by side with one legend; written as .png and .svg."""
     import matplotlib
 
@@ -144,7 +189,9 @@ def figure_of(panels: list[tuple[str, list[dict], str]], names: tuple[str, ...],
     from matplotlib.ticker import MaxNLocator
 
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "products"})
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.6 + 3.1 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.6 + 3.1 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (head, rows, key) in zip(axes[0], panels, strict=True):
         lines_of(axis, rows, names, key)
         axis.set(yscale="log", xlabel="largest degree l", title=head)
@@ -170,10 +217,20 @@ def draw(rows: list[dict], folder: Path) -> None:
     one = rows[0]
     where = f"{one['conditions']['machine']['cpu']}, {one['threads']} thread{'s' * (one['threads'] > 1)}"
     note = f"{size(one)}, {one['dtype']}; {where}. Solid: eqtp; dotted: its plain torch; dashed: others"
-    layouts = [(head, mine) for name, head in LAYOUTS.items() if (mine := [row for row in rows if row["layout"] == name])]
-    figure_of([(*each, "ms") for each in layouts], RUNTIME, "milliseconds", f"Time: {note}", folder / "products_runtime")
+    layouts = [
+        (head, mine) for name, head in LAYOUTS.items() if (mine := [row for row in rows if row["layout"] == name])
+    ]
+    figure_of(
+        [(*each, "ms") for each in layouts], RUNTIME, "milliseconds", f"Time: {note}", folder / "products_runtime"
+    )
     title = f"Time per degree of freedom: {note}"
-    figure_of([(*each, "us_per_dof") for each in layouts], PER_DOF, "microseconds per degree of freedom", title, folder / "products_per_dof")
+    figure_of(
+        [(*each, "us_per_dof") for each in layouts],
+        PER_DOF,
+        "microseconds per degree of freedom",
+        title,
+        folder / "products_per_dof",
+    )
     last = layouts[-1][1]
     panels = [("against float64", last, "error"), ("from equivariance, random rotations", last, "equivariance_error")]
     title = f"Error, relative to the largest value ({last[0]['layout'].upper()}, {one['dtype']}). Solid: eqtp; dashed: others"
@@ -191,7 +248,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = read(options.results, options.threads, options.dtype)
     timed = sweep(rows, options.channels)
     if not rows or (options.channels is not None and not timed):
-        print(f"no results for these options in {options.results}: run python -m bench products --json ...", file=sys.stderr)
+        print(
+            f"no results for these options in {options.results}: run python -m bench products --json ...",
+            file=sys.stderr,
+        )
         return 1
     options.page.write_text(with_content(options.page.read_text(), rows, options.channels))
     if timed:

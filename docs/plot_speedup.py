@@ -1,4 +1,5 @@
-"""The picture and the table of the speed-up, from bench/results/*.json: `python docs/plot_speedup.py` in the repository root.
+"""The picture and the table of the speed-up, from bench/results/*.json: `python docs/plot_speedup.py` in the repository
+root.
 
 Draws docs/speedup.png (for each problem and pass, how many times faster than each peer) and rewrites the table between
 the two speed-up marks of README.md. Nothing is typed by hand: tests/test_docs.py compares README.md with the results.
@@ -19,8 +20,19 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 
 from bench.peers import note  # noqa: E402
 
-PASSES = {"fwd": "forward", "bwd": "forward + backward", "bwdbwd": "double backward", "energy+forces": "energy + forces"}
-OPS = ("tensor_product_conv", "tensor_product", "spherical_harmonics", "segment_sum", "sevennet")  # the first in the table
+PASSES = {
+    "fwd": "forward",
+    "bwd": "forward + backward",
+    "bwdbwd": "double backward",
+    "energy+forces": "energy + forces",
+}
+OPS = (
+    "tensor_product_conv",
+    "tensor_product",
+    "spherical_harmonics",
+    "segment_sum",
+    "sevennet",
+)  # the first in the table
 BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
 COLOURS = ("#1f6f8b", "#d1702a", "#5b8c5a", "#8e5a9b", "#b8a038", "#4a4a4a", "#c25b7c")
 
@@ -36,7 +48,12 @@ def read(folder: Path, threads: int = 1, dtype: str = "float32") -> list[dict]:
             row = json.loads(line)
             if not row["ratio_to"] or (row["threads"], row["dtype"]) != (threads, dtype):
                 continue
-            key = (OPS.index(row["op"]) if row["op"] in OPS else len(OPS), row["op"], row["problem"], list(PASSES).index(row["pass"]))
+            key = (
+                OPS.index(row["op"]) if row["op"] in OPS else len(OPS),
+                row["op"],
+                row["problem"],
+                list(PASSES).index(row["pass"]),
+            )
             if key in rows:
                 raise ValueError(f"{path.name}: {row['op']} {row['problem']} {row['pass']} is in the results twice")
             rows[key] = row
@@ -64,7 +81,9 @@ def conditions(rows: list[dict]) -> str:
     cpus = dict.fromkeys(row["machine"]["cpu"] for row in rows if row.get("machine"))
     versions = {name: version for row in rows for name, version in row.get("versions", {}).items()}
     threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
-    return "; ".join([*cpus, threads, rows[0]["dtype"], ", ".join(f"{name} {version}" for name, version in versions.items())])
+    return "; ".join(
+        [*cpus, threads, rows[0]["dtype"], ", ".join(f"{name} {version}" for name, version in versions.items())]
+    )
 
 
 def table(rows: list[dict]) -> str:
@@ -77,12 +96,17 @@ def table(rows: list[dict]) -> str:
         ratios = [f"{number(row['ratio_to'][peer])}x" if peer in row["ratio_to"] else "-" for peer in peers]
         cells = [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"]), *ratios]
         lines.append(f"| {' | '.join(cells)} |")
-    caption = "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
-    return "\n".join([*lines, "", " ".join([caption, *(f"{text}." for text in notes_of(rows)), f"{conditions(rows)}."])])
+    caption = (
+        "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
+    )
+    return "\n".join(
+        [*lines, "", " ".join([caption, *(f"{text}." for text in notes_of(rows)), f"{conditions(rows)}."])]
+    )
 
 
 def with_table(readme: str, rows: list[dict]) -> str:
-    """The text of README.md with the table of these rows. Raises ValueError if the two marks are not there once each."""
+    """The text of README.md with the table of these rows. Raises ValueError if the two marks are not there once
+    each."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"README.md must have one {BEGIN} and one {END}")
     head, rest = readme.split(BEGIN)
@@ -90,7 +114,8 @@ def with_table(readme: str, rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], picture: Path) -> None:
-    """One line per problem and pass, one dot per peer; the number is of the best peer that does the same. Rings: `notes_of`."""
+    """One line per problem and pass, one dot per peer; the number is of the best peer that does the same. Rings:
+    `notes_of`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,16 +133,42 @@ def draw(rows: list[dict], picture: Path) -> None:
         ratios = row["ratio_to"].values()
         axis.plot([min(1, *ratios), max(1, *ratios)], [y, y], color="#e3e5e8", lw=3, zorder=0, solid_capstyle="round")
         best = min(ratio for peer, ratio in row["ratio_to"].items() if not note(peer, row["problem"]))
-        axis.annotate(f"{number(best)}x", (1, y), (38, 0), axis.get_yaxis_transform(), "offset points", ha="right", va="center", weight="bold")
+        axis.annotate(
+            f"{number(best)}x",
+            (1, y),
+            (38, 0),
+            axis.get_yaxis_transform(),
+            "offset points",
+            ha="right",
+            va="center",
+            weight="bold",
+        )
     for peer, colour in zip(peers_of(rows), COLOURS * 9, strict=False):
-        dots = [(row["ratio_to"][peer], y, note(peer, row["problem"])) for row, y in zip(rows, heights, strict=True) if peer in row["ratio_to"]]
+        dots = [
+            (row["ratio_to"][peer], y, note(peer, row["problem"]))
+            for row, y in zip(rows, heights, strict=True)
+            if peer in row["ratio_to"]
+        ]
         x, y, different = zip(*dots, strict=True)
-        axis.scatter(x, y, s=26, facecolors=["white" if text else colour for text in different], edgecolors=colour, lw=1, label=peer, zorder=2)
+        axis.scatter(
+            x,
+            y,
+            s=26,
+            facecolors=["white" if text else colour for text in different],
+            edgecolors=colour,
+            lw=1,
+            label=peer,
+            zorder=2,
+        )
     axis.axvline(1, color="#444444", lw=0.8)
     rings = "".join(f"\nring: {text}" for text in notes_of(rows))
     figure.supxlabel(f"time of the peer / time of eqtp; number: the best peer's{rings}", fontsize=9)
     axis.set(xscale="log", ylim=(height + 1, 0))
-    names = {"spherical_harmonics": "spherical harmonics ", "segment_sum": "segment sum ", "tensor_product": "product of rows "}
+    names = {
+        "spherical_harmonics": "spherical harmonics ",
+        "segment_sum": "segment sum ",
+        "tensor_product": "product of rows ",
+    }
     axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -125,7 +176,12 @@ def draw(rows: list[dict], picture: Path) -> None:
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(
-        frameon=False, loc="outside upper center", ncols=7, title=conditions(rows).rpartition("; ")[0], columnspacing=1.2, handletextpad=0.2
+        frameon=False,
+        loc="outside upper center",
+        ncols=7,
+        title=conditions(rows).rpartition("; ")[0],
+        columnspacing=1.2,
+        handletextpad=0.2,
     )
     figure.savefig(picture, dpi=150)
     plt.close(figure)
@@ -141,7 +197,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     rows = read(options.results, options.threads, options.dtype)
     if not rows:
-        print(f"no results for {options.threads} threads and {options.dtype} in {options.results}: run make bench", file=sys.stderr)
+        print(
+            f"no results for {options.threads} threads and {options.dtype} in {options.results}: run make bench",
+            file=sys.stderr,
+        )
         return 1
     options.readme.write_text(with_table(options.readme.read_text(), rows))
     draw(rows, options.picture)

@@ -1,4 +1,5 @@
-"""`python -m eqtp`: versions, devices, and which kernel families run here, with the reason and the remedy where one does not."""
+"""`python -m eqtp`: versions, devices, and which kernel families run here, with the reason and the remedy where one
+does not."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from pathlib import Path
 import torch
 
 import eqtp
-from eqtp import backend, native, nvrtc
+from eqtp.backends import registry
+from eqtp.backends.jit import nvrtc
+from eqtp.backends.native import library
 
 SIMD = {1: "plain C++", 3: "AVX2 and FMA", 4: "AVX-512"}
 # variable -> what it may say
 VARIABLES = {
-    "EQTP_BACKEND": f"family for backend='auto': auto, {', '.join(backend.FAMILIES)}",
+    "EQTP_BACKEND": f"family for backend='auto': auto, {', '.join(registry.FAMILIES)}",
     "EQTP_SIMD": f"highest SIMD level: {', '.join(f'{level} {name}' for level, name in SIMD.items())}",
     "EQTP_HUGEPAGES": "0: never ask the system for huge pages",
     "EQTP_CACHE_DIR": "folder of the kernels compiled at run time",
@@ -60,7 +63,11 @@ def cuda_of_driver() -> str:
 
 def versions() -> list[tuple[str, str]]:
     rows = [("eqtp", f"{eqtp.__version__} in {Path(eqtp.__file__).parent}")]
-    rows += [("python", platform.python_version()), ("torch", torch.__version__), ("numpy", version("numpy") or "unknown")]
+    rows += [
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("numpy", version("numpy") or "unknown"),
+    ]
     for name, purpose in LIBRARIES.items():
         rows.append((name, version(name) or f"not installed; wanted only for {purpose}: pip install {name}"))
     return rows
@@ -68,11 +75,11 @@ def versions() -> list[tuple[str, str]]:
 
 def compiled() -> str:
     """What eqtp._native was built for."""
-    if native._native is None:
+    if library._native is None:
         return "not built: pip install . in eqtp's source tree, with a C++ compiler and Python's headers"
-    if not native._native.has_cuda:
+    if not library._native.has_cuda:
         return "for the CPU only; for GPUs too: install nvcc (the CUDA toolkit) and eqtp again with EQTP_CUDA=1"
-    return f"for the CPU and for GPUs: sm_{native._native.cuda_architectures.replace(' ', ', sm_')}"
+    return f"for the CPU and for GPUs: sm_{library._native.cuda_architectures.replace(' ', ', sm_')}"
 
 
 def run_time() -> list[tuple[str, str]]:
@@ -89,17 +96,32 @@ def run_time() -> list[tuple[str, str]]:
 
 
 def devices() -> list[tuple[str, str]]:
-    rows = [("cpu", f"{processor()}, {os.cpu_count()} cores"), ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)")]
-    if native._native is not None:
-        rows.append(("SIMD", SIMD[native._native.simd_level()]))
+    rows = [
+        ("cpu", f"{processor()}, {os.cpu_count()} cores"),
+        ("threads", f"{torch.get_num_threads()} (torch.set_num_threads)"),
+    ]
+    if library._native is not None:
+        rows.append(("SIMD", SIMD[library._native.simd_level()]))
     return rows
 
 
 def gpus() -> list[tuple[str, str]]:
     """GPUs that torch can use; without any, nothing of CUDA is initialised."""
     driver, wanted = cuda_of_driver(), torch.version.cuda
-    rows = [("driver", "none (libcuda.so.1 is not there): install NVIDIA's driver" if driver == "none" else f"for CUDA up to {driver}")]
-    rows.append(("torch", f"built for CUDA {wanted}" if wanted else "built without CUDA: https://pytorch.org/get-started/locally"))
+    rows = [
+        (
+            "driver",
+            "none (libcuda.so.1 is not there): install NVIDIA's driver"
+            if driver == "none"
+            else f"for CUDA up to {driver}",
+        )
+    ]
+    rows.append(
+        (
+            "torch",
+            f"built for CUDA {wanted}" if wanted else "built without CUDA: https://pytorch.org/get-started/locally",
+        )
+    )
     count = torch.cuda.device_count() if wanted and driver != "none" else 0
     for n in range(count):
         p = torch.cuda.get_device_properties(n)
@@ -110,12 +132,17 @@ def gpus() -> list[tuple[str, str]]:
 def families(device: str = "cpu") -> list[tuple[str, str]]:
     """One row per family for float32 on a device, and the one that backend="auto" takes."""
     on, rows = torch.device(device), []
-    for name in backend.FAMILIES:
-        reason = backend.why_not(name, "tensor_product_conv", None, on, torch.float32)
+    for name in registry.FAMILIES:
+        reason = registry.why_not(name, "tensor_product_conv", None, on, torch.float32)
         rows.append((name, "yes" if reason is None else f"no: {reason}"))
     try:
-        taken = backend.resolve("auto", "tensor_product_conv", None, on, torch.float32)
-        rows.append(("auto", f"takes {taken}, where that can run the plan: eqtp.explain(plan{'' if device == 'cpu' else f', {device!r}'})"))
+        taken = registry.resolve("auto", "tensor_product_conv", None, on, torch.float32)
+        rows.append(
+            (
+                "auto",
+                f"takes {taken}, where that can run the plan: eqtp.explain(plan{'' if device == 'cpu' else f', {device!r}'})",
+            )
+        )
     except (RuntimeError, ValueError) as error:  # EQTP_BACKEND names one that cannot run, or none
         rows.append(("auto", f"raises an error: {error}"))
     return rows
@@ -126,8 +153,17 @@ def environment() -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    sections = {"versions": versions, "devices": devices, "gpus": gpus, "kernels": lambda: [("native", compiled()), *run_time()]}
-    sections |= {"families on the cpu": families, "families on cuda": lambda: families("cuda"), "environment": environment}
+    sections = {
+        "versions": versions,
+        "devices": devices,
+        "gpus": gpus,
+        "kernels": lambda: [("native", compiled()), *run_time()],
+    }
+    sections |= {
+        "families on the cpu": families,
+        "families on cuda": lambda: families("cuda"),
+        "environment": environment,
+    }
     for title, section in sections.items():
         try:
             if title.endswith("cuda") and not (torch.version.cuda and torch.cuda.is_available()):

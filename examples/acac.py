@@ -1,15 +1,18 @@
 """A small MACE-like force field for acetylacetone, with Clebsch-Gordan or Gaunt products: errors and time side by side.
 
-    python examples/acac.py [--products cg gaunt gaunt+odd] [--epochs N] [--channels N] [--batch N] [--device cpu|cuda] [--threads N]
+    python examples/acac.py [--products cg gaunt gaunt+odd] [--epochs N] [--channels N] [--batch N] [--device cpu|cuda]
+      [--threads N]
                             [--seed 0] [--data PATH] [--full]
 
-Trained on energies and forces of molecules at 300 K, tested on others at 300 K and at 600 K (data/acac; PBE-D3). Without options it takes
-less than three minutes on one core and 100 frames: enough to compare products, far from converged. --full: a larger network, trained for hours on
-a GPU (its settings are untested); give the folder of the whole data set, github.com/davkovacs/BOTNet-datasets, as --data.
+Trained on energies and forces of molecules at 300 K, tested on others at 300 K and at 600 K (data/acac; PBE-D3).
+Without options it takes less than three minutes on one core and 100 frames: enough to compare products, far from
+converged. --full: a larger network, trained for hours on a GPU (its settings are untested); give the folder of the
+whole data set, github.com/davkovacs/BOTNet-datasets, as --data.
 
-The network, per layer: convolution of the neighbours' features with the harmonics of the edges and learned radial functions; products of the
-result with itself up to the third power, with weights of each element; a linear map. Features are true tensors, parity (-1)^l; what the products make
-of the wrong parity (odd l1 + l2 + l3) is used within a layer, where a second such product turns it into true tensors again.
+The network, per layer: convolution of the neighbours' features with the harmonics of the edges and learned radial
+functions; products of the result with itself up to the third power, with weights of each element; a linear map.
+Features are true tensors, parity (-1)^l; what the products make of the wrong parity (odd l1 + l2 + l3) is used within a
+layer, where a second such product turns it into true tensors again.
 """
 
 from __future__ import annotations
@@ -95,7 +98,9 @@ class Linear(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(lmax + 1, channels, channels) / channels**0.5)
 
     def forward(self, x):
-        return torch.cat([torch.einsum("ncm,cd->ndm", x[..., l * l : (l + 1) ** 2], w) for l, w in enumerate(self.weight)], -1)
+        return torch.cat(
+            [torch.einsum("ncm,cd->ndm", x[..., l * l : (l + 1) ** 2], w) for l, w in enumerate(self.weight)], -1
+        )
 
 
 class ClebschGordanConvolution(torch.nn.Module):
@@ -103,7 +108,10 @@ class ClebschGordanConvolution(torch.nn.Module):
 
     def __init__(self, lmax: int, channels: int, neighbors: float):
         super().__init__()
-        irreps = lambda mul, l: [(mul, (n, (-1) ** n)) for n in range(l + 1)]  # noqa: E731
+
+        def irreps(mul, l):
+            return [(mul, (n, (-1) ** n)) for n in range(l + 1)]
+
         paths = [(*path, "uvu", True) for path in so2_paths(lmax, LMAX, LMAX) if sum(path) % 2 == 0]
         self.product = eqtp.nn.TensorProductConv(irreps(channels, lmax), irreps(1, LMAX), irreps(channels, LMAX), paths)
         self.lmax, self.channels, self.neighbors, self.weights = lmax, channels, neighbors, len(paths)
@@ -113,7 +121,13 @@ class ClebschGordanConvolution(torch.nn.Module):
         blocks = torch.cat([x[..., l * l : (l + 1) ** 2].flatten(1) for l in range(self.lmax + 1)], 1)
         y = eqtp.spherical_harmonics(list(range(LMAX + 1)), r, True, "component")
         out = self.product(blocks, y, h.mT.flatten(1), graph=graph) / self.neighbors**0.5
-        return torch.cat([t.unflatten(1, (self.channels, -1)) for t in out.split([self.channels * (2 * l + 1) for l in range(LMAX + 1)], 1)], -1)
+        return torch.cat(
+            [
+                t.unflatten(1, (self.channels, -1))
+                for t in out.split([self.channels * (2 * l + 1) for l in range(LMAX + 1)], 1)
+            ],
+            -1,
+        )
 
 
 class GauntConvolution(eqtp.nn.GauntConvolution):
@@ -125,12 +139,15 @@ class GauntConvolution(eqtp.nn.GauntConvolution):
 
 
 class ClebschGordan(torch.nn.Module):
-    """Product with a weight for each path, channelwise: a list with the sums of the paths with even (half 0) or odd (half 1) l1 + l2 + l3."""
+    """Product with a weight for each path, channelwise: a list with the sums of the paths with even (half 0) or odd
+    (half 1) l1 + l2 + l3."""
 
     def __init__(self, channels: int, lmax_out: int, halves: tuple[int, ...]):
         super().__init__()
         paths = so2_paths(LMAX, lmax_out, LMAX)
-        same = [sum(p[2] == q[2] and sum(p) % 2 == sum(q) % 2 for p in paths) for q in paths]  # paths that are added with this one
+        same = [
+            sum(p[2] == q[2] and sum(p) % 2 == sum(q) % 2 for p in paths) for q in paths
+        ]  # paths that are added with this one
         used = torch.tensor([[sum(path) % 2 == half for path in paths] for half in halves])
         self.weight = torch.nn.Parameter(torch.randn(channels, len(paths)))
         self.register_buffer("used", used / torch.tensor(same) ** 0.5, persistent=False)  # [halves, paths]
@@ -154,7 +171,8 @@ class Gaunt(eqtp.nn.GauntTensorProduct):
 
 
 class ManyBody(torch.nn.Module):
-    """Weighted sum of x, x x and x x x, with all paths to true tensors; otherwise as eqtp.nn.GauntManyBody. No odd path leads to a scalar."""
+    """Weighted sum of x, x x and x x x, with all paths to true tensors; otherwise as eqtp.nn.GauntManyBody. No odd path
+    leads to a scalar."""
 
     def __init__(self, product: str, lmax_out: int, channels: int, elements: int):
         super().__init__()
@@ -168,7 +186,10 @@ class ManyBody(torch.nn.Module):
         third = self.third(second[0], x)[0]
         if self.odd_third is not None:
             third = (third + self.odd_third(second[1], x)[0]) / 2**0.5
-        return sum(power[..., : third.shape[-1]] * spread(w[element]) for power, w in zip((x, second[0], third), self.weight, strict=True))
+        return sum(
+            power[..., : third.shape[-1]] * spread(w[element])
+            for power, w in zip((x, second[0], third), self.weight, strict=True)
+        )
 
 
 class Layer(torch.nn.Module):
@@ -176,13 +197,20 @@ class Layer(torch.nn.Module):
 
     def __init__(self, product: str, lmax: int, lmax_out: int, channels: int, elements: int, neighbors: float):
         super().__init__()
-        self.convolution = (ClebschGordanConvolution if product == "cg" else GauntConvolution)(lmax, channels, neighbors)
+        self.convolution = (ClebschGordanConvolution if product == "cg" else GauntConvolution)(
+            lmax, channels, neighbors
+        )
         silu, wide = torch.nn.SiLU, 32
         last = torch.nn.Linear(wide, channels * self.convolution.weights, bias=False)
-        self.radial = torch.nn.Sequential(torch.nn.Linear(BESSEL, wide, bias=False), silu(), torch.nn.Linear(wide, wide), silu(), last)
+        self.radial = torch.nn.Sequential(
+            torch.nn.Linear(BESSEL, wide, bias=False), silu(), torch.nn.Linear(wide, wide), silu(), last
+        )
         torch.nn.init.normal_(last.weight, std=2 / wide**0.5)
         self.before, self.after = Linear(channels, LMAX), Linear(channels, lmax_out)
-        gaunt = lambda: eqtp.nn.GauntManyBody(LMAX, lmax_out, channels, 3, elements)  # noqa: E731
+
+        def gaunt():
+            return eqtp.nn.GauntManyBody(LMAX, lmax_out, channels, 3, elements)
+
         self.product = gaunt() if product == "gaunt" else ManyBody(product, lmax_out, channels, elements)
         self.kept = torch.nn.Parameter(torch.ones(elements, channels, 1))
 
@@ -200,9 +228,14 @@ class Network(torch.nn.Module):
         super().__init__()
         kinds = sorted(set(elements))
         self.register_buffer("element", torch.tensor([kinds.index(e) for e in elements]))  # [n]
-        self.shift, self.scale = shift, scale  # eV: mean energy of an atom; energies are learned in units of the forces' root mean square
+        self.shift, self.scale = (
+            shift,
+            scale,
+        )  # eV: mean energy of an atom; energies are learned in units of the forces' root mean square
         self.embed = torch.nn.Embedding(len(kinds), channels)
-        self.layers = torch.nn.ModuleList(Layer(product, *lmaxes, channels, len(kinds), neighbors) for lmaxes in ((0, LMAX), (LMAX, 0)))
+        self.layers = torch.nn.ModuleList(
+            Layer(product, *lmaxes, channels, len(kinds), neighbors) for lmaxes in ((0, LMAX), (LMAX, 0))
+        )
         self.first = torch.nn.Linear(channels, 1)
         self.second = torch.nn.Sequential(torch.nn.Linear(channels, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1))
 
@@ -275,7 +308,10 @@ def train(product: str, data: dict[str, Frames], args: argparse.Namespace) -> di
         if args.device != "cpu":
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
-    result = {"seconds": seconds / args.epochs, "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad)}
+    result = {
+        "seconds": seconds / args.epochs,
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+    }
     for key, part in data.items():
         errors = [evaluate(network, part.batch(index)) for index in torch.arange(len(part.energy)).split(50)]
         result[key] = rmse([e for e, _ in errors]), rmse([f for _, f in errors])
@@ -285,17 +321,38 @@ def train(product: str, data: dict[str, Frames], args: argparse.Namespace) -> di
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--products", nargs="+", choices=list(PRODUCTS), default=list(PRODUCTS), help="what to compare")
-    parser.add_argument("--full", action="store_true", help="128 channels, 1,000 epochs, on a GPU if there is one; with --data for hours")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "acac", help="folder with the xyz files, by default a part of them")
-    for name, kind, text in (("epochs", int, "passes over the training frames"), ("channels", int, "of every degree"), ("device", str, "of torch")):
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="128 channels, 1,000 epochs, on a GPU if there is one; with --data for hours",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=HERE / "data" / "acac", help="folder with the xyz files, by default a part of them"
+    )
+    for name, kind, text in (
+        ("epochs", int, "passes over the training frames"),
+        ("channels", int, "of every degree"),
+        ("device", str, "of torch"),
+    ):
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument("--batch", type=int, default=5, help="frames in a step")
     parser.add_argument("--rate", type=float, help="largest learning rate")
-    parser.add_argument("--energy-weight", type=float, default=1.0, help="of the energy per atom^(1/2) beside the forces in the loss")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of eqtp; the tensors of the short run are too small for more")
+    parser.add_argument(
+        "--energy-weight", type=float, default=1.0, help="of the energy per atom^(1/2) beside the forces in the loss"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="of torch and of eqtp; the tensors of the short run are too small for more",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    defaults = {"epochs": 1000, "channels": 128, "device": "cuda" if torch.cuda.is_available() else "cpu", "rate": 0.01} if args.full else {}
+    defaults = (
+        {"epochs": 1000, "channels": 128, "device": "cuda" if torch.cuda.is_available() else "cpu", "rate": 0.01}
+        if args.full
+        else {}
+    )
     for name, value in ({"epochs": 50, "channels": 16, "device": "cpu", "rate": 0.02} | defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -307,11 +364,16 @@ def main() -> dict[str, dict]:
     torch.set_num_threads(args.threads)
     data = {key: frames.to(args.device) for key, frames in load(args.data).items()}
     sizes = ", ".join(f"{len(frames.energy)} {key}" for key, frames in data.items())
-    print(f"frames: {sizes}; {args.channels} channels, l <= {LMAX}; {args.epochs} epochs; {args.device}, {args.threads} threads\n")
+    print(
+        f"frames: {sizes}; {args.channels} channels, l <= {LMAX}; {args.epochs} epochs; {args.device}, {args.threads} threads\n"
+    )
     print(
         f"{'RMSE in meV, meV/A':<20}{'E train':>9}{'F train':>9}{'E 300 K':>9}{'F 300 K':>9}{'E 600 K':>9}{'F 600 K':>9}{'s/epoch':>9}{'weights':>9}"
     )
-    line = lambda title, errors, rest: print(f"{title:<20}" + "".join(f"{e:>9.1f}{f:>9.1f}" for e, f in errors) + rest, flush=True)  # noqa: E731
+
+    def line(title, errors, rest):
+        return print(f"{title:<20}" + "".join(f"{e:>9.1f}{f:>9.1f}" for e, f in errors) + rest, flush=True)
+
     mean = data["train"].energy.mean()
     line("(mean energy)", [(rmse([frames.energy - mean]), rmse([frames.forces])) for frames in data.values()], "")
     results = {}

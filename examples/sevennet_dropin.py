@@ -187,7 +187,9 @@ def draw(rows: list[dict], shares: dict, summary: dict, title: str, path: Path) 
     import matplotlib.pyplot as plt
 
     old, new, grey = "#d1702a", "#1f6f8b", "#9aa0a6"
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"})
+    plt.rcParams.update(
+        {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"}
+    )
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 8.2), layout="constrained")
     energy = np.array([r["energy"] for r in rows])  # [frames, 3]
     force = [np.concatenate([r["forces"][k].ravel() for r in rows]) for k in range(3)]  # DFT, before, after

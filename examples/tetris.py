@@ -2,9 +2,10 @@
 
     python examples/tetris.py [--steps 150] [--rotations 50] [--seed 0]
 
-The same tiny network is trained with each of three products: Clebsch-Gordan, Gaunt, and Gaunt with its odd half, the bracket. It sees each piece in
-one orientation and is tested in random ones. All features have a definite parity, so a number that changes sign in the mirror must come from a path
-with l1 + l2 + l3 odd; a plain Gaunt product has none: to it the first two pieces are one. Takes seconds on one core; needs no data.
+The same tiny network is trained with each of three products: Clebsch-Gordan, Gaunt, and Gaunt with its odd half, the
+bracket. It sees each piece in one orientation and is tested in random ones. All features have a definite parity, so a
+number that changes sign in the mirror must come from a path with l1 + l2 + l3 odd; a plain Gaunt product has none: to
+it the first two pieces are one. Takes seconds on one core; needs no data.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ LMAX, CHANNELS = 2, 8
 
 
 class ClebschGordan(torch.nn.Module):
-    """Channelwise, a weight for each path: [n, c, 9] x [n, c, 9] -> the sums of the paths with even and with odd l1 + l2 + l3, [n, c, 9] each."""
+    """Channelwise, a weight for each path: [n, c, 9] x [n, c, 9] -> the sums of the paths with even and with odd l1 +
+    l2 + l3, [n, c, 9] each."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +48,11 @@ class ClebschGordan(torch.nn.Module):
 
 
 def make_product(name: str) -> torch.nn.Module:
-    return ClebschGordan() if name == "cg" else eqtp.nn.GauntTensorProduct(LMAX, LMAX, LMAX, CHANNELS, odd=name == "gaunt+odd")
+    return (
+        ClebschGordan()
+        if name == "cg"
+        else eqtp.nn.GauntTensorProduct(LMAX, LMAX, LMAX, CHANNELS, odd=name == "gaunt+odd")
+    )
 
 
 def dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -62,13 +68,17 @@ class Network(torch.nn.Module):
         self.product = make_product(product)
         self.radial = torch.nn.Linear(4, CHANNELS * (LMAX + 1))
         self.mix = torch.nn.Parameter(torch.randn(2, CHANNELS, CHANNELS) / CHANNELS**0.5)
-        self.scalars = torch.nn.Sequential(torch.nn.Linear(CHANNELS * 4, 32), torch.nn.SiLU(), torch.nn.Linear(32, len(PIECES)))
+        self.scalars = torch.nn.Sequential(
+            torch.nn.Linear(CHANNELS * 4, 32), torch.nn.SiLU(), torch.nn.Linear(32, len(PIECES))
+        )
         self.pseudo = torch.nn.Linear(CHANNELS * 3, 1, bias=False)
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """positions [pieces, 4, 3] -> logits [pieces, 8]"""
         pieces, cubes, _ = positions.shape
-        r = positions[:, :, None] - positions[:, None]  # [pieces, 4, 4, 3]; a cube also sees itself, at r = 0: harmonics are defined there
+        r = (
+            positions[:, :, None] - positions[:, None]
+        )  # [pieces, 4, 4, 3]; a cube also sees itself, at r = 0: harmonics are defined there
         squares = r.square().sum(-1, keepdim=True)
         basis = torch.exp(-((squares - torch.tensor([1.0, 2.0, 3.0, 4.0])) ** 2))  # [pieces, 4, 4, 4]
         y = eqtp.spherical_harmonics([0, 1, 2], r, True, "component")  # [pieces, 4, 4, 9]
@@ -80,7 +90,9 @@ class Network(torch.nn.Module):
         logits = self.scalars(torch.cat([a[..., 0], dots(product, c)], -1)).view(pieces, cubes, -1).sum(1)
         if bracket is None:
             return logits
-        sign = self.pseudo(dots(bracket, c)).view(pieces, cubes).sum(1)  # changes sign in the mirror, where the first two pieces change places
+        sign = (
+            self.pseudo(dots(bracket, c)).view(pieces, cubes).sum(1)
+        )  # changes sign in the mirror, where the first two pieces change places
         return logits + torch.stack([sign, -sign, *[torch.zeros_like(sign)] * 6], -1)
 
 
@@ -108,7 +120,13 @@ def train(product: str, steps: int, rotations: int, seed: int) -> dict:
         still = network(pieces)
     right = (logits.argmax(-1) == names).all(0)  # in every orientation
     gap = (still[0] - still[1]).abs().max().item()
-    return {"right": right, "loss": loss.item(), "gap": gap, "turn": (logits - still).abs().max().item(), "seconds": seconds}
+    return {
+        "right": right,
+        "loss": loss.item(),
+        "gap": gap,
+        "turn": (logits - still).abs().max().item(),
+        "seconds": seconds,
+    }
 
 
 def main() -> dict[str, dict]:
@@ -118,12 +136,16 @@ def main() -> dict[str, dict]:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are too small for more
-    print(f"{'product':<16}{'right':>7}{'loss':>10}{'left - right':>15}{'by rotation':>14}{'seconds':>9}   wrong in some orientation")
+    print(
+        f"{'product':<16}{'right':>7}{'loss':>10}{'left - right':>15}{'by rotation':>14}{'seconds':>9}   wrong in some orientation"
+    )
     results = {}
     for name, title in PRODUCTS.items():
         results[name] = r = train(name, args.steps, args.rotations, args.seed)
         wrong = ", ".join(piece for piece, ok in zip(PIECES, r["right"], strict=True) if not ok) or "-"
-        print(f"{title:<16}{int(r['right'].sum()):>5}/8{r['loss']:>10.1e}{r['gap']:>15.1e}{r['turn']:>14.1e}{r['seconds']:>9.1f}   {wrong}")
+        print(
+            f"{title:<16}{int(r['right'].sum()):>5}/8{r['loss']:>10.1e}{r['gap']:>15.1e}{r['turn']:>14.1e}{r['seconds']:>9.1f}   {wrong}"
+        )
     print(
         f"\nright: pieces named correctly in all of {args.rotations} random orientations. left - right: largest difference of the logits of the\n"
         "chiral pair. by rotation: largest change of a logit (rounding). A plain Gaunt product gives the pair the same logits: it has to guess."

@@ -1,7 +1,7 @@
 """Triton kernels, one module per op; installed as eqtp.kernels. The family "triton": any GPU that Triton supports.
 
-Triton is imported when a kernel is asked for, never with this module. With TRITON_INTERPRET=1 in the environment, set before Triton is imported, the
-kernels run as NumPy on tensors of the CPU: slow, for tests.
+Triton is imported when a kernel is asked for, never with this module. With TRITON_INTERPRET=1 in the environment, set
+before Triton is imported, the kernels run as NumPy on tensors of the CPU: slow, for tests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import nullcontext
 
 import torch
 
-from eqtp.native import why_not_plan
-from eqtp.plan import TensorProductPlan
+from eqtp.backends.native.library import why_not_plan
+from eqtp.plans.plan import TensorProductPlan
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
@@ -46,7 +46,8 @@ def real(dtype: torch.dtype):
 
 
 def function(name: str, text: str, sizes: list[str] | None = SIZES):
-    """The Triton function of a text that defines `name`. Triton reads the source of a function again, so linecache must know it as a file.
+    """The Triton function of a text that defines `name`. Triton reads the source of a function again, so linecache must
+    know it as a file.
 
     sizes: arguments for whose values nothing is compiled again, nor for their alignment; None: all.
     """
@@ -58,15 +59,19 @@ def function(name: str, text: str, sizes: list[str] | None = SIZES):
     exec(compile(text, file, "exec"), namespace)
     made = namespace[name]
     if sizes is None:
-        sizes = [a for a in made.__code__.co_varnames[: made.__code__.co_argcount] if a not in made.__annotations__]  # those are constants
+        sizes = [
+            a for a in made.__code__.co_varnames[: made.__code__.co_argcount] if a not in made.__annotations__
+        ]  # those are constants
     return triton.jit(made, do_not_specialize=sizes)
 
 
 def tuned(function, configurations: list[tuple[dict, int]], adds_to: list[str] | None = None):
-    """A launchable of a Triton function: the quickest of some (block sizes, warps), found at its first call for a dtype and remembered.
+    """A launchable of a Triton function: the quickest of some (block sizes, warps), found at its first call for a dtype
+    and remembered.
 
-    adds_to: names of the outputs that the function adds to, which trials must put back. The interpreter takes the first of the configurations.
-    What is tuned does not depend on the size of the data: a neighbour list that grows tunes once.
+    adds_to: names of the outputs that the function adds to, which trials must put back. The interpreter takes the first
+    of the configurations. What is tuned does not depend on the size of the data: a neighbour list that grows tunes
+    once.
     """
     import triton
 
@@ -80,7 +85,7 @@ def _on(device: torch.device):
 
 
 class Kernels:
-    """What `eqtp.backend` calls, on tensors that are checked; outputs are contiguous and written in place.
+    """What `eqtp.backends.registry` calls, on tensors that are checked; outputs are contiguous and written in place.
 
     A class, as the modules of this package have the names of some of its functions.
     """
@@ -99,8 +104,9 @@ class Kernels:
 
     @staticmethod
     def convolve(key: str, graph, inputs, outputs) -> None:
-        """A pass of the convolution (graph: (src, dst, ptr, order, tptr, torder)) or of the product of rows (graph: ()), as in `eqtp.native`."""
-        from eqtp.kernels.tensor_product_conv import convolve
+        """A pass of the convolution (graph: (src, dst, ptr, order, tptr, torder)) or of the product of rows (graph:
+        ()), as in `eqtp.backends.native.library`."""
+        from eqtp.kernels.channelwise import convolve
 
         with _on(inputs[0].device):
             convolve(key, graph, inputs, outputs)
@@ -108,7 +114,7 @@ class Kernels:
     @staticmethod
     def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
         """out from xyz; gxyz from g; or both, along c. Unwanted outputs are None."""
-        from eqtp.kernels.spherical_harmonics import spherical_harmonics
+        from eqtp.kernels.harmonics import spherical_harmonics
 
         with _on(xyz.device):
             spherical_harmonics(degrees, normalize, normalization, xyz, g, c, out, gxyz)
@@ -123,7 +129,8 @@ class Kernels:
 
     @staticmethod
     def segment_max(x, ptr, order, out, arg) -> None:
-        """out, arg [n, c]: largest of the rows of x [e, c] over the segments, and which row; 0 and e for a segment without edges."""
+        """out, arg [n, c]: largest of the rows of x [e, c] over the segments, and which row; 0 and e for a segment
+        without edges."""
         from eqtp.kernels.segment_max import segment_max
 
         with _on(x.device):
@@ -147,24 +154,26 @@ class Kernels:
 
     @staticmethod
     def signals(program, inputs, outputs) -> None:
-        """Runs an `eqtp.signals.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each."""
-        from eqtp.kernels.gaunt_tensor_product import signals
+        """Runs an `eqtp.plans.signals.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch,
+        channels, (lmax_out+1)^2] each."""
+        from eqtp.kernels.signals import signals
 
         with _on(outputs[0].device):
             signals(program, inputs, outputs)
 
     @staticmethod
     def couple(couplings, inputs, outputs) -> None:
-        """Sums products by an `eqtp.couplings.Couplings`. inputs, outputs: [batch, channels, components] each."""
-        from eqtp.kernels.cg_tensor_product import couple
+        """Sums products by an `eqtp.plans.couplings.Couplings`. inputs, outputs: [batch, channels, components] each."""
+        from eqtp.kernels.couplings import couple
 
         with _on(outputs[0].device):
             couple(couplings, inputs, outputs)
 
     @staticmethod
     def matrices(program, inputs, outputs) -> None:
-        """Runs an `eqtp.matrices.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each."""
-        from eqtp.kernels.matrix_tensor_product import matrices
+        """Runs an `eqtp.plans.matrices.Program`. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch,
+        channels, (lmax_out+1)^2] each."""
+        from eqtp.kernels.matrices import matrices
 
         with _on(outputs[0].device):
             matrices(program, inputs, outputs)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
-from eqtp.native import row
+from eqtp.backends.native.library import row
 
 
 @triton.jit(do_not_specialize=kernels.SIZES)
@@ -22,7 +22,9 @@ def _segment_max(x, ptr, order, out, arg, x_row, num_edges, columns, REAL: tl.co
     for p in range(tl.load(ptr + n), tl.load(ptr + n + 1)):
         e = tl.load(order + p)
         v = tl.load(x + e * x_row + c, mask=c < columns, other=0.0).to(REAL)
-        taken = (edge == num_edges) | (v > best) | ((v != v) & (best == best))  # the first of equal ones, the first NaN of all
+        taken = (
+            (edge == num_edges) | (v > best) | ((v != v) & (best == best))
+        )  # the first of equal ones, the first NaN of all
         best = tl.where(taken, v, best)
         edge = tl.where(taken, e, edge)
     tl.store(out + n * columns + c, best.to(out.dtype.element_ty), mask=c < columns)
@@ -41,9 +43,13 @@ def _kernel(columns: int):
 
 
 def segment_max(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: torch.Tensor, arg: torch.Tensor) -> None:
-    """out [n, c] and arg [n, c]: largest of the rows of x [e, c] over the segments of ptr [n + 1], order [e], and its row; 0 and e if empty."""
+    """out [n, c] and arg [n, c]: largest of the rows of x [e, c] over the segments of ptr [n + 1], order [e], and its
+    row; 0 and e if empty."""
     if out.numel():
         x, (num, columns) = row(x), out.shape
         kernel = _kernel(triton.next_power_of_2(columns))
-        grid = lambda meta: (num, triton.cdiv(columns, meta["B"]))  # noqa: E731
+
+        def grid(meta):
+            return (num, triton.cdiv(columns, meta["B"]))
+
         kernel[grid](x, ptr, order, out, arg, x.stride(0), len(x), columns, REAL=kernels.real(x.dtype))

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
+from eqtp.backends.native.library import row
 from eqtp.kernels.segment_sum import blocks
-from eqtp.native import row
 
 
 @triton.jit
@@ -47,7 +47,9 @@ def _segment_softmax(x, ptr, order, out, x_row, columns, REAL: tl.constexpr, E: 
 
 
 @triton.jit
-def _segment_softmax_bwd(g, y, ptr, order, gx, g_row, y_row, columns, REAL: tl.constexpr, E: tl.constexpr, B: tl.constexpr):
+def _segment_softmax_bwd(
+    g, y, ptr, order, gx, g_row, y_row, columns, REAL: tl.constexpr, E: tl.constexpr, B: tl.constexpr
+):
     # g, y, gx [e, columns], ptr [num + 1], order [e]
     n = tl.program_id(0).to(tl.int64)
     start, end = tl.load(ptr + n), tl.load(ptr + n + 1)
@@ -73,17 +75,25 @@ def _kernel(columns: int, backward: bool):
 
 
 def segment_softmax(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: torch.Tensor) -> None:
-    """out [e, c] = exp(x [e, c]) over its sum in the segment of ptr [n + 1], order [e]; 0 where a whole segment is -inf."""
+    """out [e, c] = exp(x [e, c]) over its sum in the segment of ptr [n + 1], order [e]; 0 where a whole segment is
+    -inf."""
     if out.numel():
         x, num, columns = row(x), len(ptr) - 1, out.shape[1]
         kernel = _kernel(triton.next_power_of_2(columns), False)
-        kernel[lambda meta: (num, triton.cdiv(columns, meta["B"]))](x, ptr, order, out, x.stride(0), columns, REAL=kernels.real(x.dtype))
+        kernel[lambda meta: (num, triton.cdiv(columns, meta["B"]))](
+            x, ptr, order, out, x.stride(0), columns, REAL=kernels.real(x.dtype)
+        )
 
 
-def segment_softmax_bwd(g: torch.Tensor, y: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, gx: torch.Tensor) -> None:
+def segment_softmax_bwd(
+    g: torch.Tensor, y: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, gx: torch.Tensor
+) -> None:
     """gx [e, c] = y (g - sum of y g over the segment), with y the softmax and g its cotangent, [e, c]."""
     if gx.numel():
         g, y, num, columns = row(g), row(y), len(ptr) - 1, gx.shape[1]
         kernel = _kernel(triton.next_power_of_2(columns), True)
-        grid = lambda meta: (num, triton.cdiv(columns, meta["B"]))  # noqa: E731
+
+        def grid(meta):
+            return (num, triton.cdiv(columns, meta["B"]))
+
         kernel[grid](g, y, ptr, order, gx, g.stride(0), y.stride(0), columns, REAL=kernels.real(y.dtype))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
-from eqtp.native import row
+from eqtp.backends.native.library import row
 
 
 @triton.jit
@@ -43,4 +43,6 @@ def segment_sum(x: torch.Tensor, ptr: torch.Tensor, order: torch.Tensor, out: to
     if out.numel():
         x, (num, columns) = row(x), out.shape
         kernel = _kernel(triton.next_power_of_2(columns))
-        kernel[lambda meta: (num, triton.cdiv(columns, meta["B"]))](x, ptr, order, out, x.stride(0), columns, REAL=kernels.real(x.dtype))
+        kernel[lambda meta: (num, triton.cdiv(columns, meta["B"]))](
+            x, ptr, order, out, x.stride(0), columns, REAL=kernels.real(x.dtype)
+        )

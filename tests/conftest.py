@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import jit, nvrtc
+from eqtp.backends.jit import nvrtc, runtime
 
 
 def pytest_collection_modifyitems(items):
@@ -54,7 +54,10 @@ def random_graph():
 
 def _random_channelwise(seed, lmax=3, muls=(1, 2, 3, 5, 8, 16, 17)):
     rng = np.random.default_rng(seed)
-    block = lambda mul: (mul, (int(rng.integers(lmax + 1)), int(rng.choice([-1, 1]))))  # noqa: E731
+
+    def block(mul):
+        return (mul, (int(rng.integers(lmax + 1)), int(rng.choice([-1, 1]))))
+
     in1 = [block(int(rng.choice(muls))) for _ in range(rng.integers(1, 5))]
     in2 = [block(1) for _ in range(rng.integers(1, 5))]
     out, instructions = [block(3)], []  # a slot that perhaps no path reaches
@@ -90,9 +93,9 @@ def compiler():
 
 def forget():
     """As a fresh process: nothing compiled, nothing loaded, no warning given."""
-    for memory in (jit._compiled, jit._busy, jit._loaded, jit._streams):
+    for memory in (runtime._compiled, runtime._busy, runtime._loaded, runtime._streams):
         memory.clear()
-    jit._no_cache.cache_clear()
+    runtime._no_cache.cache_clear()
 
 
 @pytest.fixture
@@ -113,10 +116,12 @@ def compiles(monkeypatch):
 
     def pretend(text, names, arch, options=()):
         calls.append(text)
-        return jit.Compiled(b"cubin\n\0" + text.encode() + arch.encode(), {name: f"_Z{name}" for name in names}, "log")
+        return runtime.Compiled(
+            b"cubin\n\0" + text.encode() + arch.encode(), {name: f"_Z{name}" for name in names}, "log"
+        )
 
-    monkeypatch.setattr(jit, "compile", pretend)
-    monkeypatch.setattr(jit, "version", lambda: (13, 0))
+    monkeypatch.setattr(runtime, "compile", pretend)
+    monkeypatch.setattr(runtime, "version", lambda: (13, 0))
     return calls
 
 

@@ -1,15 +1,17 @@
 // Compiles the CUDA kernels of csrc/*.cuh as host C++17 and runs them without a GPU; to be included before device.cuh.
 //
-// The threads of a block are fibers of one operating-system thread: each runs until it waits at a barrier or in a warp operation, then the next one does.
-// The environment is read at every launch:
+// The threads of a block are fibers of one operating-system thread: each runs until it waits at a barrier or in a warp
+// operation, then the next one does. The environment is read at every launch:
 //   EQTP_CPU_ORDER    forward (default), reverse or random: which thread runs first; results must not depend on it
 //   EQTP_CPU_SEED     of the random order (0)
-//   EQTP_CPU_THREADS  operating-system threads (1); blocks are dealt out to them in turn and nothing orders blocks of different threads
-// Reported as std::runtime_error: barriers and warp operations that not all threads reach, impossible launches. Shared memory starts as all bits one (NaN)
-// in every block, and so does what a shuffle reads from a lane that takes no part.
-// -fsanitize=address,undefined finds accesses out of bounds (global and dynamic shared memory; static shared arrays where they are indexed directly).
-// -fsanitize=thread finds races: every CUDA thread is a thread to it, ordered by __syncthreads and __syncwarp alone. Shuffles and atomics order nothing.
-// What has no host text: PTX, matrix instructions, asynchronous copies, cooperative groups, textures; and nothing here says anything about time.
+//   EQTP_CPU_THREADS  operating-system threads (1); blocks are dealt out to them in turn and nothing orders blocks of
+//                     different threads
+// Reported as std::runtime_error: barriers and warp operations that not all threads reach, impossible launches. Shared
+// memory starts as all bits one (NaN) in every block, and so does what a shuffle reads from a lane that takes no part.
+// -fsanitize=address,undefined finds accesses out of bounds (global and dynamic shared memory; static shared arrays
+// where they are indexed directly). -fsanitize=thread finds races: every CUDA thread is a thread to it, ordered by
+// __syncthreads and __syncwarp alone. Shuffles and atomics order nothing. What has no host text: PTX, matrix
+// instructions, asynchronous copies, cooperative groups, textures; and nothing here says anything about time.
 #pragma once
 #include <link.h>
 #include <math.h>
@@ -28,7 +30,8 @@
 #include <type_traits>
 #include <vector>
 
-// ---------------------------------------------------------------------------------------------------------------- sanitizers
+// ----------------------------------------------------------------------------------------------------------------
+//   sanitizers
 #if defined(__has_feature)  // clang
 #if __has_feature(address_sanitizer)
 #define __SANITIZE_ADDRESS__ 1
@@ -60,7 +63,8 @@ extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
 #define EQTP_TSAN(...)
 #endif
 
-// ---------------------------------------------------------------------------------------------------------------- words of CUDA
+// ----------------------------------------------------------------------------------------------------------------
+//   words of CUDA
 #define __global__
 #define __device__
 #define __host__
@@ -87,7 +91,8 @@ struct dim3 {
 namespace eqtp {
 namespace cpu {
 
-// ---------------------------------------------------------------------------------------------------------------- fibers
+// ----------------------------------------------------------------------------------------------------------------
+//   fibers
 #if defined(__x86_64__)  // ucontext would make a system call at every switch
 extern "C" __attribute__((visibility("hidden"))) void eqtp_fiber_switch(void** from, void* to);
 asm(".text\n"
@@ -100,7 +105,9 @@ asm(".text\n"
     "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 struct Context {
   void* sp;
-  void start(char* stack, size_t bytes, void (*entry)()) {  // as if entry had been left in eqtp_fiber_switch: six registers, then where to return to
+  void start(
+      char* stack, size_t bytes,
+      void (*entry)()) {  // as if entry had been left in eqtp_fiber_switch: six registers, then where to return to
     void** top = reinterpret_cast<void**>(stack + bytes);
     top[-1] = nullptr;
     top[-2] = reinterpret_cast<void*>(entry);
@@ -126,7 +133,8 @@ struct Context {
 constexpr size_t PAGE = 4096, STACK = 32 * PAGE;  // bytes; the lowest page of a stack is a guard
 constexpr int MASKS = 16;  // different masks in use by one warp
 
-// The lanes of a warp that name one mask meet here. Two sets of values: a lane may come again before the others have read.
+// The lanes of a warp that name one mask meet here. Two sets of values: a lane may come again before the others have
+// read.
 struct Meeting {
   uint32_t mask, here;
   unsigned turn;
@@ -203,7 +211,8 @@ inline void fiber_main() {
   yield(LEFT);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- warps
+// ----------------------------------------------------------------------------------------------------------------
+//   warps
 inline uint32_t present(const Block& b, unsigned warp) {  // lanes that exist
   const unsigned lanes = b.threads - 32 * warp;
   return lanes >= 32 ? ~0u : (1u << lanes) - 1;
@@ -221,7 +230,8 @@ const unsigned char (&meet(const char* op, uint32_t mask, T value, bool orders_m
   if (!(mask >> f.lane & 1)) throw std::runtime_error(std::string(op) + ": the mask lacks the lane that calls");
   if (!m->mask) m->mask = mask, m->here = 0, m->turn = 0, std::memset(m->value, 0xff, sizeof m->value);
   if (!m->here) m->op = op;
-  if (std::strcmp(m->op, op)) throw std::runtime_error(std::string("lanes of one warp meet in ") + m->op + " and in " + op);
+  if (std::strcmp(m->op, op))
+    throw std::runtime_error(std::string("lanes of one warp meet in ") + m->op + " and in " + op);
   auto& values = m->value[m->turn & 1];
   std::memcpy(values[f.lane], &value, sizeof(T));
   m->here |= 1u << f.lane;
@@ -252,15 +262,18 @@ inline uint32_t ballot(const char* op, uint32_t mask, bool vote) {
   return bits;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- blocks
+// ----------------------------------------------------------------------------------------------------------------
+//   blocks
 enum Order { FORWARD, REVERSE, RANDOM };
 struct Settings {
   Order order = FORWARD;
   uint64_t seed = 0, threads = 1;
   Settings() {
-    const char *o = std::getenv("EQTP_CPU_ORDER"), *s = std::getenv("EQTP_CPU_SEED"), *t = std::getenv("EQTP_CPU_THREADS");
+    const char *o = std::getenv("EQTP_CPU_ORDER"), *s = std::getenv("EQTP_CPU_SEED"),
+               *t = std::getenv("EQTP_CPU_THREADS");
     const std::string name = o ? o : "forward";
-    if (name != "forward" && name != "reverse" && name != "random") throw std::runtime_error("EQTP_CPU_ORDER must be forward, reverse or random");
+    if (name != "forward" && name != "reverse" && name != "random")
+      throw std::runtime_error("EQTP_CPU_ORDER must be forward, reverse or random");
     order = name == "forward" ? FORWARD : name == "reverse" ? REVERSE : RANDOM;
     if (s) seed = std::strtoull(s, nullptr, 10);
     if (t) threads = std::strtoull(t, nullptr, 10);
@@ -300,7 +313,8 @@ inline void allocate(Block& b, unsigned threads) {
   }
 }
 // One round: every thread that is ready runs until it waits. Returns how many are in each state.
-inline void round(Block& b, std::vector<unsigned>& order, const Settings& settings, uint64_t& random, size_t (&count)[4]) {
+inline void round(Block& b, std::vector<unsigned>& order, const Settings& settings, uint64_t& random,
+                  size_t (&count)[4]) {
   if (settings.order == RANDOM)
     for (size_t n = order.size(); n > 1; --n) {
       random = random * 6364136223846793005u + 1442695040888963407u;
@@ -329,7 +343,8 @@ inline void run_block(Block& b, const Settings& settings, uint64_t random) {
     if (count[READY]) continue;
     if (count[AT_BARRIER] < n)
       b.error = "not all threads reach one barrier: " + std::to_string(count[AT_BARRIER]) + " wait at __syncthreads, " +
-                std::to_string(count[IN_WARP]) + " in a warp operation, " + std::to_string(count[LEFT]) + " have left the kernel";
+                std::to_string(count[IN_WARP]) + " in a warp operation, " + std::to_string(count[LEFT]) +
+                " have left the kernel";
     else
       for (unsigned t : order) b.fibers[t].state = READY;
     ++b.turn;
@@ -337,7 +352,8 @@ inline void run_block(Block& b, const Settings& settings, uint64_t random) {
   if (b.error.empty()) return;
   EQTP_TSAN(for (Fiber& f : b.fibers) f.tsan = nullptr;)  // they stopped halfway and cannot begin again
   const auto number = [](unsigned i) { return std::to_string(i); };
-  throw std::runtime_error("block (" + number(b.index.x) + ", " + number(b.index.y) + ", " + number(b.index.z) + "): " + b.error);
+  throw std::runtime_error("block (" + number(b.index.x) + ", " + number(b.index.y) + ", " + number(b.index.z) +
+                           "): " + b.error);
 }
 // Blocks first, first + threads, ...
 inline void run_blocks(Block& b, size_t shared, const Settings& settings, uint64_t first, std::atomic<bool>& stop) {
@@ -366,10 +382,13 @@ inline void run_grid(dim3 grid, dim3 dim, size_t shared, void (*body)(void*), vo
   const std::lock_guard<std::mutex> lock(one_launch);
   const Settings settings;
   const uint64_t n = uint64_t(dim.x) * dim.y * dim.z;
-  if (!n || n > 1024 || dim.z > 64) throw std::runtime_error("launch: a block must have 1 to 1024 threads, at most 64 of them along z");
+  if (!n || n > 1024 || dim.z > 64)
+    throw std::runtime_error("launch: a block must have 1 to 1024 threads, at most 64 of them along z");
   if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("launch: a grid must have 1 to 2^31 - 1, 65535, 65535 blocks");
-  if (shared > 227 * 1024) throw std::runtime_error("launch: " + std::to_string(shared) + " bytes of shared memory; no GPU has more than 227 KiB");
+  if (shared > 227 * 1024)
+    throw std::runtime_error("launch: " + std::to_string(shared) +
+                             " bytes of shared memory; no GPU has more than 227 KiB");
   while (all.size() < settings.threads) all.emplace_back();
   std::atomic<bool> stop{false};
   const auto work = [&](uint64_t i) { run_blocks(all[i], shared, settings, i, stop); };

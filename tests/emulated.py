@@ -1,11 +1,13 @@
-"""The family "emulated": the kernels of the family "jit", compiled by a C++ compiler and run on CPU tensors (tests/emulation.py). For tests only."""
+"""The family "emulated": the kernels of the family "jit", compiled by a C++ compiler and run on CPU tensors
+(tests/emulation.py). For tests only."""
 
 import re
 
 import emulation
 import torch
 
-from eqtp import backend, cuda
+from eqtp.backends import registry
+from eqtp.backends.jit import channelwise
 
 _ROWS = ["T*"] * 6 + ["eqtp::Index"] * 6
 # Parameters of each kernel; T is its storage type, R the type it calculates in
@@ -18,7 +20,8 @@ TYPES = {
 
 
 def types_of(name: str, text: str) -> list[str]:
-    """C++ types of the parameters of a kernel: of a template from its name, eqtp::kernel<.., float, ..>, else from its text."""
+    """C++ types of the parameters of a kernel: of a template from its name, eqtp::kernel<.., float, ..>, else from its
+    text."""
     if "<" not in name:
         parameters = re.search(rf"\b{name.removeprefix('eqtp::')}\((.*)\)", text)[1].split(", ")
         return [parameter.rsplit(" ", 1)[0].replace("Index", "eqtp::Index") for parameter in parameters]
@@ -28,7 +31,8 @@ def types_of(name: str, text: str) -> list[str]:
 
 
 def together(names: tuple[str, ...]) -> list[str]:
-    """The kernels that are built with these: of a convolution the pass in all modes, as another kernel costs a tenth of another program."""
+    """The kernels that are built with these: of a convolution the pass in all modes, as another kernel costs a tenth of
+    another program."""
     if "conv" not in names[0]:
         return list(names)
     plan, storage, _, tangent = names[0].split(", ")
@@ -40,30 +44,41 @@ def together(names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def family(sanitize: str | None = None, source: str | None = None) -> cuda.Kernels:
+def family(sanitize: str | None = None, source: str | None = None) -> channelwise.Kernels:
     """The kernels of csrc/, or of `source` in their place, under a sanitizer ("address", "thread") or none."""
     built = {}
 
     def build(file, text, names, device):
         key = (text, *together(names))
         if key not in built:
-            built[key] = emulation.build((source or f'#include "{file}"\n') + text, {name: types_of(name, text) for name in key[1:]}, sanitize)
+            built[key] = emulation.build(
+                (source or f'#include "{file}"\n') + text, {name: types_of(name, text) for name in key[1:]}, sanitize
+            )
         return built[key]
 
-    return cuda.Kernels(build, launch, unavailable)
+    return channelwise.Kernels(build, launch, unavailable)
 
 
 def launch(kernel, grid, block, shared, *arguments):
-    kernel(grid, block, shared, *(flat(a) if isinstance(a, torch.Tensor) else a if a is None else a.item() for a in arguments))
+    kernel(
+        grid,
+        block,
+        shared,
+        *(flat(a) if isinstance(a, torch.Tensor) else a if a is None else a.item() for a in arguments),
+    )
 
 
 def flat(t: torch.Tensor) -> torch.Tensor:
     """The memory between a tensor's first and last number: strides are arguments of their own."""
-    return t.as_strided((sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1,), (1,)) if t.numel() else t
+    return (
+        t.as_strided((sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1,), (1,))
+        if t.numel()
+        else t
+    )
 
 
 def unavailable(device):
     return emulation.why_not(None) if device.type == "cpu" else "the emulated kernels run on CPU tensors"
 
 
-backend._others["emulated"] = family()
+registry._others["emulated"] = family()

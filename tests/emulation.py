@@ -1,6 +1,8 @@
-"""CUDA kernels without a GPU: builds them as C++ behind cuda_cpu.h and calls them on CPU tensors, or runs whole programs under a sanitizer.
+"""CUDA kernels without a GPU: builds them as C++ behind cuda_cpu.h and calls them on CPU tensors, or runs whole
+programs under a sanitizer.
 
-How they run is set by the environment variables EQTP_CPU_ORDER, EQTP_CPU_SEED and EQTP_CPU_THREADS (see cuda_cpu.h), read at every launch.
+How they run is set by the environment variables EQTP_CPU_ORDER, EQTP_CPU_SEED and EQTP_CPU_THREADS (see cuda_cpu.h),
+read at every launch.
 """
 
 import ctypes
@@ -17,7 +19,14 @@ import torch
 
 HEADER = Path(__file__).with_name("cuda_cpu.h")
 CSRC = Path(__file__).parents[1] / "csrc"
-FLAGS = ["-std=c++17", "-O1", "-w", "-pthread", "-fvisibility=hidden", "-fno-gnu-unique"]  # libraries must not share the statics of equal names
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+]  # libraries must not share the statics of equal names
 SANITIZERS = {
     None: [],
     "address": ["-g", "-fsanitize=address,bounds,alignment", "-fno-sanitize-recover=all"],
@@ -43,7 +52,8 @@ extern "C" __attribute__((visibility("default"))) const char* {symbol}(dim3* d, 
   }}
 }}
 """
-# Reads what Kernel._run_apart wrote, gives each tensor a piece of the heap of just its size, runs the kernel and writes the tensors back.
+# Reads what Kernel._run_apart wrote, gives each tensor a piece of the heap of just its size, runs the kernel and writes
+# the tensors back.
 PROGRAM = """
 #include <cstdio>
 int main(int, char** argv) {
@@ -72,14 +82,17 @@ int main(int, char** argv) {
 
 def _run(command: list, **options) -> str:
     """Standard output of a command; RuntimeError with all that it printed where it fails."""
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace", **options)
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, errors="replace", **options
+    )
     if result.returncode:
         raise RuntimeError(f"{Path(command[0]).name} ended with {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout
 
 
 def _cached(name: str, command: list, source: str | None = None) -> Path:
-    """Folder with the file `name` that the compiler makes by `command`, of `source` if given; keyed by all that it depends on."""
+    """Folder with the file `name` that the compiler makes by `command`, of `source` if given; keyed by all that it
+    depends on."""
     base = Path(os.environ.get("EQTP_EMULATION_CACHE") or f"{tempfile.gettempdir()}/eqtp-emulation-{os.getuid()}")
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     if base.stat().st_uid != os.getuid():
@@ -114,7 +127,7 @@ def _headers() -> list[Path]:
 
 def _sources() -> list[Path]:
     """All that a kernel source may include."""
-    return sorted([*CSRC.glob("*.cuh"), *CSRC.glob("*.h"), *HEADER.parent.glob("cuda/*.cuh")])
+    return sorted([*CSRC.glob("*/*.cuh"), *CSRC.glob("*/*.h"), *HEADER.parent.glob("cuda/*.cuh")])
 
 
 def _compile(source: str, kind: str | None, name: str, *flags: str) -> Path:
@@ -122,23 +135,32 @@ def _compile(source: str, kind: str | None, name: str, *flags: str) -> Path:
         raise ValueError(f"sanitize must be one of {list(SANITIZERS)}, got {kind!r}")
     flags = ["g++", *FLAGS, *SANITIZERS[kind], *flags]
     header = _cached("cuda_cpu.h.gch", [*flags, "-x", "c++-header", HEADER])
-    return _cached(name, [*flags, "-I", header, "-I", HEADER.parent, "-I", CSRC], f'#include "cuda_cpu.h"\n{source}') / name
+    return (
+        _cached(name, [*flags, "-I", header, "-I", HEADER.parent, "-I", CSRC], f'#include "cuda_cpu.h"\n{source}')
+        / name
+    )
 
 
 def run_program(source: str, sanitize: str | None = None, *arguments, timeout: float = 120) -> str:
-    """Builds a C++ program (cuda_cpu.h is included already; sanitize: None, "address" or "thread"), runs it and returns what it prints.
+    """Builds a C++ program (cuda_cpu.h is included already; sanitize: None, "address" or "thread"), runs it and returns
+    what it prints.
 
-    Raises RuntimeError with the compiler's errors, or with all that the program printed if it fails or a sanitizer reports.
+    Raises RuntimeError with the compiler's errors, or with all that the program printed if it fails or a sanitizer
+    reports.
     """
     program = _compile(source, sanitize, "program", "-fPIE")
-    fixed = ["setarch", "-R"] if sanitize == "thread" and _addresses_can_be_fixed() else []  # TSan bears little randomness
+    fixed = (
+        ["setarch", "-R"] if sanitize == "thread" and _addresses_can_be_fixed() else []
+    )  # TSan bears little randomness
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66"}
     return _run([*fixed, program, *arguments], env=environment, timeout=timeout)
 
 
 @functools.cache
 def _addresses_can_be_fixed() -> bool:
-    return bool(shutil.which("setarch")) and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0
+    return (
+        bool(shutil.which("setarch")) and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0
+    )
 
 
 @functools.cache
@@ -154,26 +176,33 @@ def build(source: str, entry_points: dict[str, list[str]], sanitize: str | None 
     """Kernels of a CUDA source as callables on CPU tensors.
 
     source: C++/CUDA text; csrc and tests are include folders. entry_points: for each kernel, written as in C++
-    ("eqtp::segment_sum_kernel<float>"), the C++ types of its parameters: pointers or bool, int, unsigned, long long, eqtp::Index, float, double.
-    With sanitize="address" or "thread" every call runs in a process of its own, on copies that have exactly the size of the tensors.
-    Raises RuntimeError with the compiler's errors, ValueError for other types.
+    ("eqtp::segment_sum_kernel<float>"), the C++ types of its parameters: pointers or bool, int, unsigned, long long,
+    eqtp::Index, float, double. With sanitize="address" or "thread" every call runs in a process of its own, on copies
+    that have exactly the size of the tensors. Raises RuntimeError with the compiler's errors, ValueError for other
+    types.
     """
     functions = ""
     for number, (name, types) in enumerate(entry_points.items()):
         for kind in types:
             if not kind.rstrip().endswith("*") and kind not in SCALARS:
                 raise ValueError(f"{name}: parameters must be pointers or one of {sorted(SCALARS)}, got {kind!r}")
-        arguments = "".join(f", ({kind})a[{i}]" if "*" in kind else f", *({kind}*)a[{i}]" for i, kind in enumerate(types))
+        arguments = "".join(
+            f", ({kind})a[{i}]" if "*" in kind else f", *({kind}*)a[{i}]" for i, kind in enumerate(types)
+        )
         functions += LIBRARY.format(symbol=f"eqtp_kernel_{number}", name=name, arguments=arguments)
     library = None
     if sanitize is None:
         library = ctypes.CDLL(str(_compile(source + functions, None, "kernels.so", "-fPIC", "-shared")))
     text = source + functions + PROGRAM % ", ".join(f"eqtp_kernel_{number}" for number in range(len(entry_points)))
-    return {name: Kernel(name, types, number, library, text, sanitize) for number, (name, types) in enumerate(entry_points.items())}
+    return {
+        name: Kernel(name, types, number, library, text, sanitize)
+        for number, (name, types) in enumerate(entry_points.items())
+    }
 
 
 class Kernel:
-    """kernel(grid, block, shared_bytes, *arguments): grid and block are ints or tuples, arguments contiguous CPU tensors, None or numbers.
+    """kernel(grid, block, shared_bytes, *arguments): grid and block are ints or tuples, arguments contiguous CPU
+    tensors, None or numbers.
 
     Raises RuntimeError where a barrier is not reached by all threads, the launch is impossible or a sanitizer reports.
     """
@@ -191,12 +220,20 @@ class Kernel:
         sizes = [*self._three(grid), *self._three(block)]
         for kind, value in zip(self.types, arguments, strict=True):
             tensor = isinstance(value, torch.Tensor)
-            if (tensor or value is None) != ("*" in kind) or (tensor and (value.device.type != "cpu" or not value.is_contiguous())):
-                raise TypeError(f"{self.name}: {kind} must be a {'contiguous CPU tensor or None' if '*' in kind else 'number'}, got {value!r}")
+            if (tensor or value is None) != ("*" in kind) or (
+                tensor and (value.device.type != "cpu" or not value.is_contiguous())
+            ):
+                raise TypeError(
+                    f"{self.name}: {kind} must be a {'contiguous CPU tensor or None' if '*' in kind else 'number'}, got {value!r}"
+                )
         if self.sanitize:
             return self._run_apart(sizes, shared_bytes, arguments)
-        cells = [value if "*" in kind else SCALARS[kind][0](value) for kind, value in zip(self.types, arguments, strict=True)]
-        pointers = [v.data_ptr() if isinstance(v, torch.Tensor) else v if v is None else ctypes.addressof(v) for v in cells]
+        cells = [
+            value if "*" in kind else SCALARS[kind][0](value) for kind, value in zip(self.types, arguments, strict=True)
+        ]
+        pointers = [
+            v.data_ptr() if isinstance(v, torch.Tensor) else v if v is None else ctypes.addressof(v) for v in cells
+        ]
         error = self.function((ctypes.c_uint * 6)(*sizes), shared_bytes, (ctypes.c_void_p * len(pointers))(*pointers))
         if error:
             raise RuntimeError(f"{self.name}: {error.decode()}")

@@ -1,17 +1,21 @@
-"""Programs of `eqtp.signals` the slow way: values at all points of the grid, by dense tables, in torch, differentiable. And what tests of kernels of
-samples share."""
+"""Programs of `eqtp.plans.signals` the slow way: values at all points of the grid, by dense tables, in torch,
+differentiable. And what tests of kernels of samples share."""
 
 import torch
 
-from eqtp import backend, testing
-from eqtp import gaunt as tables
+from eqtp import testing
+from eqtp.backends import registry
+from eqtp.math import sphere as tables
 
 
 def evaluate(program, inputs):
     """inputs: a tensor [..., (lmax+1)^2] for each input -> the outputs, [..., (lmax_out+1)^2] each."""
     points = tables.grid(program.rows, program.columns, 0.5)
     like = inputs[0]
-    table = lambda a: torch.tensor(a, dtype=like.dtype, device=like.device).flatten(1)  # noqa: E731
+
+    def table(a):
+        return torch.tensor(a, dtype=like.dtype, device=like.device).flatten(1)
+
     fields = {}
     for n, (x, lmax) in enumerate(zip(inputs, program.lmax_in, strict=True)):
         for field, y in enumerate((tables.synthesis(lmax, points), *tables.synthesis_gradient(lmax, points))):
@@ -29,9 +33,11 @@ def evaluate(program, inputs):
 
 
 def couple(couplings, inputs):
-    """The same for `eqtp.couplings`: inputs [..., n] -> outputs [..., n]."""
+    """The same for `eqtp.plans.couplings`: inputs [..., n] -> outputs [..., n]."""
     row = torch.cat([*inputs, torch.ones_like(inputs[0][..., :1])], -1)  # [..., components of all inputs, then 1]
-    terms = row[..., couplings.a.tolist()] * row[..., couplings.b.tolist()] * torch.tensor(couplings.c, dtype=row.dtype)  # [..., nnz]
+    terms = (
+        row[..., couplings.a.tolist()] * row[..., couplings.b.tolist()] * torch.tensor(couplings.c, dtype=row.dtype)
+    )  # [..., nnz]
     sums = terms.new_zeros(*terms.shape[:-1], len(couplings.scale))
     for g, (first, last) in enumerate(zip(couplings.group_ptr, couplings.group_ptr[1:], strict=False)):
         sums[..., g] = terms[..., first:last].sum(-1) * row[..., int(couplings.scale[g])]
@@ -50,7 +56,8 @@ def squares(degrees):
 
 
 def run(name, what, inputs, sizes, target):
-    """Outputs of a function of a family, as views of one tensor, which are NaN before; checks that nothing beside them is written.
+    """Outputs of a function of a family, as views of one tensor, which are NaN before; checks that nothing beside them
+    is written.
 
     target: (family, device); inputs [b, c, n], b and c broadcast; sizes: of the outputs."""
     family, device = target
@@ -58,7 +65,7 @@ def run(name, what, inputs, sizes, target):
     inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
     memory = torch.full((batch, channels, 3 + sum(sizes) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
     outputs = memory[..., 3:-2].split(list(sizes), -1)
-    getattr(backend.family(family), name)(what, inputs, outputs)
+    getattr(registry.family(family), name)(what, inputs, outputs)
     assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
     return [t.cpu() for t in outputs]
 
@@ -71,11 +78,18 @@ def check(found, slowly, what, inputs, tolerance):
 
 
 def check_weights_and_broadcasting(product):
-    """product(x1, x2, lmax_out, w1=, w2=, w3=): weights scale each degree, leading dimensions broadcast, no rows are fine."""
-    coefficients = lambda *shape, lmax, seed: testing.random(*shape, (lmax + 1) ** 2, seed=seed)  # noqa: E731
+    """product(x1, x2, lmax_out, w1=, w2=, w3=): weights scale each degree, leading dimensions broadcast, no rows are
+    fine."""
+
+    def coefficients(*shape, lmax, seed):
+        return testing.random(*shape, (lmax + 1) ** 2, seed=seed)
+
     x1, x2 = coefficients(4, 1, lmax=2, seed=1), coefficients(3, lmax=1, seed=2)
     w1, w2, w3 = testing.random(3, seed=3), testing.random(3, 2, seed=4), testing.random(4, 1, 4, seed=5)
-    spread = lambda w: torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)  # noqa: E731
+
+    def spread(w):
+        return torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)
+
     found = product(x1, x2, 3, w1=w1, w2=w2, w3=w3)
     assert found.shape == (4, 3, 16)
     testing.assert_close(found, product(x1 * spread(w1), x2 * spread(w2), 3) * spread(w3))

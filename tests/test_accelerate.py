@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import eqtp.nn
-from eqtp.accelerate import accelerate
-from eqtp.e3nn import exact_tables
+from eqtp.integrations.accelerate import accelerate
+from eqtp.integrations.e3nn import exact_tables
 
 o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 
@@ -114,7 +114,9 @@ def test_state_dict_travels_both_ways(model):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"internal_weights": False, "shared_weights": True}, {"shared_weights": False}]
+)
 def test_weights_inside_and_outside(options, dtype):
     """Same Parameter object; output and all first and second derivatives as e3nn's, leading dimensions
     too."""
@@ -190,7 +192,9 @@ def scale_path(product):
 def test_refuses_a_mismatch(model, example, damage):
     damage(model.product)
     modules, expected = dict(model.named_modules()), model(*example)
-    with pytest.raises(RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"):
+    with pytest.raises(
+        RuntimeError, match=r"product \(TensorProduct\) does not agree with its replacement: .* differs by"
+    ):
         accelerate(model)
     assert dict(model.named_modules()) == modules
     got = model(*example)
@@ -227,7 +231,9 @@ class Suspicious(Message):
 def test_example_refuses_a_whole_model_mismatch(example):
     model = Suspicious()
     accelerate(copy.deepcopy(model))  # module by module all is well
-    with pytest.raises(RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"):
+    with pytest.raises(
+        RuntimeError, match=r"output output\['norm'\] of the whole model changed by .* everything was undone"
+    ):
         accelerate(model, example)
     assert type(model.product) is o3.TensorProduct and type(model.harmonics) is o3.SphericalHarmonics
 
@@ -318,12 +324,12 @@ def test_a_second_time_is_an_error(model):
 
 
 def test_backend_asked_for_by_name(model):
-    eqtp.backend.set_backend("reference")
+    eqtp.backends.registry.set_backend("reference")
     try:
         with pytest.raises(ValueError, match="reference"):
             accelerate(model)
     finally:
-        eqtp.backend.set_backend(None)
+        eqtp.backends.registry.set_backend(None)
 
 
 class Pair(torch.nn.Module):
@@ -346,7 +352,9 @@ def test_arguments():
     class Calculator:
         model = torch.nn.Linear(1, 1)
 
-    with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"):
+    with pytest.raises(
+        TypeError, match=r"accelerate: model must be a torch.nn.Module, got Calculator; pass its \.model"
+    ):
         accelerate(Calculator())
     with pytest.raises(TypeError, match=r"got str$"):
         accelerate("7net-0")

@@ -15,7 +15,7 @@ import eqtp
 from eqtp import testing
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
 
 PLAN = TensorProductPlan(
     "2x0e+3x1o",
@@ -52,7 +52,9 @@ def operands(name, seed=0, dtype=torch.float64):
 @both
 def test_gradcheck(name):
     inputs = [t.requires_grad_() for t in operands(name)]
-    assert torch.autograd.gradcheck(OPS[name], inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert torch.autograd.gradcheck(
+        OPS[name], inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
 
 
 @both
@@ -191,7 +193,10 @@ def test_forward_over_reverse_and_reverse_over_forward(name):
     _, forward_over_reverse = torch.func.jvp(torch.func.grad(ours, argnums=(0, 1, 2)), inputs, tangents)
     for a, b in zip(forward_over_reverse, expected, strict=True):
         testing.assert_close(a, b)
-    first = lambda *a: torch.func.jvp(ours, a, tangents)[1]  # noqa: E731
+
+    def first(*a):
+        return torch.func.jvp(ours, a, tangents)[1]
+
     for a, b in zip(torch.func.grad(first, argnums=(0, 1, 2))(*inputs), expected, strict=True):
         testing.assert_close(a, b)
 
@@ -200,13 +205,22 @@ def test_forward_over_reverse_and_reverse_over_forward(name):
 def test_third_order_in_mixed_modes(name):
     """d/dt of the Hessian times vector, with forward mode outermost, in the middle and innermost."""
     inputs, tangents = tuple(operands(name)), tuple(operands(name, seed=10))
-    dot = lambda a, b: sum((s * t).sum() for s, t in zip(a, b, strict=True))  # noqa: E731
+
+    def dot(a, b):
+        return sum((s * t).sum() for s, t in zip(a, b, strict=True))
+
     every = {"argnums": (0, 1, 2)}
 
     def thirds(op):
-        energy = lambda *a: op(*a).sin().sum()  # noqa: E731
-        slope = lambda f: lambda *a: dot(torch.func.grad(f, **every)(*a), tangents)  # noqa: E731
-        forward = lambda f: lambda *a: torch.func.jvp(f, a, tangents)[1]  # noqa: E731
+        def energy(*a):
+            return op(*a).sin().sum()
+
+        def slope(f):
+            return lambda *a: dot(torch.func.grad(f, **every)(*a), tangents)
+
+        def forward(f):
+            return lambda *a: torch.func.jvp(f, a, tangents)[1]
+
         yield torch.func.grad(slope(slope(energy)), **every)(*inputs)
         yield forward(torch.func.grad(slope(energy), **every))(*inputs)
         yield torch.func.grad(forward(slope(energy)), **every)(*inputs)
@@ -222,7 +236,10 @@ def test_third_order_in_mixed_modes(name):
 def test_forward_inside_forward_raises(name):
     """torch loses a tangent there without an error; a sentence is better than a wrong number."""
     inputs, tangents = tuple(operands(name)), tuple(operands(name, seed=10))
-    first = lambda *a: torch.func.jvp(OPS[name], a, tangents)[1]  # noqa: E731
+
+    def first(*a):
+        return torch.func.jvp(OPS[name], a, tangents)[1]
+
     with pytest.raises(NotImplementedError, match=r"eqtp::.*: forward mode inside forward mode is not supported"):
         torch.func.jvp(first, inputs, tangents)
     x, y, w = inputs
@@ -248,10 +265,18 @@ IN_DIMS = [(0, 0, 0), (0, None, None), (None, 1, None), (None, None, 2), (2, 0, 
 @both
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
 def test_vmap(name, in_dims):
-    inputs = [t if d is None else torch.stack([t, 2 * t.flip(0), t - 1], dim=d) for t, d in zip(operands(name), in_dims, strict=True)]
+    inputs = [
+        t if d is None else torch.stack([t, 2 * t.flip(0), t - 1], dim=d)
+        for t, d in zip(operands(name), in_dims, strict=True)
+    ]
     rows = [[t if d is None else t.select(d, n) for t, d in zip(inputs, in_dims, strict=True)] for n in range(3)]
-    testing.assert_close(torch.func.vmap(OPS[name], in_dims)(*inputs), torch.stack([REFERENCES[name](*r) for r in rows]))
-    energy = lambda *a: OPS[name](*a).sin().sum()  # noqa: E731
+    testing.assert_close(
+        torch.func.vmap(OPS[name], in_dims)(*inputs), torch.stack([REFERENCES[name](*r) for r in rows])
+    )
+
+    def energy(*a):
+        return OPS[name](*a).sin().sum()
+
     grads = torch.func.vmap(torch.func.grad(energy, argnums=(0, 1, 2)), in_dims)(*inputs)
     for n, r in enumerate(rows):
         r = [t.detach().clone().requires_grad_() for t in r]
@@ -263,7 +288,10 @@ def test_vmap(name, in_dims):
 @both
 def test_hessians(name):
     x, y, w = (0.5 * t for t in operands(name))
-    energy = lambda op: lambda y: op(x, y, w).sin().sum()  # noqa: E731
+
+    def energy(op):
+        return lambda y: op(x, y, w).sin().sum()
+
     expected = torch.autograd.functional.hessian(energy(REFERENCES[name]), y)
     ours = energy(OPS[name])
     rev = torch.func.jacrev
@@ -318,8 +346,17 @@ def op_cases():
 def signal_cases():
     """Of the products of functions on the sphere: x1 of degree 1, x2 of degree 2, what comes out of degree 2."""
     ops = torch.ops.eqtp
-    random = lambda *shape, seed: testing.random(2, 3, *shape, seed=seed).requires_grad_()  # noqa: E731
-    x1, x2, g, c1, c2 = random(1, 4, seed=1), random(1, 9, seed=2), random(2, 9, seed=3), random(1, 4, seed=4), random(1, 9, seed=5)
+
+    def random(*shape, seed):
+        return testing.random(2, 3, *shape, seed=seed).requires_grad_()
+
+    x1, x2, g, c1, c2 = (
+        random(1, 4, seed=1),
+        random(1, 9, seed=2),
+        random(2, 9, seed=3),
+        random(1, 4, seed=4),
+        random(1, 9, seed=5),
+    )
     for method in ("sparse", "grid"):
         constants = (2, "odd", method, "native")
         yield ops.gaunt_tensor_product, (x1, x2, *constants)
@@ -340,7 +377,9 @@ def test_opcheck(op, arguments):
 def test_every_registered_op_is_checked():
     """Here, or by `opcheck(torch.ops.eqtp.<name>.default, ..)` in a test of its own."""
     files = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    checked = {op.__name__ for op, _ in op_cases()} | set(re.findall(r"opcheck\((?:torch\.ops\.eqtp|ops)\.(\w+)\.default", files))
+    checked = {op.__name__ for op, _ in op_cases()} | set(
+        re.findall(r"opcheck\((?:torch\.ops\.eqtp|ops)\.(\w+)\.default", files)
+    )
     registered = {n for n in dir(torch.ops.eqtp) if isinstance(getattr(torch.ops.eqtp, n), torch._ops.OpOverloadPacket)}
     assert registered == checked
 

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 import eqtp  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
 from bench import harness, machine, peers  # noqa: E402
-from eqtp import problems  # noqa: E402
+from eqtp.testing import problems  # noqa: E402
 
 KEYS = {
     "op", "problem", "pass", "backend", "dtype", "threads", "ms", "ms_p20", "ms_p80", "ratio_to",
@@ -147,9 +147,16 @@ def test_a_right_kernel_passes_the_same_gate(run, monkeypatch):
 def test_check_times_nothing_and_names_what_is_wrong(run, monkeypatch):
     monkeypatch.setattr(eqtp, "tensor_product_conv", corrupt("out"))
     monkeypatch.setattr(harness, "time_together", lambda *_, **__: pytest.fail("it was timed"))
-    code, out, err, lines = run("tensor_product_conv", "--problem", "nequip-water", "--backend", "auto,reference", "--check", "--keep-going")
-    assert code == 1 and "wrong kernels, which were not timed" in err and "nequip-water: auto: wrong: WrongKernel" in err
-    assert [(line["backend"], line["check"].partition(":")[0]) for line in lines] == [("auto", "wrong"), ("reference", "agrees with the reference")]
+    code, out, err, lines = run(
+        "tensor_product_conv", "--problem", "nequip-water", "--backend", "auto,reference", "--check", "--keep-going"
+    )
+    assert (
+        code == 1 and "wrong kernels, which were not timed" in err and "nequip-water: auto: wrong: WrongKernel" in err
+    )
+    assert [(line["backend"], line["check"].partition(":")[0]) for line in lines] == [
+        ("auto", "wrong"),
+        ("reference", "agrees with the reference"),
+    ]
     assert "reference         agrees with the reference" in out
 
 
@@ -158,12 +165,16 @@ def test_a_wrong_backend_is_left_out_where_that_is_asked_for(run, monkeypatch):
     arguments = ("tensor_product_conv", "--problem", "nequip-water", "--pass", "fwd,bwd")
     code, _, err, lines = run(*arguments, "--backend", "auto,reference", "--keep-going")
     assert code == 1 and "auto: wrong" in err
-    assert [(line["backend"], line["pass"], line["missing"]["auto"][:5]) for line in lines] == [("reference", p, "wrong") for p in ("fwd", "bwd")]
+    assert [(line["backend"], line["pass"], line["missing"]["auto"][:5]) for line in lines] == [
+        ("reference", p, "wrong") for p in ("fwd", "bwd")
+    ]
 
 
 def test_passes_by_themselves():
     """grad and gradgrad return what the passes that contain them compute on the way, call after call."""
-    case = bench.importlib.import_module("bench.bench_tensor_product_conv").case("nequip-water", torch.float64, nodes=4, edges=9, graph="random")
+    case = bench.importlib.import_module("bench.bench_tensor_product_conv").case(
+        "nequip-water", torch.float64, nodes=4, edges=9, graph="random"
+    )
     f, inputs = case.ours("reference"), tuple(case.inputs.values())
     call = harness.call_of(f, inputs, case.cotangent, "grad")
     _, *want = harness.run_pass(f, inputs, case.cotangent, "bwd")
@@ -188,7 +199,9 @@ def test_backends_meet_the_size_that_is_timed_before_the_check():
             raise harness.Missing("away")
         return lambda x: seen.append((backend, len(x), torch.is_grad_enabled())) or case.cotangent * x.sum()
 
-    options = bench.parse(["segment_sum", "--problem", "nequip-s", "--backend", "triton,reference,native", "--pass", "fwd,grad"])
+    options = bench.parse(
+        ["segment_sum", "--problem", "nequip-s", "--backend", "triton,reference,native", "--pass", "fwd,grad"]
+    )
     options.backend[2] = "away"
     bench.call_once(dataclasses.replace(case, ours=ours), options)
     assert seen == [("triton", 9, False), ("triton", 9, True)]
@@ -288,7 +301,7 @@ def test_a_peer_that_fails_while_timed_is_named(run, monkeypatch):
 
 
 def test_a_backend_that_cannot_run_is_named_and_nothing_timed_is_an_error(run, monkeypatch):
-    monkeypatch.setattr(eqtp.backend, "why_not", lambda *_: "not today")
+    monkeypatch.setattr(eqtp.backends.registry, "why_not", lambda *_: "not today")
     code, out, err, lines = run("tensor_product", "--problem", "nequip-s", "--backend", "native", "--pass", "fwd")
     assert code == 1 and "none of our backends could run" in err
     assert "missing: not today" in out and lines == []
@@ -348,7 +361,10 @@ def test_unknown_names_list_the_known_ones(capsys):
         ),
         (["tensor_product", "--problem", "mace-l1", "--backend", "cuda"], "unknown backend 'cuda'"),
         (["tensor_product", "--problem", "mace-l1", "--backend", "emulated"], "unknown backend 'emulated'"),
-        (["segment_sum", "--problem", "mace-l1", "--pass", "gradgrad"], "unknown pass 'gradgrad'; known: fwd, bwd, grad"),
+        (
+            ["segment_sum", "--problem", "mace-l1", "--pass", "gradgrad"],
+            "unknown pass 'gradgrad'; known: fwd, bwd, grad",
+        ),
         (["tensor_product", "--problem", "mace-l1", "--repeat", "0"], "--repeat must be at least 1, got 0"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -359,7 +375,9 @@ def test_unknown_names_list_the_known_ones(capsys):
 
 def test_compulsory_bytes_and_operations_by_hand():
     """nequip-water, 10 nodes, 30 edges, float32: x [10, 256], y [30, 4], w [30, 320], out [10, 704]."""
-    case = bench.importlib.import_module("bench.bench_tensor_product_conv").case("nequip-water", torch.float32, nodes=10, edges=30, graph="random")
+    case = bench.importlib.import_module("bench.bench_tensor_product_conv").case(
+        "nequip-water", torch.float32, nodes=10, edges=30, graph="random"
+    )
     operands, out, index = 4 * (2560 + 120 + 9600), 4 * 7040, 30 * 16
     assert case.bytes == {
         "fwd": operands + out + index,

@@ -1,4 +1,5 @@
-"""`python -m bench products`: its baselines calculate what they should, its counts are right, what it prints is what it measured."""
+"""`python -m bench products`: its baselines calculate what they should, its counts are right, what it prints is what it
+measured."""
 
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from bench import __main__ as bench  # noqa: E402
 from bench import harness, machine, price_of_freedom, product_targets, products, published  # noqa: E402
 from bench import product_methods as methods  # noqa: E402
 from bench import symmetric_contraction as mace  # noqa: E402
-from eqtp.gaunt import folded_flops, folded_size  # noqa: E402
+from eqtp.math.sphere import folded_flops, folded_size  # noqa: E402
 from eqtp.testing import assert_close, random  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -28,7 +29,8 @@ DEGREES = [(1, 1, 2), (2, 3, 4), (3, 2, 5), (4, 4, 8), (3, 3, 3), (0, 0, 0), (2,
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capfd):
-    """`python -m bench products ...` without measuring the machine: exit code, stdout, stderr, conditions and lines of the JSON file."""
+    """`python -m bench products ...` without measuring the machine: exit code, stdout, stderr, conditions and lines of
+    the JSON file."""
     monkeypatch.setattr(machine, "measure", lambda dtype, **_: RATES)
 
     def call(*arguments: str):
@@ -54,14 +56,20 @@ def test_published_products_are_gaunt_products(name, degrees):
     expected = eqtp.gaunt_tensor_product(x1, x2, l3, backend="reference")
     assert_close(out, expected, name, 1e-12)
     g = torch.randn_like(expected)
-    for got, want in zip(torch.autograd.grad(out, (x1, x2), g), torch.autograd.grad(expected, (x1, x2), g), strict=True):
+    for got, want in zip(
+        torch.autograd.grad(out, (x1, x2), g), torch.autograd.grad(expected, (x1, x2), g), strict=True
+    ):
         assert_close(got, want, f"gradient of {name}", 1e-12)
 
 
 def test_published_tables_are_made_once_and_sizes_are_those_of_the_papers():
-    assert published.product("published-fft", 2, 2, 4, torch.float32) is published.product("published-fft", 2, 2, 4, torch.float32)
+    assert published.product("published-fft", 2, 2, 4, torch.float32) is published.product(
+        "published-fft", 2, 2, 4, torch.float32
+    )
     assert published.series(4).shape == (5, 9, 9, 2)  # dense: l, m, u, both signs of m
-    assert published.product("published-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 18  # (2 L + 1) x (4 L + 2) points
+    assert (
+        published.product("published-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 18
+    )  # (2 L + 1) x (4 L + 2) points
     assert published.product("dense-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 17
     assert published.product("dense-grid", 6, 6, 6, torch.float32).bytes == 4 * 10 * 19
     with pytest.raises(ValueError, match="lmax_out must be 0 to 4, got 5"):
@@ -124,11 +132,24 @@ def test_an_error_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("l", [1, 2, 3, 4])
 def test_degrees_of_freedom(l):
-    count = lambda product, layout: methods.degrees_of_freedom(product, methods.Problem(layout, l))  # noqa: E731
+    def count(product, layout):
+        return methods.degrees_of_freedom(product, methods.Problem(layout, l))
+
     for product in ("cg", "gaunt", "gaunt+odd", "matrix"):
         assert count(product, "mimo") == eqtp.expressivity(product, l)
-    assert [count(product, "siso") for product in ("cg", "gaunt", "gaunt+odd", "matrix", "vector-signal")] == [1, 1 - l % 2, 1, 1, l % 2]
-    assert [count(product, "simo") for product in ("cg", "gaunt", "gaunt+odd", "matrix")] == [2 * l + 1, l + 1, 2 * l + 1, 2 * l + 1]
+    assert [count(product, "siso") for product in ("cg", "gaunt", "gaunt+odd", "matrix", "vector-signal")] == [
+        1,
+        1 - l % 2,
+        1,
+        1,
+        l % 2,
+    ]
+    assert [count(product, "simo") for product in ("cg", "gaunt", "gaunt+odd", "matrix")] == [
+        2 * l + 1,
+        l + 1,
+        2 * l + 1,
+        2 * l + 1,
+    ]
     assert count("even", "mimo") == (l + 1) * (l + 2) * (2 * l + 3) // 6  # 5, 14, 30, 55
 
 
@@ -140,7 +161,8 @@ def test_compulsory_bytes_by_hand():
 
 
 def test_operations_of_powers_are_those_of_products():
-    """f^2 by powers: a product without the transform of the second operand, and a projection of f; the grid of the product."""
+    """f^2 by powers: a product without the transform of the second operand, and a projection of f; the grid of the
+    product."""
     from bench.bench_gaunt_many_body import row_flops, transform_flops
 
     for lmax, lmax_out in ((2, 4), (3, 1)):
@@ -154,16 +176,45 @@ def test_operations_of_powers_are_those_of_products():
 
 def test_command_line_end_to_end(tmp_path):
     file = tmp_path / "p.json"
-    command = [sys.executable, "-m", "bench", "products", "--layout", "mimo", "--lmax", "1", "--products", "gaunt", *QUICK, "--json", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "products",
+        "--layout",
+        "mimo",
+        "--lmax",
+        "1",
+        "--products",
+        "gaunt",
+        *QUICK,
+        "--json",
+        str(file),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     conditions, *lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert conditions["command"].startswith("python -m bench products --layout mimo") and conditions["machine"]["copy_gb_s"] > 0.1
-    assert [line["channels"] for line in lines] == [1, 2] and "mimo, l = 1, 2 channels, batch 3, fwd, float32" in done.stdout
+    assert (
+        conditions["command"].startswith("python -m bench products --layout mimo")
+        and conditions["machine"]["copy_gb_s"] > 0.1
+    )
+    assert [line["channels"] for line in lines] == [
+        1,
+        2,
+    ] and "mimo, l = 1, 2 channels, batch 3, fwd, float32" in done.stdout
 
 
 def test_a_sweep(run):
-    arguments = ("--layout", "siso,mimo", "--lmax", "1..2", "--passes", "fwd,bwd", "--against", "published,e3nn-even,pof")
+    arguments = (
+        "--layout",
+        "siso,mimo",
+        "--lmax",
+        "1..2",
+        "--passes",
+        "fwd,bwd",
+        "--against",
+        "published,e3nn-even,pof",
+    )
     code, out, _, conditions, lines = run(*arguments)
     assert code == 0 and conditions["machine"] == RATES.row() and set(conditions["versions"]) >= {"eqtp", "torch"}
     timed = {(line["layout"], line["lmax"], line["channels"], line["pass"], line["backend"]) for line in lines}
@@ -181,7 +232,10 @@ def test_a_sweep(run):
 
 def test_a_wrong_product_is_not_timed(run, monkeypatch):
     right = methods.op("gaunt_tensor_product")
-    wrong = lambda x1, x2, *a, backend, **k: right(x1, x2, *a, backend=backend, **k) * (1 if backend == "reference" else 1.001)  # noqa: E731
+
+    def wrong(x1, x2, *a, backend, **k):
+        return right(x1, x2, *a, backend=backend, **k) * (1 if backend == "reference" else 1.001)
+
     monkeypatch.setattr(methods, "op", lambda name: wrong)
     monkeypatch.setattr(harness, "time_together", lambda *_, **__: pytest.fail("it was timed"))
     code, _, err, _, lines = run("--layout", "mimo", "--lmax", "1", "--products", "gaunt")
@@ -191,7 +245,9 @@ def test_a_wrong_product_is_not_timed(run, monkeypatch):
 def test_what_is_too_large_or_too_slow_is_left_out(run):
     arguments = ("--layout", "mimo", "--lmax", "1,2", "--products", "gaunt", "--against", "published-fft,dense-grid")
     _, out, _, _, lines = run(*arguments, "--max-gb", "1e-6")
-    assert {line["backend"] for line in lines} == {"gaunt"} | {line["backend"] for line in lines if line["lmax"] == 1 and line["channels"] == 1}
+    assert {line["backend"] for line in lines} == {"gaunt"} | {
+        line["backend"] for line in lines if line["lmax"] == 1 and line["channels"] == 1
+    }
     assert "it would hold a tensor of 0.0 GB (--max-gb)" in out
     _, out, _, _, lines = run(*arguments, "--max-seconds", "0")
     assert {line["lmax"] for line in lines} == {1} and "s at l = 1 (--max-seconds)" in out
@@ -200,7 +256,12 @@ def test_what_is_too_large_or_too_slow_is_left_out(run):
 def test_a_product_that_is_not_there_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "eqtp.ops.matrix_tensor_product", None)
     code, out, err, _, lines = run("--layout", "mimo", "--lmax", "1", "--products", "matrix")
-    assert code == 1 and lines == [] and "missing: matrix: this eqtp has no matrix_tensor_product" in out and "nothing could be timed" in err
+    assert (
+        code == 1
+        and lines == []
+        and "missing: matrix: this eqtp has no matrix_tensor_product" in out
+        and "nothing could be timed" in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,7 +323,13 @@ def test_goals_are_judged_by_hand():
              product_targets.Goal("peak", 0.4))  # fmt: skip
     found = product_targets.judged("a", "fwd", goals, "gaunt", ms, 9e6, RATES)  # 9e6 in 0.2 ms: 45 of 100 GFLOP/s
     assert [goal["met"] for goal in found] == [True, True, False, None, True]
-    assert [goal["reached"] for goal in found] == ["0.2 ms", "15.0 x (published-fft)", "15.0 x (published-fft)", "nobody there", "45%"]
+    assert [goal["reached"] for goal in found] == [
+        "0.2 ms",
+        "15.0 x (published-fft)",
+        "15.0 x (published-fft)",
+        "nobody there",
+        "45%",
+    ]
 
 
 def test_the_rule_is_the_degree_that_loses_the_least(run, monkeypatch):
@@ -275,7 +342,9 @@ def test_the_rule_is_the_degree_that_loses_the_least(run, monkeypatch):
     monkeypatch.setattr(harness, "time_together", timed)
     code, out, _, _, lines = run("--rule", "--lmax", "1..5")
     assert code == 0 and "AUTO: (2, 0)" in out
-    assert {line["problem"].partition(",")[0] for line in lines} >= {"1 x 1 -> 2", "5 x 3 -> 5", "5 x 3 -> 8"} and len(lines) == 2 * 2 * 2 * 30
+    assert {line["problem"].partition(",")[0] for line in lines} >= {"1 x 1 -> 2", "5 x 3 -> 5", "5 x 3 -> 8"} and len(
+        lines
+    ) == 2 * 2 * 2 * 30
     code, out, *_ = run("--rule", "--lmax", "3..4")
     assert "AUTO: (0, 0)" in out
 
@@ -304,7 +373,9 @@ def test_pictures_and_tables_of_results(plot, run, tmp_path, capfd):
     rows = [json.loads(line) for line in (tmp_path / "products.json").read_text().splitlines()]
     one = next(row for row in rows if row.get("problem") == "mimo-l2-c2" and row["backend"] == "gaunt")
     assert "| lmax | gaunt | dense-grid |" in text and "| lmax | gaunt-grid |" in text
-    assert f"| 2 | {plot.number(one['ms'])} ({plot.number(one['us_per_dof'])}) |" in text and "2 channels, batch 3" in text
+    assert (
+        f"| 2 | {plot.number(one['ms'])} ({plot.number(one['us_per_dof'])}) |" in text and "2 channels, batch 3" in text
+    )
     assert plot.main([*arguments, "7"]) == 1 and "no results for these options" in capfd.readouterr().err
 
 

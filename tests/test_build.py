@@ -1,4 +1,5 @@
-"""The build: CUDA kernels where there is a working nvcc, CPU kernels alone where not; nothing of CUDA happens at import."""
+"""The build: CUDA kernels where there is a working nvcc, CPU kernels alone where not; nothing of CUDA happens at
+import."""
 
 import ctypes
 import os
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from eqtp import native
+from eqtp.backends.native import library
 
 ROOT = Path(__file__).parents[1]
-_native = pytest.importorskip("eqtp._native", reason=native._missing)
+_native = pytest.importorskip("eqtp._native", reason=library._missing)
 
 
 def configure(folder: Path, cuda: str, nvcc: str | None, *arguments: str) -> subprocess.CompletedProcess:
@@ -25,14 +26,24 @@ def configure(folder: Path, cuda: str, nvcc: str | None, *arguments: str) -> sub
     if nvcc is not None:
         script.write_text(f"#!/bin/sh\n{nvcc}\n")
         script.chmod(0o755)
-    command = ["cmake", "-S", ROOT, "-B", folder / "build", f"-DEQTP_CUDA={cuda}", f"-DPython_EXECUTABLE={sys.executable}"]
+    command = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        folder / "build",
+        f"-DEQTP_CUDA={cuda}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
     command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *arguments]
     environment = os.environ | {"PATH": path, "CUDACXX": str(script)}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize(
-    "nvcc, reason", [(None, "does not work"), ("echo unsupported compiler >&2; exit 1", "unsupported compiler")], ids=["absent", "broken"]
+    "nvcc, reason",
+    [(None, "does not work"), ("echo unsupported compiler >&2; exit 1", "unsupported compiler")],
+    ids=["absent", "broken"],
 )
 def test_without_a_working_nvcc(tmp_path, nvcc, reason):
     """R18: AUTO builds for the CPU and says why; ON stops."""
@@ -58,7 +69,10 @@ def test_architectures(tmp_path, known, asked, expected):
     """R18: cubins of what nvcc knows, PTX of the newest."""
     lines = " ".join(f"compute_{arch}" for arch in known.split())
     nvcc = f'test "$1" = --list-gpu-arch && printf "%s\\n" {lines}; exit 0'  # good enough to be asked, not to compile
-    assert f"eqtp: CUDA kernels for {expected} by" in configure(tmp_path, "AUTO", nvcc, f"-DEQTP_CUDA_ARCHS={asked}").stdout
+    assert (
+        f"eqtp: CUDA kernels for {expected} by"
+        in configure(tmp_path, "AUTO", nvcc, f"-DEQTP_CUDA_ARCHS={asked}").stdout
+    )
 
 
 def test_setup_names_its_choices():
@@ -89,7 +103,12 @@ print([line for line in open("/proc/self/maps") if "libcuda" in line or "libnvid
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
 def test_import_loads_no_driver():
     """R14: neither the driver nor a CUDA runtime of the system."""
-    assert subprocess.run([sys.executable, "-c", LOAD, _native.__file__], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", LOAD, _native.__file__], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_the_cuda_runtime_is_hidden():

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import backend as backends
-from eqtp import couplings, testing
+from eqtp import testing
+from eqtp.backends import registry as backends
+from eqtp.math.so3 import wigner_3j
 from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product, rank_weights
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
-from eqtp.so3 import wigner_3j
+from eqtp.plans import couplings
 from tests import programs
 
 DEGREES = [(0, 0, 0), (1, 1, 1), (2, 1, 3), (1, 3, 2), (3, 3, 3), (2, 2, 5)]
@@ -44,7 +45,9 @@ def test_paths(degrees, method):
     w = torch.eye(len(paths), dtype=torch.float64)
     x1, x2 = (coefficients(l, seed=l + 1).expand(len(paths), -1) for l in degrees[:2])
     testing.assert_close(cg_tensor_product(x1, x2, degrees[2], w, method=method), formula(x1, x2, w, degrees[2]))
-    testing.assert_close(cg_tensor_product(x1, x2, degrees[2], method=method), formula(x1, x2, torch.ones_like(w), degrees[2]))
+    testing.assert_close(
+        cg_tensor_product(x1, x2, degrees[2], method=method), formula(x1, x2, torch.ones_like(w), degrees[2])
+    )
 
 
 def test_number_of_paths():
@@ -56,9 +59,15 @@ def test_number_of_paths():
 def test_derivatives_of_both_routes(degrees, method):
     """Against the formula; the first and second order in one kernel each, in float64 and float32."""
     sizes = [(l + 1) ** 2 for l in degrees[:2]] + [len(cg_paths(*degrees))]
-    operands, cotangents = ({n: testing.random(5, 3, m, seed=seed + m) for n, m in zip(("x1", "x2", "w"), sizes, strict=True)} for seed in (0, 99))
+    operands, cotangents = (
+        {n: testing.random(5, 3, m, seed=seed + m) for n, m in zip(("x1", "x2", "w"), sizes, strict=True)}
+        for seed in (0, 99)
+    )
     case = testing.Case(operands, testing.random(5, 3, (degrees[2] + 1) ** 2, seed=7), cotangents, {})
-    reference = lambda x1, x2, w: formula(*(t.flatten(0, 1) for t in (x1, x2, w)), degrees[2]).unflatten(0, (5, 3))  # noqa: E731
+
+    def reference(x1, x2, w):
+        return formula(*(t.flatten(0, 1) for t in (x1, x2, w)), degrees[2]).unflatten(0, (5, 3))
+
     testing.check_op(lambda x1, x2, w: cg_tensor_product(x1, x2, degrees[2], w, method=method), reference, case)
 
 
@@ -83,7 +92,10 @@ def test_gradcheck(method):
     n = len(cg_paths(1, 2, 2))
     shapes = [(2, 1, 4), (3, 9), (2, 1, n), (2,), (3, 3), (2, 3, 3)]
     inputs = tuple(testing.random(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes))
-    f = lambda a, b, w, w1, w2, w3: cg_tensor_product(a, b, 2, w, w1=w1, w2=w2, w3=w3, method=method)  # noqa: E731
+
+    def f(a, b, w, w1, w2, w3):
+        return cg_tensor_product(a, b, 2, w, w1=w1, w2=w2, w3=w3, method=method)
+
     assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, inputs)
 
@@ -93,14 +105,19 @@ def test_layouts(method):
     """Broadcasting, strides and shared operands."""
     n = len(cg_paths(2, 1, 3))
     x1, x2, w = coefficients(4, 1, 2, seed=1), coefficients(3, 1, seed=2), testing.random(n, 4, 3, seed=3)
-    f = lambda x1, x2, w: cg_tensor_product(x1, x2, 3, w, method=method)  # noqa: E731
+
+    def f(x1, x2, w):
+        return cg_tensor_product(x1, x2, 3, w, method=method)
+
     expected = formula(*(t.expand(4, 3, -1).flatten(0, 1) for t in (x1, x2, w.movedim(0, -1))), 3).unflatten(0, (4, 3))
     testing.assert_close(f(x1, x2, w.movedim(0, -1)), expected)
     for z, c in ((0, 1), (3, 2)):
         testing.assert_close(f(x1[z, 0], x2[c], w[:, z, c]), expected[z, c])
     x1, x2 = coefficients(2, 4, 3, 2, seed=4).transpose(0, 2), coefficients(1, seed=5)
     shared = f(x1, x2, w[:, 0, 0])
-    testing.assert_close(shared.flatten(0, 2), formula(*(t.expand(3, 4, 2, -1).flatten(0, 2) for t in (x1, x2, w[:, 0, 0])), 3))
+    testing.assert_close(
+        shared.flatten(0, 2), formula(*(t.expand(3, 4, 2, -1).flatten(0, 2) for t in (x1, x2, w[:, 0, 0])), 3)
+    )
     assert f(x1[:0], x2, w[:, 0, 0]).shape == (0, 4, 2, 16)
 
 
@@ -116,7 +133,9 @@ def test_rank_weights(rank, degrees):
     kept = torch.tensor([sum(path) % 2 == 0 for path in cg_paths(*degrees)])
     assert (w[:, kept] != 0).all() and not w[:, ~kept].any()
     for wrong in ((a[:, :1], b[:, :0], c), (a[0, 0], b, c)):
-        with pytest.raises(ValueError, match=r"^rank_weights: a, b and c must be \[\.\.\., R, lmax\+1\] with one R, got \["):
+        with pytest.raises(
+            ValueError, match=r"^rank_weights: a, b and c must be \[\.\.\., R, lmax\+1\] with one R, got \["
+        ):
             rank_weights(*wrong)
 
 
@@ -134,23 +153,44 @@ def test_ranks_reach_all_even_paths():
 @pytest.mark.parametrize("p, q", [(1, 1), (-1, 1)])
 def test_parity(p, q):
     x1, x2, paths = coefficients(6, 3, seed=1), coefficients(6, 2, seed=2), cg_paths(3, 2, 4)
-    irreps = lambda lmax, p: [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]  # noqa: E731
+
+    def irreps(lmax, p):
+        return [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]
+
     inputs = [(x1, irreps(3, p)), (x2, irreps(2, q))]
     for odd in (0, 1):
         w = testing.random(len(paths), seed=3) * torch.tensor([sum(path) % 2 == odd for path in paths])
-        f = lambda a, b, w=w: cg_tensor_product(a, b, 4, w)  # noqa: E731
+
+        def f(a, b, w=w):
+            return cg_tensor_product(a, b, 4, w)
+
         testing.assert_equivariant(f, inputs, irreps(4, p * q * (-1) ** odd))
         with pytest.raises(AssertionError, match="equivariance under rotation with inversion"):
             testing.assert_equivariant(f, inputs, irreps(4, -p * q * (-1) ** odd))
-    same = lambda lmax, p: [(1, (l, p)) for l in range(lmax + 1)]  # noqa: E731
-    testing.assert_equivariant(lambda a, b: cg_tensor_product(a, b, 4), [(x1, same(3, p)), (x2, same(2, q))], same(4, p * q))
+
+    def same(lmax, p):
+        return [(1, (l, p)) for l in range(lmax + 1)]
+
+    testing.assert_equivariant(
+        lambda a, b: cg_tensor_product(a, b, 4), [(x1, same(3, p)), (x2, same(2, q))], same(4, p * q)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_transforms(method):
-    x, y, w = coefficients(4, 2).requires_grad_(), coefficients(4, 1, seed=1), testing.random(len(cg_paths(2, 1, 2)), seed=2)
-    f = lambda x: cg_tensor_product(x, y, 2, w, method=method)  # noqa: E731
-    results = [(out, *torch.autograd.grad(out.sin().sum(), x)) for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))]
+    x, y, w = (
+        coefficients(4, 2).requires_grad_(),
+        coefficients(4, 1, seed=1),
+        testing.random(len(cg_paths(2, 1, 2)), seed=2),
+    )
+
+    def f(x):
+        return cg_tensor_product(x, y, 2, w, method=method)
+
+    results = [
+        (out, *torch.autograd.grad(out.sin().sum(), x))
+        for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+    ]
     for a, b in zip(*results, strict=True):
         testing.assert_close(a, b)
     ranks = tuple(testing.random(3, l + 1, seed=l) for l in (2, 1, 2))
@@ -162,16 +202,30 @@ def test_transforms(method):
 def test_opcheck():
     x1, x2, w = (testing.random(2, 3, n, seed=n).requires_grad_() for n in (9, 4, len(cg_paths(2, 1, 2))))
     torch.library.opcheck(torch.ops.eqtp.cg_tensor_product.default, (x1, x2, w, 2, "native"))
-    torch.library.opcheck(torch.ops.eqtp.cg_tensor_product_bwd.default, (testing.random(2, 3, 9), x1, x2, w, [True, False, True], 2, "native"))
-    second = tuple(testing.random(2, 3, n, seed=n) for n in (9, 9, 4, w.shape[-1], 9, 4, w.shape[-1]))  # g, x1, x2, w, and cotangents
-    torch.library.opcheck(torch.ops.eqtp.cg_tensor_product_bwdbwd.default, (*second, [True, False, True, True], 2, "native"))
+    torch.library.opcheck(
+        torch.ops.eqtp.cg_tensor_product_bwd.default,
+        (testing.random(2, 3, 9), x1, x2, w, [True, False, True], 2, "native"),
+    )
+    second = tuple(
+        testing.random(2, 3, n, seed=n) for n in (9, 9, 4, w.shape[-1], 9, 4, w.shape[-1])
+    )  # g, x1, x2, w, and cotangents
+    torch.library.opcheck(
+        torch.ops.eqtp.cg_tensor_product_bwdbwd.default, (*second, [True, False, True, True], 2, "native")
+    )
 
 
 @pytest.mark.parametrize("lmax", [1, 4, 6])
 @pytest.mark.parametrize("method", METHODS)
 def test_float32(method, lmax):
-    x1, x2, w = coefficients(16, lmax, seed=1), coefficients(16, lmax, seed=2), testing.random(len(cg_paths(lmax, lmax, lmax)), seed=3)
-    f = lambda *t: cg_tensor_product(t[0], t[1], lmax, t[2], method=method)  # noqa: E731
+    x1, x2, w = (
+        coefficients(16, lmax, seed=1),
+        coefficients(16, lmax, seed=2),
+        testing.random(len(cg_paths(lmax, lmax, lmax)), seed=3),
+    )
+
+    def f(*t):
+        return cg_tensor_product(t[0], t[1], lmax, t[2], method=method)
+
     testing.assert_close(f(x1.float(), x2.float(), w.float()), f(x1, x2, w), tolerance=1e-6)
 
 
@@ -189,12 +243,32 @@ def test_errors():
         ((x, x, 3), {"w3": torch.ones(3)}, ValueError, "w3 must be [..., 4], got [3]"),
         ((x, x, 2, 1.0), {}, TypeError, "w must be a tensor or None, got float"),
         ((x, x, 2, torch.ones(n - 1)), {}, ValueError, f"w must be [..., {n}], got [{n - 1}]"),
-        ((x, x, 2, torch.ones(n).double()), {}, TypeError, "w must have the dtype of x1, torch.float32, got torch.float64"),
+        (
+            (x, x, 2, torch.ones(n).double()),
+            {},
+            TypeError,
+            "w must have the dtype of x1, torch.float32, got torch.float64",
+        ),
         ((x, x, 2, torch.ones(n, device="meta")), {}, ValueError, "w must be on the device of x1, cpu, got meta"),
-        ((x, x, 2, torch.ones(3, n)), {}, ValueError, f"the leading dimensions do not broadcast: x1 [2, 9], x2 [2, 9], w [3, {n}]"),
+        (
+            (x, x, 2, torch.ones(3, n)),
+            {},
+            ValueError,
+            f"the leading dimensions do not broadcast: x1 [2, 9], x2 [2, 9], w [3, {n}]",
+        ),
         ((x, x, 2), {"method": "grid"}, ValueError, "method must be one of auto, dense, sparse, got 'grid'"),
-        ((x, x, 2), {"method": "sparse", "backend": "reference"}, RuntimeError, "method 'sparse' needs kernels, backend 'reference' has none"),
-        ((x, x, 2), {"method": "dense", "backend": "native"}, RuntimeError, "there are no kernels for the method 'dense'; it is plain torch"),
+        (
+            (x, x, 2),
+            {"method": "sparse", "backend": "reference"},
+            RuntimeError,
+            "method 'sparse' needs kernels, backend 'reference' has none",
+        ),
+        (
+            (x, x, 2),
+            {"method": "dense", "backend": "native"},
+            RuntimeError,
+            "there are no kernels for the method 'dense'; it is plain torch",
+        ),
     ):
         with pytest.raises(error, match=re.escape(f"cg_tensor_product: {message}")):
             cg_tensor_product(*arguments, **options)

@@ -1,5 +1,5 @@
-"""Specialised kernels of couplings (csrc/cg_tensor_product.cuh) against a sum over their entries (tests/programs.py), in float64: compiled as C++
-and run on CPU tensors; where there is a GPU, on it."""
+"""Specialised kernels of couplings (csrc/couplings/couplings.cuh) against a sum over their entries (tests/programs.py),
+in float64: compiled as C++ and run on CPU tensors; where there is a GPU, on it."""
 
 import emulated  # noqa: F401 (the family)
 import emulation
@@ -8,13 +8,17 @@ import programs
 import pytest
 import torch
 
-from eqtp import couplings, specialise_signals, testing
+from eqtp import testing
+from eqtp.backends.jit import sample_tables
+from eqtp.plans import couplings
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-@pytest.fixture(params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t))
+@pytest.fixture(
+    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
+)
 def target(request):
     """(family, device)."""
     if request.param[0] == "emulated" and emulation.why_not(None):
@@ -27,7 +31,8 @@ def gaunt(kind, degrees, pass_):
 
 
 def scaled():
-    """Groups with and without a scale; outputs without an entry; the second input is not used; components come more than once."""
+    """Groups with and without a scale; outputs without an entry; the second input is not used; components come more
+    than once."""
     rng = np.random.default_rng(0)
     components = np.array([0, 1, 2, *range(9, 20)])  # of the first and the third input
     entries = np.stack([rng.integers(6, size=90) * 2, *rng.choice(components, (3, 90))], 1)
@@ -59,21 +64,21 @@ def test_gaunt(target, kind, pass_, degrees):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_long_tables_are_data(target, degrees, loops, dtype):
     c = gaunt("odd", degrees, "fwd")
-    assert ("UNROLL = 0" in specialise_signals.couple(c, dtype).text) == loops
+    assert ("UNROLL = 0" in sample_tables.couple(c, dtype).text) == loops
     check(c, operands(c, 3, 12, dtype), target)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_scaled(target, dtype):
     c = scaled()
-    assert specialise_signals.couple(c, dtype).inputs == (0, 2)
+    assert sample_tables.couple(c, dtype).inputs == (0, 2)
     check(c, operands(c, 9, 4, dtype), target)
 
 
 def test_scaled_as_data(target, monkeypatch):
-    monkeypatch.setattr(specialise_signals, "COUPLED", 0)
+    monkeypatch.setattr(sample_tables, "COUPLED", 0)
     c = scaled()
-    assert "UNROLL = 0" in specialise_signals.couple(c, torch.float64).text
+    assert "UNROLL = 0" in sample_tables.couple(c, torch.float64).text
     check(c, operands(c, 9, 4, torch.float64), target)
 
 
@@ -92,11 +97,13 @@ def test_no_entries(target):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (1, 31), (33, 1), (5, 64)], ids=str)
 def test_sizes(target, shape):
     c = scaled()
-    check(c, operands(c, *shape, torch.float64), target) if 0 not in shape else ours(c, operands(c, *shape, torch.float64), target)
+    check(c, operands(c, *shape, torch.float64), target) if 0 not in shape else ours(
+        c, operands(c, *shape, torch.float64), target
+    )
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(specialise_signals, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
     c = scaled()
     check(c, operands(c, 30, 10, torch.float64), target)
 
@@ -105,4 +112,4 @@ def test_too_large():
     """The shared memory of a GPU is the limit."""
     c = couplings.Couplings([30_000], [1], np.array([[0, -1, 0, 29_999]]), np.ones(1))
     with pytest.raises(RuntimeError, match=r"couple: .* do not fit"):
-        specialise_signals.couple(c, torch.float32)
+        sample_tables.couple(c, torch.float32)

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import eqtp
 from eqtp import testing
 from eqtp.ops.tensor_product_conv import reference
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
 
 PLAN = TensorProductPlan(
     "5x0e+3x1o",
@@ -85,7 +85,9 @@ def test_compile_fullgraph():
 
 
 def test_compile_rows():
-    product = lambda x, y, w: eqtp.tensor_product(x, y, w, PLAN).sin()  # noqa: E731
+    def product(x, y, w):
+        return eqtp.tensor_product(x, y, w, PLAN).sin()
+
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
     for inputs in (operands(7, 7), operands(9, 9)):
         ours, theirs = compiled(*inputs), product(*inputs)
@@ -104,7 +106,9 @@ def test_compile_dynamic_shapes():
 
 
 def test_compile_of_the_module():
-    module = eqtp.nn.TensorProductConv(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, [p[:5] for p in PLAN.paths]).double()
+    module = eqtp.nn.TensorProductConv(
+        PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, [p[:5] for p in PLAN.paths]
+    ).double()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ((7, 7, 13), (9, 9, 23)):
         x, y, w, src, dst, _ = arguments(*size)
@@ -121,7 +125,10 @@ def test_compile_inductor():
 
 def test_one_tensor_as_two_operands_compiled():
     plan = TensorProductPlan("1o", "1o", "1e+0e", [(0, 0, 1, "uvu", True), (0, 0, 0, "uvu", True)])
-    product = lambda x, w: eqtp.tensor_product(x, x, w, plan)  # noqa: E731
+
+    def product(x, w):
+        return eqtp.tensor_product(x, x, w, plan)
+
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
     x, w = testing.random(4, 3).requires_grad_(), testing.random(4, 2, seed=1)
     ours, theirs = (torch.autograd.grad(f(x, w).sin().sum(), x)[0] for f in (compiled, product))
@@ -143,14 +150,17 @@ def training_gradients(f, a):
     return [energy, forces, *grads]
 
 
-EXPECTED = lambda a: training_gradients(lambda *b: energy_and_forces(expected_conv, *b), a)  # noqa: E731
+def EXPECTED(a):
+    return training_gradients(lambda *b: energy_and_forces(expected_conv, *b), a)
 
 
 def test_forces_inside_the_compiled_region():
     """R7: the gradient is taken inside, the loss is differentiated outside."""
     model = Conv()
     with torch._dynamo.config.patch(trace_autograd_ops=True):
-        compiled = torch.compile(lambda *a: energy_and_forces(model, *a), fullgraph=True, dynamic=True, backend="aot_eager")
+        compiled = torch.compile(
+            lambda *a: energy_and_forces(model, *a), fullgraph=True, dynamic=True, backend="aot_eager"
+        )
         for size in (SIZE, (9, 3, 23)):
             a = arguments(*size)
             for ours, theirs in zip(training_gradients(compiled, a), EXPECTED(a), strict=True):
@@ -191,7 +201,10 @@ def test_double_backward_of_a_compiled_region_raises():
 
 def test_forward_mode_inside_compile_raises():
     x, y, w = (t.detach() for t in operands(5, 5))
-    product = lambda x: eqtp.tensor_product(x, y, w, PLAN)  # noqa: E731
+
+    def product(x):
+        return eqtp.tensor_product(x, y, w, PLAN)
+
     tangent = testing.random(*x.shape, seed=9)
 
     def dual(x):
@@ -207,7 +220,10 @@ def test_forward_mode_inside_compile_raises():
 def test_compiled_function_in_forward_mode_is_not_silently_zero():
     """A dual level around a compiled region: the right tangent or an error."""
     x, y, w = (t.detach() for t in operands(5, 5))
-    product = lambda x: eqtp.tensor_product(x, y, w, PLAN)  # noqa: E731
+
+    def product(x):
+        return eqtp.tensor_product(x, y, w, PLAN)
+
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
     tangent = testing.random(*x.shape, seed=9)
     with forward_ad.dual_level():
@@ -222,7 +238,10 @@ def test_compiled_function_in_forward_mode_is_not_silently_zero():
 @pytest.mark.parametrize("transform", ["grad", "vjp", "vmap", "vmap_grad"])
 def test_torch_func_inside_compile_is_right_or_raises(transform):
     x, y, w = (t.detach() for t in operands(5, 5))
-    energy = lambda x: eqtp.tensor_product(x, y, w, PLAN).sin().sum()  # noqa: E731
+
+    def energy(x):
+        return eqtp.tensor_product(x, y, w, PLAN).sin().sum()
+
     f = {
         "grad": torch.func.grad(energy),
         "vjp": lambda x: torch.func.vjp(energy, x)[1](torch.ones((), dtype=x.dtype))[0],
@@ -293,7 +312,13 @@ def test_products_of_signals_with_sizes_that_change():
     def f(a, b):
         bracket = eqtp.gaunt_tensor_product(a, b, 3, odd=True)[1]
         powers = eqtp.gaunt_many_body(a, 3, 3)[..., 2, :]
-        return bracket + powers + eqtp.matrix_tensor_product(a, b, 3) + eqtp.cg_tensor_product(a, b, 3) + eqtp.vector_signal_tensor_product(a, b, 3)
+        return (
+            bracket
+            + powers
+            + eqtp.matrix_tensor_product(a, b, 3)
+            + eqtp.cg_tensor_product(a, b, 3)
+            + eqtp.vector_signal_tensor_product(a, b, 3)
+        )
 
     graphs = []
 

@@ -1,4 +1,5 @@
-"""The specialised kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
+"""The specialised kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its
+registers and spills.
 
 pytest -rA shows the table."""
 
@@ -9,30 +10,43 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eqtp import couplings, cuda, jit, matrices, nvrtc, problems, signals, specialise_signals
-from eqtp.specialise import PASSES
+from eqtp.backends.jit import channelwise, nvrtc, runtime, sample_tables
+from eqtp.backends.jit.channelwise_tables import PASSES
+from eqtp.plans import couplings, matrices, signals
+from eqtp.testing import problems
 
-FILE = "tensor_product_conv.cuh"
+FILE = "channelwise/channelwise.cuh"
 MAIN = ["mace-medium", "sevennet-0", "mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
-QUICK = ["mace-medium", "sevennet-0", "mace-large", "nequip-l"]  # for all architectures in every run; the rest: make compile
+QUICK = [
+    "mace-medium",
+    "sevennet-0",
+    "mace-large",
+    "nequip-l",
+]  # for all architectures in every run; the rest: make compile
 CHANNELWISE = [problem for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 SIZE = {problem.id: problem.cg_nonzeros for problem in CHANNELWISE}
 LONG = [n for n in SIZE if SIZE[n] > SIZE["sevennet-l3i5"]]  # half a minute each
 WITHOUT_SPILLS = {*MAIN, *(n for n in SIZE if SIZE[n] <= SIZE["nequip-l"])}
 # Except what needs more registers than there are, even with one channel per thread
-SPILL = {("sevennet-l3i5", torch.float32, "bwd_tangent"), *((n, torch.float64, "bwd_tangent") for n in ("mace-large", "nequip-l", "sevennet-l3i5"))}
+SPILL = {
+    ("sevennet-l3i5", torch.float32, "bwd_tangent"),
+    *((n, torch.float64, "bwd_tangent") for n in ("mace-large", "nequip-l", "sevennet-l3i5")),
+}
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:
-    """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not spill."""
-    programs = [cuda.program(problems.plan(name).key, p, dtype, mode) for p in PASSES]
+    """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not
+    spill."""
+    programs = [channelwise.program(problems.plan(name).key, p, dtype, mode) for p in PASSES]
     with ThreadPoolExecutor(2) as pool:
-        compiled = list(pool.map(lambda p: jit.compile(cuda._source(FILE) + p.tables.text, p.names, arch), programs))
+        compiled = list(
+            pool.map(lambda p: runtime.compile(channelwise._source(FILE) + p.tables.text, p.names, arch), programs)
+        )
     rows = []
     for pass_, p, c in zip(PASSES, programs, compiled, strict=True):
-        usage = {u.kernel: u for u in jit.usage(c.log)}
+        usage = {u.kernel: u for u in runtime.usage(c.log)}
         assert set(usage) == {c.lowered[n] for n in p.names}
         main = usage.pop(c.lowered[p.main])
         assert not any(u.stack or u.spill_stores or u.spill_loads for u in usage.values())
@@ -51,7 +65,8 @@ def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = to
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZE])
 def test_registers(name):
-    """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in registers."""
+    """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in
+    registers."""
     assert_registers(name, table(name, "90"))
 
 
@@ -87,10 +102,10 @@ def test_half_precision(dtype):
 
 def test_the_table_shows_spills():
     """With a quarter of the registers there are some."""
-    p = cuda.program(problems.plan("mace-medium").key, "fwd", torch.float32, "GRAPH")
+    p = channelwise.program(problems.plan("mace-medium").key, "fwd", torch.float32, "GRAPH")
     squeezed = p.tables.text.replace("RESIDENT = 3", "RESIDENT = 12")
     assert squeezed != p.tables.text
-    (usage,) = jit.usage(jit.compile(cuda._source(FILE) + squeezed, (p.main,), "90").log)
+    (usage,) = runtime.usage(runtime.compile(channelwise._source(FILE) + squeezed, (p.main,), "90").log)
     assert usage.spill_stores > 0 and usage.registers <= 40
 
 
@@ -98,37 +113,51 @@ def test_nvcc_takes_the_same_text(tmp_path):
     """The source with its tables is CUDA C++, not something that only NVRTC understands."""
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
-    programs = [cuda.program(problems.plan("mace-medium").key, p, torch.float32, "GRAPH") for p in ("fwd", "bwd")]
+    programs = [
+        channelwise.program(problems.plan("mace-medium").key, p, torch.float32, "GRAPH") for p in ("fwd", "bwd")
+    ]
     tables = [p.tables.text.replace("struct Plan", f"struct Plan{n}") for n, p in enumerate(programs)]
     names = [name.replace("eqtp::Plan", f"eqtp::Plan{n}") for n, p in enumerate(programs) for name in p.names]
     kernels = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
     source = tmp_path / "plan.cu"
-    source.write_text(cuda._source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n")
+    source.write_text(
+        channelwise._source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n"
+    )
     command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "plan.o").stat().st_size > 10_000
 
 
-# ------------------------------------------------------------------------------------------------ products of functions on the sphere
+# ------------------------------------------------------------------------------------------------ products of functions
+#   on the sphere
 KINDS = ["product", "odd", "cross"]
 WANTED = {"fwd": (True,), "bwd": (True,) * 2, "bwdbwd": (True,) * 3}
 SAME = [(2, 2, 2), (4, 4, 4), (6, 6, 6)]
 # What needs more than 255 registers: the fields of several signals, or their derivatives
 SPILLED = {("cross", "bwdbwd", 2), ("odd", "bwdbwd", 4), ("cross", "bwd", 4), ("cross", "bwdbwd", 4)}
-SPILLED |= {(kind, pass_, 6) for kind in KINDS for pass_ in WANTED if (kind, pass_) not in {("product", "fwd"), ("product", "bwd")}}
+SPILLED |= {
+    (kind, pass_, 6)
+    for kind in KINDS
+    for pass_ in WANTED
+    if (kind, pass_) not in {("product", "fwd"), ("product", "bwd")}
+}
 
 
-def usage_of_signals(kind: str, degrees, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32) -> nvrtc.Usage:
+def usage_of_signals(
+    kind: str, degrees, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32
+) -> nvrtc.Usage:
     """Registers and spills of the kernel; prints them."""
-    kernel = specialise_signals.signals(signals.product(kind, *degrees, pass_, WANTED[pass_]), dtype)
-    return usage_of(kernel, "gaunt_tensor_product.cuh", f"signals {kind} {degrees} {pass_}", arch, dtype)
+    kernel = sample_tables.signals(signals.product(kind, *degrees, pass_, WANTED[pass_]), dtype)
+    return usage_of(kernel, "signals/signals.cuh", f"signals {kind} {degrees} {pass_}", arch, dtype)
 
 
 def usage_of(kernel, file, what, arch, dtype=torch.float32):
-    (row,) = jit.usage(jit.compile(cuda._source(file) + kernel.text, (kernel.name,), arch).log)
+    (row,) = runtime.usage(runtime.compile(channelwise._source(file) + kernel.text, (kernel.name,), arch).log)
     shape = f"{kernel.samples} samples, {kernel.threads} threads, {kernel.shared} bytes of shared memory"
-    print(f"{what} sm_{arch} {dtype}: {row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack; {shape}")
+    print(
+        f"{what} sm_{arch} {dtype}: {row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack; {shape}"
+    )
     return row
 
 
@@ -154,11 +183,15 @@ def test_halves_of_signals():
 
 
 @pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
-@pytest.mark.parametrize("kind, degrees, pass_", [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")], ids=str)
+@pytest.mark.parametrize(
+    "kind, degrees, pass_",
+    [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")],
+    ids=str,
+)
 def test_registers_of_couplings(kind, degrees, pass_, arch):
     """Short tables as instructions, a long one as data."""
-    kernel = specialise_signals.couple(couplings.gaunt(kind, *degrees, pass_, WANTED[pass_]), torch.float32)
-    row = usage_of(kernel, "cg_tensor_product.cuh", f"couple {kind} {degrees} {pass_}", arch)
+    kernel = sample_tables.couple(couplings.gaunt(kind, *degrees, pass_, WANTED[pass_]), torch.float32)
+    row = usage_of(kernel, "couplings/couplings.cuh", f"couple {kind} {degrees} {pass_}", arch)
     assert not (row.spill_stores or row.spill_loads or row.stack)
 
 
@@ -178,25 +211,27 @@ def test_other_architectures_of_matrices(degrees, dtype, arch):
     assert not (row.spill_stores or row.spill_loads or row.stack)
 
 
-def usage_of_matrices(degrees, split: bool, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32) -> nvrtc.Usage:
+def usage_of_matrices(
+    degrees, split: bool, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32
+) -> nvrtc.Usage:
     """Registers and spills of the kernel; prints them."""
-    kernel = specialise_signals.matrices(matrices.product(*degrees, split, pass_, WANTED[pass_]), dtype)
-    return usage_of(kernel, "matrix_tensor_product.cuh", f"matrices {degrees} {'split ' * split}{pass_}", arch, dtype)
+    kernel = sample_tables.matrices(matrices.product(*degrees, split, pass_, WANTED[pass_]), dtype)
+    return usage_of(kernel, "matrices/matrices.cuh", f"matrices {degrees} {'split ' * split}{pass_}", arch, dtype)
 
 
-@pytest.mark.parametrize("file", ["gaunt_tensor_product.cuh", "cg_tensor_product.cuh", "matrix_tensor_product.cuh"])
+@pytest.mark.parametrize("file", ["signals/signals.cuh", "couplings/couplings.cuh", "matrices/matrices.cuh"])
 def test_nvcc_takes_the_text_of_products(file, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
     arguments = "odd", 2, 2, 2, "fwd", (True,)
-    if file == "cg_tensor_product.cuh":
-        kernel = specialise_signals.couple(couplings.gaunt(*arguments), torch.float32)
-    elif file == "matrix_tensor_product.cuh":
-        kernel = specialise_signals.matrices(matrices.product(2, 2, 2, True, "bwd", (True,) * 2), torch.float32)
+    if file == "couplings/couplings.cuh":
+        kernel = sample_tables.couple(couplings.gaunt(*arguments), torch.float32)
+    elif file == "matrices/matrices.cuh":
+        kernel = sample_tables.matrices(matrices.product(2, 2, 2, True, "bwd", (True,) * 2), torch.float32)
     else:
-        kernel = specialise_signals.signals(signals.product(*arguments), torch.float32)
+        kernel = sample_tables.signals(signals.product(*arguments), torch.float32)
     source = tmp_path / "plan.cu"
-    source.write_text(cuda._source(file) + kernel.text)
+    source.write_text(channelwise._source(file) + kernel.text)
     command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,11 +1,20 @@
-"""The emulation of CUDA on the CPU (cuda_cpu.h, emulation.py): it computes what CUDA would, and it finds the bugs that it is said to find."""
+"""The emulation of CUDA on the CPU (cuda_cpu.h, emulation.py): it computes what CUDA would, and it finds the bugs that
+it is said to find."""
 
 import emulation
 import pytest
 import torch
 
 SETTINGS = [("forward", 1), ("reverse", 1), ("random", 1), ("random", 3)]
-BUGS = ["NONE", "MISSING_BARRIER", "DIVERGENT_BARRIER", "DIVERGENT_WARP", "GLOBAL_OVERRUN", "SHARED_OVERRUN", "STATIC_OVERRUN"]
+BUGS = [
+    "NONE",
+    "MISSING_BARRIER",
+    "DIVERGENT_BARRIER",
+    "DIVERGENT_WARP",
+    "GLOBAL_OVERRUN",
+    "SHARED_OVERRUN",
+    "STATIC_OVERRUN",
+]
 BUGS += ["UNDEFINED_DYNAMIC", "UNDEFINED_STATIC"]
 SCAN = {f"eqtp::scan_kernel<eqtp::{bug}>": ["const float*", "float*"] for bug in BUGS}
 TOTAL = {
@@ -14,7 +23,7 @@ TOTAL = {
 }
 TURN = {f"eqtp::turn_kernel<{sync}>": ["const int*", "int*"] for sync in ("true", "false")}
 WARPS = """
-#include "device.cuh"
+#include "common/device.cuh"
 // y: [16, threads], one row for each warp operation
 __global__ void warp_kernel(int* y) {
   const unsigned full = 0xffffffffu, t = threadIdx.x + blockDim.x * threadIdx.y, n = blockDim.x * blockDim.y;
@@ -94,7 +103,8 @@ def settings(request, monkeypatch):
     monkeypatch.setenv("EQTP_CPU_THREADS", str(request.param[1]))
 
 
-# ---------------------------------------------------------------------------------------------------------------- what it computes
+# ---------------------------------------------------------------------------------------------------------------- what
+#   it computes
 @pytest.mark.parametrize("threads", [32, 96, 256])
 def test_blocks(settings, threads):
     """Shared memory of both kinds, barriers, shuffles and atomics, in every order of the threads."""
@@ -118,13 +128,18 @@ def test_warp_operations(settings):
     y = torch.full((16, 64), -1, dtype=torch.int32)
     warps()["warp_kernel"](1, (16, 4), 0, y)
     threads = range(64)
-    lane = lambda t, l: t // 32 * 32 + l  # noqa: E731
+
+    def lane(t, l):
+        return t // 32 * 32 + l
+
     votes = [sum(1 << l for l in range(32) if lane(t, l) % 3 == 0) for t in threads]
     expected = [
         [lane(t, 3) for t in threads],
         [t // 8 * 8 + (t + 1) % 8 for t in threads],
         [t ^ 5 for t in threads],
-        [t ^ 9 if t % 16 >= 8 else t for t in threads],  # from a group of lower lanes it may read, from a higher one not
+        [
+            t ^ 9 if t % 16 >= 8 else t for t in threads
+        ],  # from a group of lower lanes it may read, from a higher one not
         [t - 3 if t % 32 >= 3 else t for t in threads],
         [t - 3 if t % 8 >= 3 else t for t in threads],
         [t + 3 if t % 32 + 3 < 32 else t for t in threads],
@@ -172,14 +187,33 @@ def test_atomics(settings):
 
 @pytest.mark.parametrize("name, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])
 def test_half_precision(name, dtype):
-    """All 65536 values read; written: they, what lies halfway between neighbours, its own neighbours, and random bits."""
+    """All 65536 values read; written: they, what lies halfway between neighbours, its own neighbours, and random
+    bits."""
     x = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
     exact = x.float()
-    sample = torch.randint(-(2**31), 2**31, (1 << 18,), generator=torch.Generator().manual_seed(0)).to(torch.int32).view(torch.float32)
+    sample = (
+        torch.randint(-(2**31), 2**31, (1 << 18,), generator=torch.Generator().manual_seed(0))
+        .to(torch.int32)
+        .view(torch.float32)
+    )
     halfway = (exact[:-1].double() + exact[1:].double()).div(2).float()
     ends = [torch.nextafter(halfway, torch.tensor(s * float("inf"))) for s in (1, -1)]
     edge = torch.tensor(
-        [65504.0, 65519.996, 65520.0, 65536.0, 3.4e38, 2**-24, 2**-25, 2**-25 * 1.0001, 2**-26, 2**-149, float("nan"), float("inf"), 0.0]
+        [
+            65504.0,
+            65519.996,
+            65520.0,
+            65536.0,
+            3.4e38,
+            2**-24,
+            2**-25,
+            2**-25 * 1.0001,
+            2**-26,
+            2**-149,
+            float("nan"),
+            float("inf"),
+            0.0,
+        ]
     )
     a = torch.cat([exact, halfway, *ends, sample, edge, -edge])
     y, b = torch.zeros(65536), torch.zeros(len(a), dtype=dtype)
@@ -204,9 +238,15 @@ def test_vectors_and_scalars():
 # ---------------------------------------------------------------------------------------------------------------- bugs
 def test_divergence_is_an_error(settings):
     kernels = planted()
-    with pytest.raises(RuntimeError, match=r"block \(\d, 0, 0\): .*: 40 wait at __syncthreads, 0 in a warp operation, 24 have left the kernel"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"block \(\d, 0, 0\): .*: 40 wait at __syncthreads, 0 in a warp operation, 24 have left the kernel",
+    ):
         scan(kernels, "DIVERGENT_BARRIER")
-    with pytest.raises(RuntimeError, match=r"block \(\d, 0, 0\): .*: 0 wait at __syncthreads, 32 in a warp operation, 32 have left the kernel"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"block \(\d, 0, 0\): .*: 0 wait at __syncthreads, 32 in a warp operation, 32 have left the kernel",
+    ):
         scan(kernels, "DIVERGENT_WARP")
     assert torch.equal(*scan(kernels, "NONE"))  # the emulation goes on after an error
 
@@ -263,7 +303,8 @@ def test_races(monkeypatch):
         total(kernels, "float", "true", 4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the builder and the launch
+# ---------------------------------------------------------------------------------------------------------------- the
+#   builder and the launch
 @pytest.mark.parametrize(
     "grid, block, shared, message",
     [
@@ -280,7 +321,9 @@ def test_impossible_launches(grid, block, shared, message):
         planted()["turn_kernel<true>"](grid, block, shared, None, None)
 
 
-@pytest.mark.parametrize("name, value", [("EQTP_CPU_ORDER", "backwards"), ("EQTP_CPU_THREADS", "0"), ("EQTP_CPU_THREADS", "many")])
+@pytest.mark.parametrize(
+    "name, value", [("EQTP_CPU_ORDER", "backwards"), ("EQTP_CPU_THREADS", "0"), ("EQTP_CPU_THREADS", "many")]
+)
 def test_wrong_settings(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match=f"{name} must be"):
@@ -288,7 +331,7 @@ def test_wrong_settings(monkeypatch, name, value):
 
 
 MASKS = """
-#include "device.cuh"
+#include "common/device.cuh"
 __global__ void others_mask_kernel() { __syncwarp(threadIdx.x < 16 ? 0xffff0000u : 0x0000ffffu); }
 __global__ void two_operations_kernel(int* y) { *y = threadIdx.x < 16 ? __shfl_sync(~0u, 1, 0) : __any_sync(~0u, 1); }
 """

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import backend
+from eqtp.backends import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
@@ -43,7 +43,13 @@ def test_programs_run(page, code, monkeypatch, tmp_path):
 
 def test_there_are_programs():
     assert len(programs(ROOT / "README.md")) == 3
-    assert {page.stem for page in PAGES if programs(page)} >= {"README", "drop_in", "backends", "autograd", "conventions"}
+    assert {page.stem for page in PAGES if programs(page)} >= {
+        "README",
+        "drop_in",
+        "backends",
+        "autograd",
+        "conventions",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -90,22 +96,32 @@ def test_version_is_one():
 def run_module(*code: str, **environment) -> str:
     import os
 
-    result = subprocess.run([sys.executable, *code], capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    result = subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, env=os.environ | environment, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def test_python_m_eqtp():
     out = run_module("-m", "eqtp", EQTP_BACKEND="reference", EQTP_SIMD="1")
-    assert re.search(rf"eqtp +{re.escape(eqtp.__version__)} in ", out) and re.search(rf"torch +{re.escape(torch.__version__)}", out)
-    assert re.search(r"native +yes", out) and re.search(r"reference +yes", out) and re.search(r"auto +takes reference", out)
+    assert re.search(rf"eqtp +{re.escape(eqtp.__version__)} in ", out) and re.search(
+        rf"torch +{re.escape(torch.__version__)}", out
+    )
+    assert (
+        re.search(r"native +yes", out)
+        and re.search(r"reference +yes", out)
+        and re.search(r"auto +takes reference", out)
+    )
     assert re.search(r"SIMD +plain C\+\+", out) and re.search(r"EQTP_BACKEND +reference", out)
 
 
 def test_python_m_eqtp_without_kernels():
     out = run_module("-c", "import sys; sys.modules['eqtp._native'] = None\nimport runpy; sys.argv = ['eqtp']; runpy.run_module('eqtp.__main__')\n"
                      "from eqtp.__main__ import main; main()")  # fmt: skip
-    assert re.search(r"native +no: eqtp\._native is not built .*pip install", out) and re.search(r"auto +takes reference", out)
+    assert re.search(r"native +no: eqtp\._native is not built .*pip install", out) and re.search(
+        r"auto +takes reference", out
+    )
 
 
 def test_python_m_eqtp_with_a_wrong_variable():
@@ -115,12 +131,17 @@ def test_python_m_eqtp_with_a_wrong_variable():
 def test_environment_variables_are_those_of_the_page():
     from eqtp.__main__ import VARIABLES
 
-    sources = [*ROOT.glob("csrc/*"), *ROOT.glob("eqtp/**/*.py")]
-    read = {v for path in sources if path.is_file() for v in re.findall(r"(?:getenv|environ\.get)\(\"(EQTP_\w+)\"", path.read_text())}
+    sources = [*ROOT.glob("csrc/*/*"), *ROOT.glob("eqtp/**/*.py")]
+    read = {
+        v
+        for path in sources
+        if path.is_file()
+        for v in re.findall(r"(?:getenv|environ\.get)\(\"(EQTP_\w+)\"", path.read_text())
+    }
     page = (ROOT / "docs" / "backends.md").read_text()
     table = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     assert {name for name in table if name.isupper()} == read == set(VARIABLES)
-    assert {name for name in table if name.islower()} == set(backend.FAMILIES)
+    assert {name for name in table if name.islower()} == set(registry.FAMILIES)
 
 
 # ---- the speed-up
@@ -146,7 +167,9 @@ def write(path: Path, *lines: dict) -> None:
 
 
 def test_speedup_of_results(plot, tmp_path):
-    write(tmp_path / "b.json", *rows(), *rows(problem="b", **{"pass": "bwdbwd"}, ratio_to={"best": 0.5}), *rows(threads=2))
+    write(
+        tmp_path / "b.json", *rows(), *rows(problem="b", **{"pass": "bwdbwd"}, ratio_to={"best": 0.5}), *rows(threads=2)
+    )
     write(tmp_path / "a.jsonl", *rows(op="sevennet", **{"pass": "energy+forces"}))
     readme = tmp_path / "README.md"
     readme.write_text(f"head\n{plot.BEGIN}\nold\n{plot.END}\ntail\n")
@@ -165,7 +188,10 @@ def test_speedup_of_results(plot, tmp_path):
 
 
 def test_speedup_marks_a_peer_that_does_less(plot, tmp_path):
-    write(tmp_path / "a.json", *rows(op="spherical_harmonics", problem="lmax3", ratio_to={"sphericart": 1.5, "sphericart-solid": 0.7}))
+    write(
+        tmp_path / "a.json",
+        *rows(op="spherical_harmonics", problem="lmax3", ratio_to={"sphericart": 1.5, "sphericart-solid": 0.7}),
+    )
     text = plot.table(plot.read(tmp_path))
     assert "| 1.5x | 0.7x |" in text and "sphericart-solid does not normalise its input: less work." in text
 

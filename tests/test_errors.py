@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import graph as graphs
-from eqtp import native, testing
-from eqtp.plan import TensorProductPlan
+from eqtp import testing
+from eqtp.backends.native import library
+from eqtp.ops import graph as graphs
+from eqtp.plans.plan import TensorProductPlan
 
 PLAN = TensorProductPlan("2x0e+1o", "0e+1o", "2x0e+2x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
 MIXING = TensorProductPlan("2x0e", "2x0e", "3x0e", [(0, 0, 0, "uvw", True)])
@@ -23,7 +24,7 @@ def no_kernel(monkeypatch):
         raise AssertionError("a kernel ran")
 
     for name in ("convolve", "segment_sum", "segment_max", "segment_softmax", "segment_softmax_bwd", "csr"):
-        monkeypatch.setattr(native, name, ran)
+        monkeypatch.setattr(library, name, ran)
 
 
 def rows(**changes):
@@ -245,15 +246,15 @@ def test_set_backend_overrides_the_environment(monkeypatch):
 
 def test_missing_kernels_are_named(monkeypatch):
     """R12: a source tree that was never built works through the reference and says what to do."""
-    from eqtp import backend
+    from eqtp.backends import registry
 
-    backend._resolve.cache_clear()
-    monkeypatch.setattr(native, "_missing", "eqtp._native is not built (reason); run: pip install .")
+    registry._resolve.cache_clear()
+    monkeypatch.setattr(library, "_missing", "eqtp._native is not built (reason); run: pip install .")
     assert fine().shape == (4, 8)
     assert "native     no: eqtp._native is not built (reason); run: pip install ." in eqtp.explain(PLAN)
     with pytest.raises(RuntimeError, match=r"cannot run this: eqtp\._native is not built"):
         rows(backend="native")()
-    backend._resolve.cache_clear()
+    registry._resolve.cache_clear()
 
 
 def test_meta_tensors_give_shapes():

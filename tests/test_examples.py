@@ -13,13 +13,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, *arguments) -> str:
-    result = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, timeout=250)
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, timeout=250
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def test_tetris():
-    """Clebsch-Gordan and Gaunt with its odd half: 8 of 8 in any orientation; plain Gaunt: 7 at most, and one of the mirror images is wrong."""
+    """Clebsch-Gordan and Gaunt with its odd half: 8 of 8 in any orientation; plain Gaunt: 7 at most, and one of the
+    mirror images is wrong."""
     out = run("tetris.py")
     right = {title: int(n) for title, n in re.findall(r"^(\S.*?) +(\d)/8 ", out, re.MULTILINE)}
     assert right["Clebsch-Gordan"] == right["Gaunt + odd"] == 8 and right["Gaunt"] <= 7
@@ -39,7 +42,8 @@ def acac():
 
 @pytest.mark.parametrize("product", ["cg", "gaunt", "gaunt+odd"])
 def test_acac_forces_are_right(acac, product):
-    """Energies do not change under O(3); forces are equivariant and equal to differences of energies; gradients of the loss reach every weight."""
+    """Energies do not change under O(3); forces are equivariant and equal to differences of energies; gradients of the
+    loss reach every weight."""
     torch.manual_seed(0)
     data = acac.load(EXAMPLES / "data" / "acac")["train"].batch(torch.arange(2))
     network = acac.Network(product, 4, data.elements, -5.0, 1.0, 13.0).double()
@@ -49,14 +53,18 @@ def test_acac_forces_are_right(acac, product):
     for turn in (q, -q):
         turned = data._replace(positions=data.positions @ turn.T, forces=data.forces @ turn.T)
         e, f = acac.evaluate(network, turned)
-        torch.testing.assert_close(e, energy, rtol=1e-13, atol=1e-13)  # numbers of order 1, some hundred roundings of 2e-16
+        torch.testing.assert_close(
+            e, energy, rtol=1e-13, atol=1e-13
+        )  # numbers of order 1, some hundred roundings of 2e-16
         torch.testing.assert_close(f, forces @ turn.T, rtol=1e-13, atol=1e-13)
     step = torch.zeros_like(data.positions)
     step[1, 3, 2] = 1e-5
     high, low = (network(data.positions + s * step, acac.edges_of(data.positions))[1].item() for s in (1, -1))
     assert -(high - low) / 2e-5 == pytest.approx((forces + data.forces)[1, 3, 2].item(), rel=1e-6, abs=1e-7)
     (energy.square().mean() + forces.square().mean()).backward()
-    silent = {name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    silent = {
+        name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    }
     assert not silent
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_accelerate import exact, relative
 
-from eqtp.e3nn import from_e3nn, plan_from_e3nn
+from eqtp.integrations.e3nn import from_e3nn, plan_from_e3nn
 
 o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 
@@ -28,7 +28,9 @@ def test_spherical_harmonics_from_e3nn(irreps, normalization):
         lambda: o3.FullyConnectedTensorProduct("2x0e + 3x1o", "2x0e + 1o", "4x0e + 2x1o + 1e"),
         lambda: o3.FullTensorProduct("2x0e + 1o", "0e + 3x1o"),
         lambda: o3.ElementwiseTensorProduct("2x0e + 2x1o", "3x0e + 1o", irrep_normalization="norm"),
-        lambda: o3.TensorProduct("2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"),
+        lambda: o3.TensorProduct(
+            "2x1o", "3x1o", "2x1e", [(0, 0, 0, "uvu", True, 0.3)], in1_var=[2.0], path_normalization="path"
+        ),
     ],
 )
 def test_from_e3nn_every_mode(make):

@@ -1,4 +1,5 @@
-"""Grids, folded transforms, Fourier series and couplings of the Gaunt product, each against something built another way."""
+"""Grids, folded transforms, Fourier series and couplings of the Gaunt product, each against something built another
+way."""
 
 import itertools
 import math
@@ -9,12 +10,13 @@ import torch
 from e3nn import o3
 
 import eqtp
-from eqtp import gaunt as g
-from eqtp.so3 import wigner_3j
+from eqtp.math import sphere as g
+from eqtp.math.so3 import wigner_3j
 
 LMAX = 10
-# Tolerances are absolute: the numbers are of order 1 to 10, float64 has eps = 2e-16, and up to some hundred terms are summed (1e-13; 1e-12
-# where signals of 121 coefficients are compared); gradients are up to LMAX times larger, and torch divides by the sine near the poles (2e-12).
+# Tolerances are absolute: the numbers are of order 1 to 10, float64 has eps = 2e-16, and up to some hundred terms are
+# summed (1e-13; 1e-12 where signals of 121 coefficients are compared); gradients are up to LMAX times larger, and torch
+# divides by the sine near the poles (2e-12).
 
 
 def directions(beta, alpha):
@@ -28,14 +30,19 @@ def angles(points):
 
 def test_synthesis_is_e3nn():
     points = g.grid(7, 9, 0.3)
-    expected = o3.spherical_harmonics(list(range(LMAX + 1)), directions(*angles(points)), True, "integral")  # [rows, columns, n]
+    expected = o3.spherical_harmonics(
+        list(range(LMAX + 1)), directions(*angles(points)), True, "integral"
+    )  # [rows, columns, n]
     np.testing.assert_allclose(g.synthesis(LMAX, points), expected.permute(2, 0, 1), rtol=0, atol=2e-14)
 
 
 def test_gradients_of_the_synthesis():
     points = g.grid(6, 5, 0.2)
     beta, alpha = (t.expand(6, 5).clone() for t in angles(points))
-    y = lambda b, a: eqtp.spherical_harmonics(list(range(LMAX + 1)), directions(b, a), True, backend="reference")  # noqa: E731
+
+    def y(b, a):
+        return eqtp.spherical_harmonics(list(range(LMAX + 1)), directions(b, a), True, backend="reference")
+
     one = torch.ones_like(beta)
     down = torch.func.jvp(lambda b: y(b, alpha), (beta,), (one,))[1]  # [rows, columns, n]
     east = torch.func.jvp(lambda a: y(beta, a), (alpha,), (one,))[1] / beta.sin()[..., None]
@@ -82,10 +89,15 @@ def test_blocks_hold_every_component_once(lmax):
     n = (lmax + 1) ** 2
     assert sorted(take[take < n]) == list(range(n)) and np.array_equal(take.flat[place], np.arange(n))
     v = np.random.default_rng(0).normal(size=(1, 3))
-    harmonics = lambda v: o3.spherical_harmonics(list(range(lmax + 1)), torch.from_numpy(v), True, "integral")[0].numpy()  # noqa: E731
+
+    def harmonics(v):
+        return o3.spherical_harmonics(list(range(lmax + 1)), torch.from_numpy(v), True, "integral")[0].numpy()
+
     x, m, y, _ = np.unravel_index(place, take.shape)
     for axis, odd in enumerate((x, y, x ^ (m & 1))):  # under reflections of x, y, z
-        np.testing.assert_allclose(harmonics(v * np.where(np.arange(3) == axis, -1, 1)), (-1.0) ** odd * harmonics(v), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(
+            harmonics(v * np.where(np.arange(3) == axis, -1, 1)), (-1.0) ** odd * harmonics(v), rtol=0, atol=1e-13
+        )
 
 
 def folded_values(lmax, rows, columns, f, kind="legendre"):
@@ -112,12 +124,16 @@ def test_folded_synthesis_is_the_dense_one(lmax, kind):
     values = folded_values(lmax, rows, columns, f, kind)
     expected = np.einsum("i,irc->rc", f, dense)
     r, c = np.arange(4), np.arange(3)
-    for a, b, d in itertools.product(range(2), repeat=3):  # a: x -> -x; p stands for z and x at once: b: z -> -z, of which x -> -x is undone
+    for a, b, d in itertools.product(
+        range(2), repeat=3
+    ):  # a: x -> -x; p stands for z and x at once: b: z -> -z, of which x -> -x is undone
         flips = a ^ b
         column = c if not b else columns // 2 - 1 - c  # alpha -> pi - alpha
         column = column if not flips else -1 - column  # alpha -> -alpha
         row = 4 + r if not d else 3 - r
-        np.testing.assert_allclose(values[a, b, d], expected[np.ix_(row, column % columns)], rtol=0, atol=1e-12, err_msg=f"{a, b, d}")
+        np.testing.assert_allclose(
+            values[a, b, d], expected[np.ix_(row, column % columns)], rtol=0, atol=1e-12, err_msg=f"{a, b, d}"
+        )
 
 
 @pytest.mark.parametrize("lmax", [0, 1, 2, 3, 6])
@@ -137,7 +153,9 @@ def test_octant_matrices_are_the_folded_transforms(lmax):
 
 def test_a_grid_that_does_not_fold():
     for rows, columns in ((7, 12), (8, 10)):
-        with pytest.raises(ValueError, match=f"a folded grid has even rows and columns in fours, got {rows} x {columns}"):
+        with pytest.raises(
+            ValueError, match=f"a folded grid has even rows and columns in fours, got {rows} x {columns}"
+        ):
             g.fold(2, rows, columns)
 
 
@@ -172,7 +190,10 @@ def test_bracket_is_the_integral():
     lmax = 4
     points = g.grid(*g.minimal_size(3 * lmax))
     xyz = directions(*angles(points)).reshape(-1, 3)  # [n, 3]
-    harmonics = lambda v: eqtp.spherical_harmonics(list(range(lmax + 1)), v, True, backend="reference")  # noqa: E731
+
+    def harmonics(v):
+        return eqtp.spherical_harmonics(list(range(lmax + 1)), v, True, backend="reference")
+
     grad = torch.func.vmap(torch.func.jacrev(lambda v: harmonics(v[None])[0]))(xyz)  # [n, (lmax+1)^2, 3]
     crossed = torch.linalg.cross(grad[:, :, None], grad[:, None])  # [n, i, j, 3]
     weight = torch.from_numpy(points.weight).repeat_interleave(len(points.alpha))
@@ -181,7 +202,9 @@ def test_bracket_is_the_integral():
     for l1, l2, l3 in itertools.product(range(lmax + 1), repeat=3):
         if abs(l1 - l2) <= l3 <= l1 + l2:
             np.testing.assert_allclose(g.bracket(l1, l2, l3), integral[at[l1], at[l2], at[l3]], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(g.bracket(1, 1, 1), math.sqrt(18 / (4 * math.pi)) * wigner_3j(1, 1, 1), rtol=1e-15)  # w3j: cross product / sqrt(6)
+    np.testing.assert_allclose(
+        g.bracket(1, 1, 1), math.sqrt(18 / (4 * math.pi)) * wigner_3j(1, 1, 1), rtol=1e-15
+    )  # w3j: cross product / sqrt(6)
 
 
 @pytest.mark.parametrize(("lmax", "even", "odd"), [(1, 21, 6), (2, 162, 82), (3, 708, 424), (4, 2229, 1512)])
@@ -190,7 +213,9 @@ def test_tables_hold_every_coupling(lmax, even, odd):
         t = g.table(lmax, lmax, 2 * lmax, half)
         assert len(t.c) == count and np.all(np.diff(t.k) >= 0)
         dense = g.coupling(lmax, lmax, 2 * lmax, half)
-        assert dense.shape == ((lmax + 1) ** 2, (lmax + 1) ** 2, (2 * lmax + 1) ** 2) and np.array_equal(dense[t.i, t.j, t.k], t.c)
+        assert dense.shape == ((lmax + 1) ** 2, (lmax + 1) ** 2, (2 * lmax + 1) ** 2) and np.array_equal(
+            dense[t.i, t.j, t.k], t.c
+        )
         for l1, l2, l3 in itertools.product(range(lmax + 1), range(lmax + 1), range(2 * lmax + 1)):
             block = dense[l1 * l1 : (l1 + 1) ** 2, l2 * l2 : (l2 + 1) ** 2, l3 * l3 : (l3 + 1) ** 2]
             assert np.array_equal(block, integral(l1, l2, l3)) if abs(l1 - l2) <= l3 <= l1 + l2 else not block.any()

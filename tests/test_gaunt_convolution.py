@@ -1,16 +1,47 @@
-"""gaunt_convolution and so2_convolution: the two routes, e3nn's convolution, derivatives along the axes and between the charts, errors."""
+"""gaunt_convolution and so2_convolution: the two routes, e3nn's convolution, derivatives along the axes and between the
+charts, errors."""
 
 import pytest
 import torch
 from e3nn import o3
 
 import eqtp
-from eqtp import so2, testing
-from eqtp.ops.gaunt_convolution import frame, gaunt_convolution, so2_convolution, so2_path_weights, so2_paths, so2_weights, wigner
+from eqtp import testing
+from eqtp.math import so2
+from eqtp.ops.gaunt_convolution import (
+    frame,
+    gaunt_convolution,
+    so2_convolution,
+    so2_path_weights,
+    so2_paths,
+    so2_weights,
+    wigner,
+)
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 
-AXES = [[0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1], [0, 0, -1], [0.6, 0, 0.8], [1, 1e-9, 0], [1, -1e-9, 0], [1e-9, -1, 0], [3, -4, 5]]
-DEGREES = [(2, 2, 2), (3, 4, 2), (2, 5, 4), (0, 2, 2), (3, 2, 0), (4, 8, 4), (2, 1, 3), (8, 8, 8)]  # lmax, lmax_filter, lmax_out
+AXES = [
+    [0, 1, 0],
+    [0, -1, 0],
+    [1, 0, 0],
+    [-1, 0, 0],
+    [0, 0, 1],
+    [0, 0, -1],
+    [0.6, 0, 0.8],
+    [1, 1e-9, 0],
+    [1, -1e-9, 0],
+    [1e-9, -1, 0],
+    [3, -4, 5],
+]
+DEGREES = [
+    (2, 2, 2),
+    (3, 4, 2),
+    (2, 5, 4),
+    (0, 2, 2),
+    (3, 2, 0),
+    (4, 8, 4),
+    (2, 1, 3),
+    (8, 8, 8),
+]  # lmax, lmax_filter, lmax_out
 
 
 def edges(random=6):
@@ -66,13 +97,19 @@ def test_so2_is_the_convolution_of_e3nn(e3nn64, degrees):
     if lmax > 6:
         lmax, lmax_filter, lmax_out = 6, 12, 6
     paths, channels, r = so2_paths(lmax, lmax_out, lmax_filter), 2, edges(2)
-    irreps = lambda mul, l: [(mul, (n, 1)) for n in range(l + 1)]  # noqa: E731
+
+    def irreps(mul, l):
+        return [(mul, (n, 1)) for n in range(l + 1)]
+
     product = o3.TensorProduct(
         irreps(channels, lmax), irreps(1, lmax_filter), irreps(channels, lmax_out), [(*path, "uvu", True) for path in paths],
         irrep_normalization="component", path_normalization="none", shared_weights=False,
     )  # fmt: skip
     x, w = features(len(r), channels, lmax), testing.random(len(r), channels, len(paths), seed=1)
-    by_degree = lambda t: torch.cat([t[..., l * l : (l + 1) ** 2].flatten(1) for l in range(round(t.shape[-1] ** 0.5))], -1)  # noqa: E731
+
+    def by_degree(t):
+        return torch.cat([t[..., l * l : (l + 1) ** 2].flatten(1) for l in range(round(t.shape[-1] ** 0.5))], -1)
+
     expected = product(by_degree(x), harmonics(lmax_filter, r, "component"), w.mT.flatten(1))
     out = so2_convolution(x, r, so2_weights(w, lmax, lmax_out, lmax_filter), lmax_out)
     testing.assert_close(by_degree(out), expected, "", 1e-12)
@@ -107,10 +144,15 @@ def test_wigner_matrices():
     eye = torch.eye(3, dtype=torch.float64).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, eye, rtol=0, atol=1e-15)
     assert torch.linalg.det(rotation).min() > 0.99
-    torch.testing.assert_close((rotation @ r[..., None])[..., 0], r.norm(dim=-1, keepdim=True) * eye[:, 1], rtol=0, atol=2e-15)
+    torch.testing.assert_close(
+        (rotation @ r[..., None])[..., 0], r.norm(dim=-1, keepdim=True) * eye[:, 1], rtol=0, atol=2e-15
+    )
     v = testing.random(25, 3, seed=2)  # more than the 21 that fix the largest
     for l, d in enumerate(wigner(rotation, 10)):
-        rows = lambda v, l=l: o3.spherical_harmonics(l, v, True, "norm")  # noqa: E731
+
+        def rows(v, l=l):
+            return o3.spherical_harmonics(l, v, True, "norm")
+
         torch.testing.assert_close(rows(v @ rotation.mT), rows(v) @ d.mT, rtol=0, atol=1e-13)
 
 
@@ -125,34 +167,64 @@ def derivatives(f, r):
 
 @pytest.mark.parametrize("degrees", [(2, 3, 2), (3, 6, 3), (1, 2, 4)], ids=str)
 def test_derivatives_by_the_edge_are_right_in_every_direction(degrees):
-    """Of the rotated forms against those of the product, for every component, up to the second order: the frame leaves no trace."""
+    """Of the rotated forms against those of the product, for every component, up to the second order: the frame leaves
+    no trace."""
     lmax, lmax_filter, lmax_out = degrees
     r = torch.cat([edges(), torch.zeros(1, 1, 3)]) * 1.3
-    x, h, g = features(len(r), 2, lmax), testing.random(len(r), 2, lmax_filter + 1, seed=1), features(len(r), 2, lmax_out, seed=2)
-    run = lambda method: lambda r: sum((t * g).sum((-2, -1)) for t in gaunt_convolution(x, r, lmax_out, h=h, method=method, odd=True))  # noqa: E731
-    for found, expected, what in zip(derivatives(run("rotated"), r), derivatives(run("product"), r), ("value", "first", "second"), strict=True):
+    x, h, g = (
+        features(len(r), 2, lmax),
+        testing.random(len(r), 2, lmax_filter + 1, seed=1),
+        features(len(r), 2, lmax_out, seed=2),
+    )
+
+    def run(method):
+        return lambda r: sum(
+            (t * g).sum((-2, -1)) for t in gaunt_convolution(x, r, lmax_out, h=h, method=method, odd=True)
+        )
+
+    for found, expected, what in zip(
+        derivatives(run("rotated"), r), derivatives(run("product"), r), ("value", "first", "second"), strict=True
+    ):
         testing.assert_close(found, expected, what, 1e-11)
         assert what == "value" or not found[-1].any()  # r = 0
-    w, eye = testing.random(len(so2_paths(lmax, lmax_out, lmax_filter)), seed=3), torch.eye((lmax + 1) ** 2, dtype=torch.float64)
+    w, eye = (
+        testing.random(len(so2_paths(lmax, lmax_out, lmax_filter)), seed=3),
+        torch.eye((lmax + 1) ** 2, dtype=torch.float64),
+    )
     turned = so2_weights(w, lmax, lmax_out, lmax_filter)
-    dense = so2_convolution(eye, torch.tensor([[[0.0, 1, 0]]], dtype=torch.float64), turned, lmax_out)  # of each component, for checks of size
+    dense = so2_convolution(
+        eye, torch.tensor([[[0.0, 1, 0]]], dtype=torch.float64), turned, lmax_out
+    )  # of each component, for checks of size
     assert dense.abs().max() > 0.1
     table = torch.zeros((lmax + 1) ** 2, (lmax_filter + 1) ** 2, (lmax_out + 1) ** 2, dtype=torch.float64)
     for (l1, l2, l3), weight in zip(so2_paths(lmax, lmax_out, lmax_filter), w, strict=True):
         at = [slice(l * l, (l + 1) ** 2) for l in (l1, l2, l3)]
         table[at[0], at[1], at[2]] = weight * (2 * l3 + 1) ** 0.5 * torch.tensor(eqtp.so3.wigner_3j(l1, l2, l3))
     degrees = list(range(lmax_filter + 1))
-    by_table = lambda r: torch.einsum("eci,ezj,ijk,eck->e", x, eqtp.spherical_harmonics(degrees, r, True, "component"), table, g)  # noqa: E731
-    by_order = lambda r: (so2_convolution(x, r, turned, lmax_out) * g).sum((-2, -1))  # noqa: E731
-    for found, expected, what in zip(derivatives(by_order, r), derivatives(by_table, r), ("value", "first", "second"), strict=True):
+
+    def by_table(r):
+        return torch.einsum("eci,ezj,ijk,eck->e", x, eqtp.spherical_harmonics(degrees, r, True, "component"), table, g)
+
+    def by_order(r):
+        return (so2_convolution(x, r, turned, lmax_out) * g).sum((-2, -1))
+
+    for found, expected, what in zip(
+        derivatives(by_order, r), derivatives(by_table, r), ("value", "first", "second"), strict=True
+    ):
         testing.assert_close(found, expected, what, 1e-11)
 
 
 @pytest.mark.parametrize("axis", [[0.0, 1, 0], [0, -1, 0], [1, 0, 0], [0, 0, -1], [0.3, -0.2, 0.5]], ids=str)
 def test_gradcheck(axis):
     x, r = features(1, 2, 1).requires_grad_(), torch.tensor([[axis]], dtype=torch.float64, requires_grad=True)
-    h, w = testing.random(1, 2, 3, seed=1).requires_grad_(), testing.random(2, len(so2_paths(1, 2)), seed=2).requires_grad_()
-    rotated = lambda x, r, h: torch.cat(gaunt_convolution(x, r, 2, h=h, method="rotated", odd=True), -1)  # noqa: E731
+    h, w = (
+        testing.random(1, 2, 3, seed=1).requires_grad_(),
+        testing.random(2, len(so2_paths(1, 2)), seed=2).requires_grad_(),
+    )
+
+    def rotated(x, r, h):
+        return torch.cat(gaunt_convolution(x, r, 2, h=h, method="rotated", odd=True), -1)
+
     for f, inputs in ((rotated, (x, r, h)), (lambda x, r, w: so2_convolution(x, r, w, 2), (x, r, w))):
         assert torch.autograd.gradcheck(f, inputs)
         assert torch.autograd.gradgradcheck(f, inputs)
@@ -161,7 +233,10 @@ def test_gradcheck(axis):
 def test_no_jump_between_the_charts():
     x, h = features(2, 3), testing.random(2, 4, seed=1)
     step = 1e-8
-    above, below = (gaunt_convolution(x, torch.tensor([[0.6, s * step, 0.8]]).double(), 3, h=h, method="rotated", odd=True) for s in (1, -1))
+    above, below = (
+        gaunt_convolution(x, torch.tensor([[0.6, s * step, 0.8]]).double(), 3, h=h, method="rotated", odd=True)
+        for s in (1, -1)
+    )
     for a, b in zip(above, below, strict=True):
         assert (a - b).abs().max() < 100 * step
 
@@ -169,7 +244,10 @@ def test_no_jump_between_the_charts():
 @pytest.mark.parametrize("method", ["product", "rotated"])
 def test_equivariance(method):
     x, r, h = features(5, 2), testing.random(5, 3, seed=1), testing.random(5, 4, seed=2)
-    f = lambda x, r: torch.cat(gaunt_convolution(x, r, 3, h=h, method=method, odd=True), -1)  # noqa: E731
+
+    def f(x, r):
+        return torch.cat(gaunt_convolution(x, r, 3, h=h, method=method, odd=True), -1)
+
     testing.assert_equivariant(f, [(x, natural(2)), (r, "1o")], natural(3) + natural(3, -1))
 
 
@@ -179,7 +257,9 @@ def test_so2_equivariance():
     odd = torch.tensor([sum(path) % 2 == 1 for path in so2_paths(2, 3)])
     for half, parity in ((odd, -1), (~odd, 1)):
         weights = so2_weights(w * half, 2, 3)
-        testing.assert_equivariant(lambda x, r, v=weights: so2_convolution(x, r, v, 3), [(x, natural(2)), (r, "1o")], natural(3, parity))
+        testing.assert_equivariant(
+            lambda x, r, v=weights: so2_convolution(x, r, v, 3), [(x, natural(2)), (r, "1o")], natural(3, parity)
+        )
 
 
 def test_zero_edge():
@@ -211,7 +291,10 @@ def test_float32_and_half():
 def test_compile_and_vmap():
     r, x, h = edges(), features(17, 2, 2), testing.random(2, 3, seed=1)
     w = testing.random(len(so2_paths(2, 2)), seed=2)
-    for f in (lambda x, r: gaunt_convolution(x, r, 2, h=h, method="rotated", odd=True)[1], lambda x, r: so2_convolution(x, r, w, 2)):
+    for f in (
+        lambda x, r: gaunt_convolution(x, r, 2, h=h, method="rotated", odd=True)[1],
+        lambda x, r: so2_convolution(x, r, w, 2),
+    ):
         testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, r), f(x, r))
         testing.assert_close(torch.func.vmap(f)(x, r), f(x, r))
 
@@ -219,7 +302,11 @@ def test_compile_and_vmap():
 def test_nothing_is_a_valid_number_of_edges():
     for method in ("product", "rotated"):
         assert gaunt_convolution(torch.zeros(0, 2, 9), torch.zeros(0, 1, 3), 3, method=method).shape == (0, 2, 16)
-    assert so2_convolution(torch.zeros(0, 2, 9), torch.zeros(0, 1, 3), torch.zeros(len(so2_paths(2, 3))), 3).shape == (0, 2, 16)
+    assert so2_convolution(torch.zeros(0, 2, 9), torch.zeros(0, 1, 3), torch.zeros(len(so2_paths(2, 3))), 3).shape == (
+        0,
+        2,
+        16,
+    )
 
 
 X, R = torch.zeros(4, 9), torch.ones(4, 3)

@@ -31,16 +31,24 @@ def test_is_the_product_again_and_again(lmax, lmax_out, degree, backend):
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_derivatives(backend):
     x = coefficients(2, 2).requires_grad_()
-    f = lambda x: gaunt_many_body(x, 2, 3, backend=backend)  # noqa: E731
+
+    def f(x):
+        return gaunt_many_body(x, 2, 3, backend=backend)
+
     assert torch.autograd.gradcheck(f, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
 
 
 def test_third_derivative_and_vmap():
     x = coefficients(3, 1)
-    third = lambda backend: torch.func.vmap(  # noqa: E731
-        torch.func.jacrev(torch.func.jacrev(torch.func.grad(lambda x: gaunt_many_body(x, 2, 3, backend=backend).sin().sum())))
-    )(x)
+
+    def third(backend):
+        return torch.func.vmap(
+            torch.func.jacrev(
+                torch.func.jacrev(torch.func.grad(lambda x: gaunt_many_body(x, 2, 3, backend=backend).sin().sum()))
+            )
+        )(x)
+
     testing.assert_close(third("native"), third("reference"), "third derivative", 1e-12)
 
 
@@ -70,14 +78,20 @@ def test_float32(lmax):
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_equivariance(backend):
     irreps = [(1, (l, (-1) ** l)) for l in range(3)]
-    f = lambda x: gaunt_many_body(x, 2, 3, backend=backend).flatten(-2)  # noqa: E731
+
+    def f(x):
+        return gaunt_many_body(x, 2, 3, backend=backend).flatten(-2)
+
     testing.assert_equivariant(f, [(coefficients(4, 2), irreps)], irreps * 3)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_compiles_in_one_graph(backend):
     x = coefficients(4, 2).requires_grad_()
-    f = lambda x: gaunt_many_body(x, 3, 2, backend=backend)  # noqa: E731
+
+    def f(x):
+        return gaunt_many_body(x, 3, 2, backend=backend)
+
     compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
     for out in (compiled(x), f(x)):
         (gradient,) = torch.autograd.grad(out.sin().sum(), x)

@@ -1,4 +1,5 @@
-"""gaunt_tensor_product: every route against the others and against functions on the sphere; derivatives, symmetry, weights, errors."""
+"""gaunt_tensor_product: every route against the others and against functions on the sphere; derivatives, symmetry,
+weights, errors."""
 
 import math
 
@@ -7,14 +8,27 @@ import torch
 from e3nn import o3
 
 import eqtp
-from eqtp import constants, signals, testing
-from eqtp import gaunt as tables
+from eqtp import testing
+from eqtp.math import sphere as tables
+from eqtp.math.so3 import gaunt
+from eqtp.ops import constants
 from eqtp.ops import gaunt_tensor_product as module
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
-from eqtp.so3 import gaunt
+from eqtp.plans import signals
 
 DEGREES = [(l, l, 2 * l) for l in (*range(9), 10)] + [(l, l, l) for l in range(1, 11)]
-DEGREES += [(1, 2, 2), (3, 1, 4), (2, 5, 3), (0, 4, 4), (5, 0, 2), (4, 6, 9), (7, 3, 5), (6, 9, 1), (10, 8, 13), (3, 10, 0)]
+DEGREES += [
+    (1, 2, 2),
+    (3, 1, 4),
+    (2, 5, 3),
+    (0, 4, 4),
+    (5, 0, 2),
+    (4, 6, 9),
+    (7, 3, 5),
+    (6, 9, 1),
+    (10, 8, 13),
+    (3, 10, 0),
+]
 
 
 def coefficients(*shape_and_lmax, seed=0, dtype=torch.float64):
@@ -50,8 +64,12 @@ def test_all_routes_are_equal(degrees):
     for method, backend in (("grid", "reference"), ("fourier", "reference"), *kernels):
         even, odd = gaunt_tensor_product(x1, x2, lmax_out, method=method, odd=True, backend=backend)
         testing.assert_close(even, product, method, 1e-12)
-        testing.assert_close(odd + product if nothing else odd, product if nothing else bracket, f"bracket by {method}", 1e-12)
-        testing.assert_close(gaunt_tensor_product(x1, x2, lmax_out, method=method, backend=backend), product, method, 1e-12)
+        testing.assert_close(
+            odd + product if nothing else odd, product if nothing else bracket, f"bracket by {method}", 1e-12
+        )
+        testing.assert_close(
+            gaunt_tensor_product(x1, x2, lmax_out, method=method, backend=backend), product, method, 1e-12
+        )
 
 
 def test_couplings_are_those_of_so3(method):
@@ -65,7 +83,12 @@ def test_couplings_are_those_of_so3(method):
                 there = abs(l1 - l2) <= l3 <= l1 + l2
                 for out, coupling in ((product, gaunt), (bracket, tables.bracket)):
                     expected = torch.tensor(coupling(l1, l2, l3)) if there else torch.zeros((), dtype=torch.float64)
-                    torch.testing.assert_close(out[at[l1], at[l2], at[l3]], expected.expand(2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1), rtol=0, atol=1e-13)
+                    torch.testing.assert_close(
+                        out[at[l1], at[l2], at[l3]],
+                        expected.expand(2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1),
+                        rtol=0,
+                        atol=1e-13,
+                    )
 
 
 @pytest.mark.parametrize("degrees", [(2, 2), (4, 3), (1, 6)])
@@ -79,7 +102,10 @@ def test_it_is_the_product_of_the_functions(method, degrees):
 
 def test_one_times_one_to_one_is_the_cross_product(method):
     x1, x2 = testing.random(8, 3, seed=1), testing.random(8, 3, seed=2)
-    pad = lambda v: torch.nn.functional.pad(v, (1, 0))  # noqa: E731
+
+    def pad(v):
+        return torch.nn.functional.pad(v, (1, 0))
+
     product, bracket = gaunt_tensor_product(pad(x1), pad(x2), 1, method=method, odd=True)
     cross = math.sqrt(3 / (4 * math.pi)) * torch.linalg.cross(x1, x2)
     torch.testing.assert_close(bracket[:, 1:], cross, rtol=0, atol=4e-15)
@@ -97,15 +123,23 @@ def test_a_smaller_grid_is_wrong(monkeypatch, degrees, fewer, backend):
     rows, columns = tables.folded_size(sum(degrees))
     monkeypatch.setattr(tables, "folded_size", lambda degree: (rows - fewer[0], columns - fewer[1]))
     monkeypatch.setattr(signals, "product", signals.product.__wrapped__)  # which remembers programs
-    assert testing.relative_error(gaunt_tensor_product(x1, x2, lmax_out, method="grid", backend=backend), expected) > 0.01
+    assert (
+        testing.relative_error(gaunt_tensor_product(x1, x2, lmax_out, method="grid", backend=backend), expected) > 0.01
+    )
 
 
 @pytest.mark.parametrize("parities", [(1, 1), (1, -1), (-1, -1)])
 def test_equivariance(method, parities):
     p, q = parities
-    irreps = lambda lmax, p: [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]  # noqa: E731
+
+    def irreps(lmax, p):
+        return [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]
+
     inputs = [(coefficients(5, 3, seed=1), irreps(3, p)), (coefficients(5, 2, seed=2), irreps(2, q))]
-    f = lambda a, b: torch.cat(gaunt_tensor_product(a, b, 4, method=method, odd=True), -1)  # noqa: E731
+
+    def f(a, b):
+        return torch.cat(gaunt_tensor_product(a, b, 4, method=method, odd=True), -1)
+
     testing.assert_equivariant(f, inputs, irreps(4, p * q) + irreps(4, -p * q))
 
 
@@ -122,7 +156,9 @@ def test_float32(method, lmax):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_for_storage(dtype):
     x1, x2 = coefficients(4, 3, dtype=dtype), coefficients(4, 3, seed=1, dtype=dtype)
-    for a, b in zip(*(gaunt_tensor_product(x, y, 4, odd=True) for x, y in ((x1, x2), (x1.float(), x2.float()))), strict=True):
+    for a, b in zip(
+        *(gaunt_tensor_product(x, y, 4, odd=True) for x, y in ((x1, x2), (x1.float(), x2.float()))), strict=True
+    ):
         assert a.dtype == dtype and torch.equal(a, b.to(dtype))
 
 
@@ -130,15 +166,23 @@ def test_derivatives(method):
     x1, x2 = coefficients(2, 1, 2, seed=1), coefficients(2, 1, seed=2)
     w1, w2, w3 = testing.random(3, seed=3), testing.random(2, 2, seed=4), testing.random(1, 4, seed=5)
     inputs = tuple(t.requires_grad_() for t in (x1, x2, w1, w2, w3))
-    f = lambda a, b, u, v, w: torch.cat(gaunt_tensor_product(a, b, 3, method=method, w1=u, w2=v, w3=w, odd=True), -1)  # noqa: E731
+
+    def f(a, b, u, v, w):
+        return torch.cat(gaunt_tensor_product(a, b, 3, method=method, w1=u, w2=v, w3=w, odd=True), -1)
+
     assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
 def test_third_derivative_and_vmap(method):
     x = coefficients(3, 2, seed=1)
-    f = lambda x: (gaunt_tensor_product(x, x, 2, method=method) ** 2).sum()  # noqa: E731
-    third = lambda f: torch.func.vmap(torch.func.jacrev(torch.func.jacrev(torch.func.grad(f))))(x)  # noqa: E731
+
+    def f(x):
+        return (gaunt_tensor_product(x, x, 2, method=method) ** 2).sum()
+
+    def third(f):
+        return torch.func.vmap(torch.func.jacrev(torch.func.jacrev(torch.func.grad(f))))(x)
+
     dense = torch.tensor(tables.coupling(2, 2, 2))
     expected = third(lambda x: (torch.einsum("i,j,ijk->k", x, x, dense) ** 2).sum())
     testing.assert_close(third(f), expected, method, 1e-12)
@@ -147,14 +191,19 @@ def test_third_derivative_and_vmap(method):
 def test_weights_scale_each_degree(method):
     x1, x2 = coefficients(4, 5, 3, seed=1), coefficients(4, 5, 2, seed=2)
     w1, w2, w3 = testing.random(5, 4, seed=3), testing.random(3, seed=4), testing.random(4, 1, 5, seed=5)
-    spread = lambda w: torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)  # noqa: E731
+
+    def spread(w):
+        return torch.cat([w[..., l : l + 1].expand(*w.shape[:-1], 2 * l + 1) for l in range(w.shape[-1])], -1)
+
     found = gaunt_tensor_product(x1, x2, 4, method=method, w1=w1, w2=w2, w3=w3, odd=True)
     plain = gaunt_tensor_product(x1 * spread(w1), x2 * spread(w2), 4, method=method, odd=True)
     for a, b in zip(found, plain, strict=True):
         testing.assert_close(a, b * spread(w3), method)
 
 
-@pytest.mark.parametrize("shapes", [((), ()), ((4,), ()), ((), (4,)), ((7, 1), (3,)), ((2, 1, 3), (5, 1)), ((0, 3), (3,))], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [((), ()), ((4,), ()), ((), (4,)), ((7, 1), (3,)), ((2, 1, 3), (5, 1)), ((0, 3), (3,))], ids=str
+)
 def test_leading_dimensions_broadcast(method, shapes):
     x1, x2 = coefficients(*shapes[0], 2, seed=1), coefficients(*shapes[1], 3, seed=2)
     shape = torch.broadcast_shapes(*shapes)
@@ -166,7 +215,9 @@ def test_leading_dimensions_broadcast(method, shapes):
 
 def test_degrees_that_cannot_be_reached_are_zero(method):
     x1, x2 = coefficients(2, 2, seed=1), coefficients(2, 1, seed=2)
-    for wide, narrow in zip(*(gaunt_tensor_product(x1, x2, lmax, method=method, odd=True) for lmax in (5, 3)), strict=True):
+    for wide, narrow in zip(
+        *(gaunt_tensor_product(x1, x2, lmax, method=method, odd=True) for lmax in (5, 3)), strict=True
+    ):
         assert torch.equal(wide[:, :16], narrow) and wide.shape == (2, 36) and not wide[:, 16:].any()
 
 
@@ -182,7 +233,10 @@ def test_tables_made_in_inference_mode_serve_training(method):
 
 def test_compiles_in_one_graph(method):
     x1, x2 = (coefficients(4, lmax, seed=lmax).requires_grad_() for lmax in (2, 3))
-    f = lambda a, b: torch.cat(gaunt_tensor_product(a, b, 3, method=method, odd=True), -1)  # noqa: E731
+
+    def f(a, b):
+        return torch.cat(gaunt_tensor_product(a, b, 3, method=method, odd=True), -1)
+
     compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
     results = [(out, *torch.autograd.grad(out.sin().sum(), (x1, x2))) for out in (compiled(x1, x2), f(x1, x2))]
     for a, b in zip(*results, strict=True):
@@ -191,13 +245,19 @@ def test_compiles_in_one_graph(method):
 
 def test_auto_takes_the_rule(monkeypatch):
     taken = []
-    record = lambda name, route: lambda *a: taken.append(name) or route(*a)  # noqa: E731
+
+    def record(name, route):
+        return lambda *a: taken.append(name) or route(*a)
+
     monkeypatch.setattr(module, "ROUTES", {name: record(name, route) for name, route in module.ROUTES.items()})
     for lmax1, lmax2 in ((2, 2), (2, 3), (3, 0), (8, 8)):
         gaunt_tensor_product(coefficients(lmax1), coefficients(lmax2), 2, backend="reference")
     assert taken == ["sparse", "grid", "sparse", "grid"]
     x = torch.zeros(1)
-    rule = lambda *degrees: module.choose("op", "auto", "native", degrees, x)  # noqa: E731
+
+    def rule(*degrees):
+        return module.choose("op", "auto", "native", degrees, x)
+
     assert [rule(3, 3), rule(4, 1), rule(4, 2)] == [("sparse", "native"), ("sparse", "native"), ("grid", "native")]
 
 
@@ -213,7 +273,12 @@ X = torch.zeros(2, 9)
         ((X, X[0, 0], 2), {}, ValueError, r"x2 must be \[..., \(lmax\+1\)\^2\], got \[\]"),
         ((X, X.double(), 2), {}, TypeError, "x2 must have the dtype of x1, torch.float32, got torch.float64"),
         ((X, X.to("meta"), 2), {}, ValueError, "x2 must be on the device of x1, cpu, got meta"),
-        ((X, X.expand(3, 1, 2, 9)[..., :1, :].expand(3, 1, 3, 9), 2), {}, ValueError, r"leading dimensions do not broadcast: x1 \[2, 9\], x2"),
+        (
+            (X, X.expand(3, 1, 2, 9)[..., :1, :].expand(3, 1, 3, 9), 2),
+            {},
+            ValueError,
+            r"leading dimensions do not broadcast: x1 \[2, 9\], x2",
+        ),
         ((X, X, 2.0), {}, TypeError, "lmax_out must be an integer, got float"),
         ((X, X, True), {}, TypeError, "lmax_out must be an integer, got bool"),
         ((X, X, -1), {}, ValueError, "lmax_out must be at least 0, got -1"),

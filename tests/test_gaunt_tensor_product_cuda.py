@@ -1,5 +1,5 @@
-"""Specialised kernels of programs (csrc/gaunt_tensor_product.cuh) against dense tables at all points of the grid (tests/programs.py), in float64:
-compiled as C++ and run on CPU tensors; where there is a GPU, on it."""
+"""Specialised kernels of programs (csrc/signals/signals.cuh) against dense tables at all points of the grid
+(tests/programs.py), in float64: compiled as C++ and run on CPU tensors; where there is a GPU, on it."""
 
 import emulated  # noqa: F401 (the family)
 import emulation
@@ -7,7 +7,9 @@ import programs
 import pytest
 import torch
 
-from eqtp import signals, specialise_signals, testing
+from eqtp import testing
+from eqtp.backends.jit import sample_tables
+from eqtp.plans import signals
 
 KINDS = ["product", "odd", "cross"]
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
@@ -15,7 +17,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, tor
 DEGREES = [(0, 0, 0), (0, 2, 1), (2, 0, 3), (1, 3, 2), (3, 1, 5)]
 
 
-@pytest.fixture(params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t))
+@pytest.fixture(
+    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
+)
 def target(request):
     """(family, device)."""
     if request.param[0] == "emulated" and emulation.why_not(None):
@@ -54,14 +58,21 @@ def test_lower_precision(target, kind, dtype):
     check(p, operands(p, 9, 4, dtype), target)
 
 
-@pytest.mark.parametrize("degrees, kind, pass_", [((4, 4, 8), "product", "fwd"), ((6, 6, 6), "odd", "fwd"), ((4, 4, 4), "odd", "bwdbwd")], ids=str)
+@pytest.mark.parametrize(
+    "degrees, kind, pass_",
+    [((4, 4, 8), "product", "fwd"), ((6, 6, 6), "odd", "fwd"), ((4, 4, 4), "odd", "bwdbwd")],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_higher_degrees(target, degrees, kind, pass_, dtype):
     p = program(kind, degrees, pass_)
     check(p, operands(p, 3, 12, dtype), target)
 
 
-@pytest.mark.parametrize("kind, pass_, dtype", [("product", "fwd", torch.float32), ("odd", "fwd", torch.float64), ("cross", "bwd", torch.float64)])
+@pytest.mark.parametrize(
+    "kind, pass_, dtype",
+    [("product", "fwd", torch.float32), ("odd", "fwd", torch.float64), ("cross", "bwd", torch.float64)],
+)
 def test_more_rows_than_workers(target, kind, pass_, dtype):
     """Degrees up to 20: few samples in a tile, rows in several rounds, columns in a loop, long tables."""
     p = program(kind, (10, 10, 20), pass_)
@@ -84,12 +95,13 @@ def test_a_sum_of_nothing(target):
 def test_one_gradient(target, wanted, used):
     """The operand itself is not read."""
     p = signals.product("odd", 2, 1, 3, "bwd", wanted)
-    assert specialise_signals.signals(p, torch.float64).inputs == used
+    assert sample_tables.signals(p, torch.float64).inputs == used
     check(p, operands(p, 5, 7, torch.float64), target)
 
 
 def test_shared_and_strided_inputs(target):
-    """A row for all channels, for all of the batch, for everything; rows at any distance; also with the last dimension of a size of 1."""
+    """A row for all channels, for all of the batch, for everything; rows at any distance; also with the last dimension
+    of a size of 1."""
     p = program("product", (2, 1, 3), "bwdbwd")
     rows = operands(p, 6, 11, torch.float64)
     wide = testing.random(11, 6, 10).transpose(0, 1)[..., 1:]
@@ -101,11 +113,13 @@ def test_shared_and_strided_inputs(target):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (1, 31), (33, 1), (5, 64)], ids=str)
 def test_sizes(target, shape):
     p = program("product", (1, 1, 2), "fwd")
-    check(p, operands(p, *shape, torch.float64), target) if 0 not in shape else ours(p, operands(p, *shape, torch.float64), target)
+    check(p, operands(p, *shape, torch.float64), target) if 0 not in shape else ours(
+        p, operands(p, *shape, torch.float64), target
+    )
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(specialise_signals, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
     p = program("product", (1, 1, 2), "fwd")
     check(p, operands(p, 30, 10, torch.float64), target)
 
@@ -124,4 +138,4 @@ def test_the_order_of_threads_does_not_matter(order, monkeypatch):
 def test_too_large():
     """The shared memory of a GPU is the limit."""
     with pytest.raises(RuntimeError, match=r"signals: .* do not fit"):
-        specialise_signals.signals(signals.product("cross", 60, 60, 60, "bwdbwd", (True,) * 3), torch.float64)
+        sample_tables.signals(signals.product("cross", 60, 60, 60, "bwdbwd", (True,) * 3), torch.float64)

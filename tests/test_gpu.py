@@ -1,19 +1,21 @@
-"""Harmonics, segment ops and graphs on a GPU, every family that runs there, against the float64 reference on the CPU."""
+"""Harmonics, segment ops and graphs on a GPU, every family that runs there, against the float64 reference on the
+CPU."""
 
 import pytest
 import torch
 
 import eqtp
-from eqtp import backend, testing
+from eqtp import testing
+from eqtp.backends import registry
 
 pytestmark = pytest.mark.gpu
-FAMILIES = [family for family in backend.FAMILIES if family != "reference"]
+FAMILIES = [family for family in registry.FAMILIES if family != "reference"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def run_or_skip(family: str, op: str, dtype: torch.dtype):
     """Skips, with the family's reason, what it cannot run here."""
-    reason = backend.why_not(family, op, None, torch.device("cuda"), dtype)
+    reason = registry.why_not(family, op, None, torch.device("cuda"), dtype)
     if reason:
         pytest.skip(reason)
 
@@ -44,8 +46,13 @@ def check(family, op, f, x, g, c, dtype):
 def test_spherical_harmonics(family, degrees, dtype):
     n, columns = 333, sum(2 * l + 1 for l in degrees)
     xyz = torch.nn.functional.normalize(testing.random(n, 3), dim=1) * (1 + testing.random(n, 1, seed=5).abs())
-    f = lambda x, b: eqtp.spherical_harmonics(degrees, x, True, "component", backend=b)  # noqa: E731
-    check(family, "spherical_harmonics", f, xyz, testing.random(n, columns, seed=1), testing.random(n, 3, seed=2), dtype)
+
+    def f(x, b):
+        return eqtp.spherical_harmonics(degrees, x, True, "component", backend=b)
+
+    check(
+        family, "spherical_harmonics", f, xyz, testing.random(n, columns, seed=1), testing.random(n, 3, seed=2), dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -56,9 +63,22 @@ def test_segments(random_graph, family, op, dtype):
     on = {"cpu": graph, "cuda": eqtp.Graph(graph.src.cuda(), graph.dst.cuda(), 40, 50)}
     for columns in (1, 7, 64):
         rows = 400 if op == "segment_softmax" else 50
-        f = lambda x, b: getattr(eqtp, op)(x, on[x.device.type], backend=b)  # noqa: E731
-        x = (testing.random(400, columns) * 4).round() / 4 if op == "segment_max" else testing.random(400, columns)  # with ties
-        check(family, op.replace("mean", "sum"), f, x, testing.random(rows, columns, seed=1), testing.random(400, columns, seed=2), dtype)
+
+        def f(x, b):
+            return getattr(eqtp, op)(x, on[x.device.type], backend=b)
+
+        x = (
+            (testing.random(400, columns) * 4).round() / 4 if op == "segment_max" else testing.random(400, columns)
+        )  # with ties
+        check(
+            family,
+            op.replace("mean", "sum"),
+            f,
+            x,
+            testing.random(rows, columns, seed=1),
+            testing.random(400, columns, seed=2),
+            dtype,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -67,10 +87,12 @@ def test_graphs(random_graph, dtype):
     graph = random_graph(6, 5, 40)
     other = eqtp.Graph(graph.src.to("cuda", dtype), graph.dst.to("cuda", dtype), 6, 5)
     for a, b in ((graph, other), (graph.transpose(), other.transpose())):
-        assert torch.equal(a.ptr, b.ptr.cpu()) and torch.equal(a.order, b.order.cpu()) and torch.equal(a.src, b.src.cpu())
+        assert (
+            torch.equal(a.ptr, b.ptr.cpu()) and torch.equal(a.order, b.order.cpu()) and torch.equal(a.src, b.src.cpu())
+        )
     with pytest.raises(ValueError, match=r"dst must be in \[0, 4\)"):
         eqtp.Graph(other.src, other.dst, 6, 4)
 
 
 def test_auto_takes_kernels():
-    assert backend.resolve("auto", "spherical_harmonics", None, torch.device("cuda"), torch.float32) != "reference"
+    assert registry.resolve("auto", "spherical_harmonics", None, torch.device("cuda"), torch.float32) != "reference"

@@ -1,4 +1,5 @@
-"""`make gpu`, rehearsed without a GPU: its steps, its limits, its reports, and that everything it wants to run exists."""
+"""`make gpu`, rehearsed without a GPU: its steps, its limits, its reports, and that everything it wants to run
+exists."""
 
 import importlib.util
 import json
@@ -17,9 +18,10 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 import eqtp.__main__ as page  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
 from bench import first_call, gpu, gpu_jobs, report, sanitize  # noqa: E402
-from eqtp import native, problems  # noqa: E402
+from eqtp.backends.native import library  # noqa: E402
+from eqtp.testing import problems  # noqa: E402
 
-needs_native = pytest.mark.skipif(native._native is None, reason="eqtp._native is not built")
+needs_native = pytest.mark.skipif(library._native is None, reason="eqtp._native is not built")
 if sys.version_info < (3, 11):
     pytest.skip("make gpu needs Python 3.11", allow_module_level=True)
 
@@ -38,13 +40,17 @@ def test_rehearsal(monkeypatch, tmp_path, capfd):
     conv = gpu_jobs.REHEARSAL[0]
     monkeypatch.setattr(gpu, "jobs", lambda rehearse: [conv] if rehearse else pytest.fail("not a rehearsal"))
     steps = ["--steps", "environment,tests,check,benchmarks", "--tests", str(ROOT / "tests" / "test_triton.py")]
-    assert gpu.main(["--rehearse", "--folder", str(tmp_path / "gpu"), *steps]) == (1 if torch.cuda.is_available() else 0)
+    assert gpu.main(["--rehearse", "--folder", str(tmp_path / "gpu"), *steps]) == (
+        1 if torch.cuda.is_available() else 0
+    )
     said = capfd.readouterr().out
     assert f"{tmp_path / 'gpu' / 'site' / 'eqtp'}\n" in said  # python -m eqtp
     assert re.search(r"tests +ok .* \d+ skipped: no GPU", said) or torch.cuda.is_available()
     assert re.search(r"check +ok .* 1 agree, 0 do not; jit: the specialised kernels run on NVIDIA GPUs", said)
     rows = report.read(tmp_path / "gpu" / "results")
-    assert [(row["problem"], row["pass"], row["backend"]) for row in rows] == [("nequip-water", p, "native") for p in conv.options[1].split(",")]
+    assert [(row["problem"], row["pass"], row["backend"]) for row in rows] == [
+        ("nequip-water", p, "native") for p in conv.options[1].split(",")
+    ]
     assert {path.name for path in out.iterdir()} == {"gpu.log", "rehearsal.md", "tensor_product_conv-rehearsal.json"}
     assert "| nequip-water | random, 10 nodes, 30 edges | float32 | forward |" in (out / "rehearsal.md").read_text()
     assert "$ " in (out / "gpu.log").read_text() and "skipped" in (out / "gpu.log").read_text()
@@ -64,7 +70,9 @@ def test_a_step_that_fails_does_not_stop_the_next(monkeypatch, tmp_path, capsys)
 def test_unknown_steps_list_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--steps", "bild"])
-    assert "unknown step bild; known: environment, build, tests, sanitizer, check, benchmarks" in capsys.readouterr().err
+    assert (
+        "unknown step bild; known: environment, build, tests, sanitizer, check, benchmarks" in capsys.readouterr().err
+    )
 
 
 def test_a_command_ends_with_its_step_and_so_do_its_children(run):
@@ -92,7 +100,9 @@ def test_links_make_a_package(tmp_path):
     names = {path.name for path in (tmp_path / "eqtp").iterdir()}
     assert names >= {"__init__.py", "ops", "kernels", "csrc"} and "__pycache__" not in names
     assert not [name for name in names if name.startswith("_native")]
-    assert (tmp_path / "eqtp" / "kernels" / "__init__.py").exists() and (tmp_path / "eqtp" / "csrc" / "device.cuh").exists()
+    assert (tmp_path / "eqtp" / "kernels" / "__init__.py").exists() and (
+        tmp_path / "eqtp" / "csrc" / "common/device.cuh"
+    ).exists()
     gpu.link(tmp_path, with_native=True)
     assert bool(list((tmp_path / "eqtp").glob("_native*.so"))) == bool(list((ROOT / "eqtp").glob("_native*.so")))
 
@@ -100,7 +110,11 @@ def test_links_make_a_package(tmp_path):
 def test_build_says_what_is_missing(monkeypatch, run):
     monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: "/nowhere")
     outcome = gpu.build(run)
-    assert outcome.status == "skipped" and "/nowhere/Python.h is missing" in outcome.note and "without the family native" in outcome.note
+    assert (
+        outcome.status == "skipped"
+        and "/nowhere/Python.h is missing" in outcome.note
+        and "without the family native" in outcome.note
+    )
 
 
 def test_files_with_tests_for_a_gpu_are_found_and_their_results_added(monkeypatch, run):
@@ -146,9 +160,14 @@ def test_only_what_is_right_is_timed(monkeypatch, run):
     """Problems are grouped by the families that passed the check; a family that did not is not timed."""
     called = []
     monkeypatch.setattr(run, "python", lambda name, *arguments: called.append(arguments) or gpu.Done(0, "", 1.0))
-    run.right = {("segment_sum", p, "float32", f) for p, f in [("a", "jit"), ("b", "jit"), ("b", "native"), ("c", "jit")]}
+    run.right = {
+        ("segment_sum", p, "float32", f) for p, f in [("a", "jit"), ("b", "jit"), ("b", "native"), ("c", "jit")]
+    }
     assert gpu.time_job(run, gpu_jobs.Job("sum", "segment_sum", ("a", "b", "c", "d"), ())) == "sum: no family for d"
-    assert [(args[4:6], args[args.index("--backend") + 1]) for args in called] == [(("a", "c"), "jit"), (("b", "--backend"), "jit,native")]
+    assert [(args[4:6], args[args.index("--backend") + 1]) for args in called] == [
+        (("a", "c"), "jit"),
+        (("b", "--backend"), "jit,native"),
+    ]
 
 
 def test_what_broke_is_run_alone(monkeypatch, run):
@@ -156,9 +175,19 @@ def test_what_broke_is_run_alone(monkeypatch, run):
     called = []
 
     def python(name, *arguments):
-        problem, backend, file = arguments[4], arguments[arguments.index("--backend") + 1], arguments[arguments.index("--json") + 1]
+        problem, backend, file = (
+            arguments[4],
+            arguments[arguments.index("--backend") + 1],
+            arguments[arguments.index("--json") + 1],
+        )
         called.append((problem, backend))
-        rows = [("a", "fwd"), ("a", "grad"), ("b", "fwd")] if len(called) == 1 else [("b", "fwd"), ("b", "grad")] if backend == "jit" else []
+        rows = (
+            [("a", "fwd"), ("a", "grad"), ("b", "fwd")]
+            if len(called) == 1
+            else [("b", "fwd"), ("b", "grad")]
+            if backend == "jit"
+            else []
+        )
         file.write_text("".join(json.dumps({"problem": p, "pass": q, "from": name}) + "\n" for p, q in rows))
         return gpu.Done(0 if backend == "jit" else 1, "illegal memory access", 1.0)
 
@@ -178,10 +207,28 @@ def test_jobs_are_what_the_harness_takes():
         ops.add(job.op)
         assert set(job.families) <= {"jit", "native", "triton", "reference"}
         if job.op != "first_call":
-            options = bench.parse([job.op, "--problem", *job.problems, "--dtype", job.dtype, "--backend", ",".join(job.families), *job.options])
+            options = bench.parse(
+                [
+                    job.op,
+                    "--problem",
+                    *job.problems,
+                    "--dtype",
+                    job.dtype,
+                    "--backend",
+                    ",".join(job.families),
+                    *job.options,
+                ]
+            )
             assert problems.graph(options.graph, 10, 30).num_nodes
         assert {name for name, _ in job.peers} <= set(bench.peers.NAMES)
-    assert ops >= {"tensor_product_conv", "spherical_harmonics", "segment_sum", "segment_max", "segment_softmax", "first_call"}
+    assert ops >= {
+        "tensor_product_conv",
+        "spherical_harmonics",
+        "segment_sum",
+        "segment_max",
+        "segment_softmax",
+        "first_call",
+    }
     assert len({job.name for job in gpu_jobs.GPU}) == len(gpu_jobs.GPU)
     assert len(problems.graph("diamond:5").src) == 158_000 and len(problems.graph("flashtp").src) == 32_768
 
@@ -195,11 +242,17 @@ def rows(**changes):
 
 
 def test_tables(tmp_path):
-    found = [*rows(), *rows(op="first_call", **{"pass": "cold cache"}, bandwidth_fraction=None, size={"graph": "crystal-36k"})]
+    found = [
+        *rows(),
+        *rows(op="first_call", **{"pass": "cold cache"}, bandwidth_fraction=None, size={"graph": "crystal-36k"}),
+    ]
     text = report.tables(found)
     assert "a GPU; driver 1.2; copy 4,000 to 4,000 GB/s (read + write); torch 2" in text
     assert "| problem | size | dtype | pass | floor | jit | native |" in text
-    assert "| a | diamond:5, 10 nodes, 2,000 edges | float32 | forward | 1.5 ms | 2 ms, 75%, 1,234 MB | 4 ms, 38% |" in text
+    assert (
+        "| a | diamond:5, 10 nodes, 2,000 edges | float32 | forward | 1.5 ms | 2 ms, 75%, 1,234 MB | 4 ms, 38% |"
+        in text
+    )
     assert [path.name for path in report.write(found, tmp_path, "cuda-x")] == [
         "cuda-x.md",
         "first_call-cuda-x.json",
@@ -227,10 +280,15 @@ def test_sanitize_compares(monkeypatch, capsys):
     arguments = ["--device", "cpu", "--backend", "jit,native", "--dtype", "float32"]
     assert sanitize.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "ok: tensor_product_conv float32, spherical_harmonics float32, segment_sum float32" in said and "not run: the specialised kernels" in said
+    assert (
+        "ok: tensor_product_conv float32, spherical_harmonics float32, segment_sum float32" in said
+        and "not run: the specialised kernels" in said
+    )
     right = eqtp_sum = sanitize.importlib.import_module("eqtp.ops.segment_sum").segment_sum
     monkeypatch.setattr(
-        sys.modules["eqtp.ops.segment_sum"], "segment_sum", lambda x, g, backend: eqtp_sum(x, g, backend) * (1.001 if backend == "native" else 1)
+        sys.modules["eqtp.ops.segment_sum"],
+        "segment_sum",
+        lambda x, g, backend: eqtp_sum(x, g, backend) * (1.001 if backend == "native" else 1),
     )
     assert sanitize.main(arguments) == 1 and right is eqtp_sum
     assert "segment_sum fwd float32: result 0 is off by 1.0e-03 of its scale" in capsys.readouterr().out
@@ -242,7 +300,13 @@ def test_first_call(tmp_path, capsys):
     tiny = ["--graph", "random", "--nodes", "10", "--edges", "30", "--cache", "cold", "--json", str(file)]
     assert first_call.main(["--backend", "native", *tiny]) == 0
     row = json.loads(file.read_text())
-    assert (row["op"], row["pass"], row["backend"], row["device"], row["ratio_to"]) == ("first_call", "cold cache", "native", "cpu", {})
+    assert (row["op"], row["pass"], row["backend"], row["device"], row["ratio_to"]) == (
+        "first_call",
+        "cold cache",
+        "native",
+        "cpu",
+        {},
+    )
     assert row["step_ms"] > 0
     file.unlink()
     assert first_call.main(["--backend", "jit", *tiny]) == 0 and not file.exists()

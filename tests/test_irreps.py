@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from e3nn import o3
 
-from eqtp.irreps import Irrep, Irreps, MulIr
+from eqtp.math.irreps import Irrep, Irreps, MulIr
 
 STRINGS = [
     "", "   ", "1o", "0e", "12e", "2y", "3y", " 5x1e ", "128x0e + 64x1o", "128x0e+64x1o+32x2e", "0x3o",
@@ -34,7 +34,9 @@ def test_equal_to_e3nn(text):
     assert ours == theirs and theirs == ours and hash(ours) == hash(theirs)
     assert (ours.dim, ours.num_irreps, ours.ls) == (theirs.dim, theirs.num_irreps, theirs.ls)
     assert ours.slices() == theirs.slices()
-    assert [(block.mul, block.ir.l, block.ir.p, block.dim) for block in ours] == [(block.mul, block.ir.l, block.ir.p, block.dim) for block in theirs]
+    assert [(block.mul, block.ir.l, block.ir.p, block.dim) for block in ours] == [
+        (block.mul, block.ir.l, block.ir.p, block.dim) for block in theirs
+    ]
     for name in ("simplify", "regroup", "remove_zero_multiplicities"):
         assert str(getattr(ours, name)()) == str(getattr(theirs, name)())
     mine, other = ours.sort(), theirs.sort()
@@ -103,7 +105,9 @@ def test_what_the_constructors_take():
     assert isinstance(want[0], MulIr) and isinstance(want[:1], Irreps)
 
 
-@pytest.mark.parametrize("bad", [[(-1, "0e")], [(1.5, "0e")], [(1, "0f")], [("0e", 1)], [(1, 2, 3)], [None], 7, [(1, (0, 2))], 3.0])
+@pytest.mark.parametrize(
+    "bad", [[(-1, "0e")], [(1.5, "0e")], [(1, "0f")], [("0e", 1)], [(1, 2, 3)], [None], 7, [(1, (0, 2))], 3.0]
+)
 def test_bad_blocks_raise(bad):
     with pytest.raises(ValueError, match=r"^Irreps: cannot read"):
         Irreps(bad)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import forget
 
-from eqtp import jit
+from eqtp.backends.jit import runtime
 
 pytestmark = pytest.mark.usefixtures("jit_cache")
 TEXT = """
@@ -29,35 +29,35 @@ def entries(folder):
 
 # ------------------------------------------------------------------------------------------------ the cache
 def test_compiled_once(compiles, jit_cache):
-    first = jit.cached(TEXT, NAMES, "90")
-    assert jit.cached(TEXT, list(NAMES), "90") is first  # from memory
+    first = runtime.cached(TEXT, NAMES, "90")
+    assert runtime.cached(TEXT, list(NAMES), "90") is first  # from memory
     forget()
-    assert jit.cached(TEXT, NAMES, "90") == first  # from disk, every byte
+    assert runtime.cached(TEXT, NAMES, "90") == first  # from disk, every byte
     assert len(compiles) == 1
     assert [path.suffix for path in entries(jit_cache)] == [".cubin"]  # no lock and no temporary file is left
 
 
 def test_real_code_from_disk(compiler, jit_cache):
-    first = jit.cached(TEXT, NAMES, "90")
+    first = runtime.cached(TEXT, NAMES, "90")
     forget()
-    assert jit.cached(TEXT, NAMES, "90") == first and len(jit.usage(first.log)) == 2
+    assert runtime.cached(TEXT, NAMES, "90") == first and len(runtime.usage(first.log)) == 2
 
 
 @pytest.mark.parametrize("what", ["text", "names", "arch", "options", "NVRTC", "format"])
 def test_other_key_other_entry(compiles, jit_cache, monkeypatch, what):
-    jit.cached(TEXT, NAMES, "90")
+    runtime.cached(TEXT, NAMES, "90")
     forget()
     if what == "NVRTC":
-        monkeypatch.setattr(jit, "version", lambda: (13, 1))
+        monkeypatch.setattr(runtime, "version", lambda: (13, 1))
     if what == "format":
-        monkeypatch.setattr(jit, "FORMAT", jit.FORMAT + 1)
+        monkeypatch.setattr(runtime, "FORMAT", runtime.FORMAT + 1)
     changed = {
         "text": (TEXT + "\n", NAMES, "90"),
         "names": (TEXT, NAMES[:1], "90"),
         "arch": (TEXT, NAMES, "100"),
         "options": (TEXT, NAMES, "90", ("-G",)),
     }
-    jit.cached(*changed.get(what, (TEXT, NAMES, "90")))
+    runtime.cached(*changed.get(what, (TEXT, NAMES, "90")))
     assert len(compiles) == len(entries(jit_cache)) == 2
 
 
@@ -78,25 +78,25 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_entry_is_made_again(compiles, jit_cache, capfd, damage):
-    first = jit.cached(TEXT, NAMES, "90")
+    first = runtime.cached(TEXT, NAMES, "90")
     (path,) = entries(jit_cache)
     good = path.read_bytes()
     path.write_bytes(DAMAGE[damage](good))
     forget()
-    assert jit.cached(TEXT, NAMES, "90") == first
+    assert runtime.cached(TEXT, NAMES, "90") == first
     assert len(compiles) == 2 and entries(jit_cache) == [path] and path.read_bytes() == good
     assert f"eqtp: {path} is damaged" in capfd.readouterr().err
 
 
 def test_entry_of_another_program(compiles, jit_cache):
     """A file under the name of another one is whole, and still not taken."""
-    jit.cached(TEXT, NAMES, "90")
+    runtime.cached(TEXT, NAMES, "90")
     (path,) = entries(jit_cache)
-    jit.cached(TEXT, NAMES, "100")
+    runtime.cached(TEXT, NAMES, "100")
     (other,) = set(entries(jit_cache)) - {path}
     other.replace(path)
     forget()
-    assert jit.cached(TEXT, NAMES, "90").cubin.endswith(b"90") and len(compiles) == 3
+    assert runtime.cached(TEXT, NAMES, "90").cubin.endswith(b"90") and len(compiles) == 3
 
 
 @pytest.mark.parametrize(
@@ -113,15 +113,17 @@ def test_cache_folder(monkeypatch, environment, folder):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert str(jit.cache_folder()) == folder
+    assert str(runtime.cache_folder()) == folder
 
 
 def test_folder_that_cannot_be_used(compiles, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("EQTP_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning, match=r"cannot keep compiled kernels in .*file/cache \(Not a directory\).*EQTP_CACHE_DIR") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"cannot keep compiled kernels in .*file/cache \(Not a directory\).*EQTP_CACHE_DIR"
+    ) as caught:
         for arch in ("80", "90", "90"):
-            jit.cached(TEXT, NAMES, arch)
+            runtime.cached(TEXT, NAMES, arch)
     assert len(caught) == 1 and len(compiles) == 2
 
 
@@ -131,7 +133,7 @@ def test_entry_that_cannot_be_written(compiles, jit_cache, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.warns(RuntimeWarning, match=r"No space left on device"):
-        made = jit.cached(TEXT, NAMES, "90")
+        made = runtime.cached(TEXT, NAMES, "90")
     assert made.cubin and len(compiles) == 1  # not compiled a second time for it
     assert entries(jit_cache) == []
 
@@ -143,9 +145,9 @@ def test_threads_compile_once(compiles, jit_cache, monkeypatch, usable):
     """With the cache's lock and without it."""
     if not usable:
         jit_cache.touch()  # a file where the folder should be
-    pretend = jit.compile
-    monkeypatch.setattr(jit, "compile", lambda *a: (time.sleep(0.1), pretend(*a))[1])
-    threads = [threading.Thread(target=jit.cached, args=(TEXT, NAMES, "90")) for _ in range(8)]
+    pretend = runtime.compile
+    monkeypatch.setattr(runtime, "compile", lambda *a: (time.sleep(0.1), pretend(*a))[1])
+    threads = [threading.Thread(target=runtime.cached, args=(TEXT, NAMES, "90")) for _ in range(8)]
     for t in threads:
         t.start()
     for t in threads:
@@ -156,26 +158,26 @@ def test_threads_compile_once(compiles, jit_cache, monkeypatch, usable):
 def test_compile_all(compiles, monkeypatch):
     """In the order they were given, and at the same time."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    pretend, together = jit.compile, threading.Barrier(4, timeout=20)
-    monkeypatch.setattr(jit, "compile", lambda *a: (together.wait(), pretend(*a))[1])
+    pretend, together = runtime.compile, threading.Barrier(4, timeout=20)
+    monkeypatch.setattr(runtime, "compile", lambda *a: (together.wait(), pretend(*a))[1])
     programs = [(f"{TEXT}// {n}", NAMES) for n in range(4)]
-    made = jit.compile_all(programs, "90")
+    made = runtime.compile_all(programs, "90")
     assert [m.cubin for m in made] == [b"cubin\n\0" + text.encode() + b"90" for text, _ in programs]
-    assert jit.compile_all(programs, "90") == made and len(compiles) == 4
+    assert runtime.compile_all(programs, "90") == made and len(compiles) == 4
 
 
 PROCESS = """
 import sys, time
-from eqtp import jit
+from eqtp.backends.jit import runtime
 calls, seconds = [], float(sys.argv[1])
 def pretend(text, names, arch, options=()):
     calls.append(text)
     time.sleep(seconds)
-    return jit.Compiled(b"code", {}, "")
-jit.compile, jit.version = pretend, lambda: (13, 0)
+    return runtime.Compiled(b"code", {}, "")
+runtime.compile, runtime.version = pretend, lambda: (13, 0)
 print("ready", flush=True)
 sys.stdin.readline()
-made = jit.cached("text", (), "90")
+made = runtime.cached("text", (), "90")
 print(len(calls), made.cubin.decode())
 """
 
@@ -183,7 +185,9 @@ print(len(calls), made.cubin.decode())
 def start(seconds):
     """A process that compiles "text", in so many seconds, as soon as it is told to."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", PROCESS, str(seconds)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(seconds)], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -196,7 +200,10 @@ def test_processes_compile_once(jit_cache):
     results = [process.communicate(timeout=60) for process in processes]
     assert sorted(out for out, _ in results) == ["0 code\n", "1 code\n"]
     said = "".join(error for _, error in results)  # after a second both say why they stand still
-    assert f"eqtp: compiling kernels for sm_90 (kept in {jit_cache})" in said and "eqtp: waiting for another process" in said
+    assert (
+        f"eqtp: compiling kernels for sm_90 (kept in {jit_cache})" in said
+        and "eqtp: waiting for another process" in said
+    )
     assert [path.suffix for path in entries(jit_cache)] == [".cubin"]
 
 
@@ -211,7 +218,7 @@ def test_lock_of_a_dead_process(compiles, jit_cache):
     process.communicate()
     assert [path.suffix for path in entries(jit_cache)] == [".lock"]
     begin = time.monotonic()
-    jit.cached("text", (), "90")
+    runtime.cached("text", (), "90")
     assert time.monotonic() - begin < 1 and len(compiles) == 1
     assert [path.suffix for path in entries(jit_cache)] == [".cubin"]
 
@@ -226,7 +233,7 @@ def held(path):
 
 
 def test_time_limit_of_a_lock(compiles, jit_cache, monkeypatch, capfd):
-    jit.cached(TEXT, NAMES, "90")
+    runtime.cached(TEXT, NAMES, "90")
     (path,) = entries(jit_cache)
     path.unlink()
     forget()
@@ -234,7 +241,7 @@ def test_time_limit_of_a_lock(compiles, jit_cache, monkeypatch, capfd):
     lock = path.with_suffix(".lock")
     with held(lock):
         begin = time.monotonic()
-        jit.cached(TEXT, NAMES, "90")
+        runtime.cached(TEXT, NAMES, "90")
         assert 0.3 <= time.monotonic() - begin < 2 and len(compiles) == 2
         assert lock.exists()  # it is not ours
     assert f"eqtp: another process holds {lock} for more than 0.3 s (EQTP_LOCK_SECONDS)" in capfd.readouterr().err
@@ -242,17 +249,17 @@ def test_time_limit_of_a_lock(compiles, jit_cache, monkeypatch, capfd):
     path.unlink()
     forget()
     with pytest.raises(ValueError, match="EQTP_LOCK_SECONDS must be a number of seconds, got 'soon'"):
-        jit.cached(TEXT, NAMES, "90")
+        runtime.cached(TEXT, NAMES, "90")
 
 
 @pytest.mark.parametrize("seconds, quiet, said", [(0.3, "0", True), (0.0, "0", False), (0.3, "1", False)])
 def test_message_while_compiling(compiles, jit_cache, monkeypatch, capfd, caplog, seconds, quiet, said):
-    monkeypatch.setattr(jit, "PATIENCE", 0.1)
+    monkeypatch.setattr(runtime, "PATIENCE", 0.1)
     monkeypatch.setenv("EQTP_QUIET", quiet)
     caplog.set_level("INFO", logger="eqtp")
-    pretend = jit.compile
-    monkeypatch.setattr(jit, "compile", lambda *a: (time.sleep(seconds), pretend(*a))[1])
-    jit.cached(TEXT, NAMES, "90")
+    pretend = runtime.compile
+    monkeypatch.setattr(runtime, "compile", lambda *a: (time.sleep(seconds), pretend(*a))[1])
+    runtime.cached(TEXT, NAMES, "90")
     message = f"compiling scale<float> and 1 more for sm_90 (kept in {jit_cache})"
     assert capfd.readouterr().err == (f"eqtp: {message}\n" if said else "")
     assert (message in caplog.messages) == (seconds > 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_jit import NAMES, TEXT
 
-from eqtp import jit
+from eqtp.backends.jit import runtime
 
 pytestmark = pytest.mark.usefixtures("jit_cache")
 
@@ -28,7 +28,8 @@ class Function:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A stand-in for torch.cuda and CuPy whose tensors are on the CPU: what was loaded, the current stream, the devices entered."""
+    """A stand-in for torch.cuda and CuPy whose tensors are on the CPU: what was loaded, the current stream, the devices
+    entered."""
     state = types.SimpleNamespace(loaded=[], stream=7, capturing=False, entered=[], attributes=[], wrapped=0)
 
     class Module:
@@ -46,7 +47,8 @@ def gpu(monkeypatch):
             return types.SimpleNamespace(ptr=ours.__cuda_stream__()[1])
 
     driver = types.SimpleNamespace(
-        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8, funcSetAttribute=lambda function, what, value: state.attributes.append((what, value))
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
+        funcSetAttribute=lambda function, what, value: state.attributes.append((what, value)),
     )
     cupy = types.ModuleType("cupy")
     cupy.cuda = types.ModuleType("cupy.cuda")
@@ -60,63 +62,79 @@ def gpu(monkeypatch):
         state.entered.append(d)
         yield
 
-    stream = lambda d: types.SimpleNamespace(cuda_stream=state.stream, __cuda_stream__=lambda s=state.stream: (0, s))  # noqa: E731
-    for name, value in {"device": device, "current_stream": stream, "is_current_stream_capturing": lambda: state.capturing}.items():
+    def stream(d):
+        return types.SimpleNamespace(cuda_stream=state.stream, __cuda_stream__=lambda s=state.stream: (0, s))
+
+    for name, value in {
+        "device": device,
+        "current_stream": stream,
+        "is_current_stream_capturing": lambda: state.capturing,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(jit, "architecture", lambda d: "90")
+    monkeypatch.setattr(runtime, "architecture", lambda d: "90")
     state.device = torch.device("cpu", 0)
     return state
 
 
 @pytest.fixture
 def kernel(gpu):
-    return jit.Kernel("scale<float>", Function("_Zscale"), torch.device("cpu"))
+    return runtime.Kernel("scale<float>", Function("_Zscale"), torch.device("cpu"))
 
 
 def test_arguments(gpu, kernel):
     x = torch.arange(6.0, dtype=torch.float64, requires_grad=True)
-    jit.launch(kernel, (5, 2), (128,), 0, x, x[2:], None, np.int64(2**40), np.float32(0.5), np.int32(-1))
+    runtime.launch(kernel, (5, 2), (128,), 0, x, x[2:], None, np.int64(2**40), np.float32(0.5), np.int32(-1))
     ((grid, block, args, shared, stream),) = kernel.function.calls
     assert (grid, block, shared, stream) == ((5, 2), (128,), 0, 7)
     assert args == [x.data_ptr(), x.data_ptr() + 16, 0, 2**40, 0.5, -1]
-    assert [type(a) for a in args] == [np.uint64, np.uint64, np.uint64, np.int64, np.float32, np.int32]  # the sizes that the kernel reads
+    assert [type(a) for a in args] == [
+        np.uint64,
+        np.uint64,
+        np.uint64,
+        np.int64,
+        np.float32,
+        np.int32,
+    ]  # the sizes that the kernel reads
     assert gpu.entered == [kernel.device]
 
 
 @pytest.mark.parametrize("bad", [3, 0.5, True, "x", [1], np.zeros(1)], ids=repr)
 def test_argument_of_unknown_size(kernel, bad):
-    with pytest.raises(TypeError, match=r"scale<float>: argument 1 must be a tensor, None or a NumPy scalar of the parameter's type, got \w+"):
-        jit.launch(kernel, (1,), (1,), 0, torch.zeros(1), bad)
+    with pytest.raises(
+        TypeError,
+        match=r"scale<float>: argument 1 must be a tensor, None or a NumPy scalar of the parameter's type, got \w+",
+    ):
+        runtime.launch(kernel, (1,), (1,), 0, torch.zeros(1), bad)
     assert kernel.function.calls == []
 
 
 def test_tensor_on_another_device(kernel):
     with pytest.raises(ValueError, match=r"scale<float>: argument 0 must be on cpu, got a tensor on meta"):
-        jit.launch(kernel, (1,), (1,), 0, torch.zeros(1, device="meta"))
+        runtime.launch(kernel, (1,), (1,), 0, torch.zeros(1, device="meta"))
     assert kernel.function.calls == []
 
 
 def test_grid(kernel):
-    jit.launch(kernel, (0,), (128,), 0)
-    jit.launch(kernel, (4, 0), (128,), 0)
+    runtime.launch(kernel, (0,), (128,), 0)
+    runtime.launch(kernel, (4, 0), (128,), 0)
     assert kernel.function.calls == []  # CuPy would run one block
     for grid in ((2**31,), (1, 65536), (1, 1, 65536)):
         with pytest.raises(ValueError, match=r"scale<float>: grid must be at most \(2147483647, 65535, 65535\), got"):
-            jit.launch(kernel, grid, (1,), 0)
-    jit.launch(kernel, (2**31 - 1, 65535, 65535), (1,), 0)
+            runtime.launch(kernel, grid, (1,), 0)
+    runtime.launch(kernel, (2**31 - 1, 65535, 65535), (1,), 0)
     assert len(kernel.function.calls) == 1
 
 
 def test_large_shared_memory_is_asked_for_once(gpu, kernel):
     for size in (1024, 48 * 1024, 100_000, 100_000, 60_000, 120_000):
-        jit.launch(kernel, (1,), (1,), size)
+        runtime.launch(kernel, (1,), (1,), size)
     assert gpu.attributes == [(8, 100_000), (8, 120_000)]
     assert [call[3] for call in kernel.function.calls] == [1024, 48 * 1024, 100_000, 100_000, 60_000, 120_000]
 
 
 def test_current_stream(gpu, kernel):
     for gpu.stream in (7, 7, 9, 7, 0):
-        jit.launch(kernel, (1,), (1,), 0)
+        runtime.launch(kernel, (1,), (1,), 0)
     assert [call[4] for call in kernel.function.calls] == [7, 7, 9, 7, 0]
     assert gpu.wrapped == 3  # one object per stream
 
@@ -125,16 +143,16 @@ def test_older_cupy(gpu, kernel, monkeypatch):
     cuda = sys.modules["cupy.cuda"]
     monkeypatch.setattr(cuda, "Stream", type("Stream", (), {}))
     monkeypatch.setattr(cuda, "ExternalStream", lambda ptr, device_id: types.SimpleNamespace(ptr=ptr), raising=False)
-    jit.launch(kernel, (1,), (1,), 0)
+    runtime.launch(kernel, (1,), (1,), 0)
     assert kernel.function.calls[0][4] == 7
 
 
 def test_kernels_are_loaded_once(gpu, compiles):
-    found = jit.kernels(TEXT, NAMES, gpu.device)
+    found = runtime.kernels(TEXT, NAMES, gpu.device)
     assert {name: k.function.symbol for name, k in found.items()} == {name: f"_Z{name}" for name in NAMES}
-    assert jit.kernels(TEXT, NAMES, gpu.device) is found
-    other = jit.kernels(TEXT, NAMES, torch.device("cpu", 1))  # another device: loaded again, not compiled again
-    assert other is not found and len(compiles) == 1 and gpu.loaded == [jit.cached(TEXT, NAMES, "90").cubin] * 2
+    assert runtime.kernels(TEXT, NAMES, gpu.device) is found
+    other = runtime.kernels(TEXT, NAMES, torch.device("cpu", 1))  # another device: loaded again, not compiled again
+    assert other is not found and len(compiles) == 1 and gpu.loaded == [runtime.cached(TEXT, NAMES, "90").cubin] * 2
     assert gpu.entered[-1] == torch.device("cpu", 1) == other[NAMES[0]].device
 
 
@@ -143,34 +161,40 @@ def test_device_without_a_number(gpu, compiles, monkeypatch):
     number = 0
     monkeypatch.setattr(torch.cuda, "current_device", lambda: number)
     for number in (0, 1, 0):
-        found = jit.kernels(TEXT, NAMES, torch.device("cpu"))
-        assert found is jit.kernels(TEXT, NAMES, torch.device("cpu", number))
+        found = runtime.kernels(TEXT, NAMES, torch.device("cpu"))
+        assert found is runtime.kernels(TEXT, NAMES, torch.device("cpu", number))
     assert len(gpu.loaded) == 2
 
 
 def test_capture_needs_a_warm_up(gpu, compiles):
     gpu.capturing = True
-    with pytest.raises(RuntimeError, match=r"scale<float>, scale<double> cannot be loaded during CUDA graph capture: run the same call once before"):
-        jit.kernels(TEXT, NAMES, gpu.device)
+    with pytest.raises(
+        RuntimeError,
+        match=r"scale<float>, scale<double> cannot be loaded during CUDA graph capture: run the same call once before",
+    ):
+        runtime.kernels(TEXT, NAMES, gpu.device)
     assert compiles == [] and gpu.loaded == []
     gpu.capturing = False
-    found = jit.kernels(TEXT, NAMES, gpu.device)
+    found = runtime.kernels(TEXT, NAMES, gpu.device)
     gpu.capturing = True
-    kernel = jit.kernels(TEXT, NAMES, gpu.device)["scale<float>"]
+    kernel = runtime.kernels(TEXT, NAMES, gpu.device)["scale<float>"]
     assert kernel is found["scale<float>"]
     kernel.device = torch.device("cpu")
-    jit.launch(kernel, (1,), (1,), 0, torch.zeros(1), np.float32(2), np.int64(1))
+    runtime.launch(kernel, (1,), (1,), 0, torch.zeros(1), np.float32(2), np.int64(1))
     assert len(kernel.function.calls) == 1
 
 
 @pytest.mark.gpu
 def test_on_a_gpu():
     """The real thing: results, the current stream, and a captured graph that is played again."""
-    if jit.why_not():
-        pytest.skip(jit.why_not())
+    if runtime.why_not():
+        pytest.skip(runtime.why_not())
     x = torch.arange(1000.0, device="cuda")
-    kernel = jit.kernels(TEXT, NAMES, x.device)["scale<float>"]
-    call = lambda: jit.launch(kernel, (8,), (128,), 0, x, np.float32(2), np.int64(len(x)))  # noqa: E731
+    kernel = runtime.kernels(TEXT, NAMES, x.device)["scale<float>"]
+
+    def call():
+        return runtime.launch(kernel, (8,), (128,), 0, x, np.float32(2), np.int64(len(x)))
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()
@@ -185,8 +209,10 @@ def test_on_a_gpu():
 @pytest.mark.parametrize("family", ["jit", "native", "triton"])
 def test_reasons_are_asked_inside_torch_compile(family):
     """R8: auto on a GPU inside a compiled function: Dynamo must not look into libraries."""
-    from eqtp import backend
+    from eqtp.backends import registry
 
-    can = lambda: backend.why_not(family, "tensor_product", None, torch.device("cuda"), torch.float32) is None  # noqa: E731
+    def can():
+        return registry.why_not(family, "tensor_product", None, torch.device("cuda"), torch.float32) is None
+
     torch._dynamo.reset()
     assert torch.compile(lambda x: x + can(), fullgraph=True, backend="eager")(torch.zeros(1)).item() == can()

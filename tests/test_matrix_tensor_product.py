@@ -8,10 +8,10 @@ import torch
 from programs import check_weights_and_broadcasting
 from sympy.physics.wigner import wigner_6j
 
-from eqtp import gaunt as tables
 from eqtp import testing
+from eqtp.math import sphere as tables
+from eqtp.math.so3 import gaunt, wigner_3j
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
-from eqtp.so3 import gaunt, wigner_3j
 
 
 def coefficients(*shape_and_lmax, seed=0):
@@ -20,7 +20,8 @@ def coefficients(*shape_and_lmax, seed=0):
 
 
 def path_coefficients(lmax1, lmax2, lmax_out, odd):
-    """(l1, l2, l3) -> c of each path whose sum is odd, or even; fails unless the part of the product is c w3j(l1, l2, l3)."""
+    """(l1, l2, l3) -> c of each path whose sum is odd, or even; fails unless the part of the product is c w3j(l1, l2,
+    l3)."""
     eyes = [torch.eye((l + 1) ** 2, dtype=torch.float64) for l in (lmax1, lmax2)]
     out = matrix_tensor_product(eyes[0][:, None], eyes[1], lmax_out, split=True)[odd].numpy()
     found = {}
@@ -37,7 +38,9 @@ def path_coefficients(lmax1, lmax2, lmax_out, odd):
     return found
 
 
-@pytest.mark.parametrize("degrees", [(1, 1, 1), (2, 2, 2), (2, 1, 3), (3, 3, 3), (4, 4, 4), (1, 2, 6), (3, 5, 5)], ids=str)
+@pytest.mark.parametrize(
+    "degrees", [(1, 1, 1), (2, 2, 2), (2, 1, 3), (3, 3, 3), (4, 4, 4), (1, 2, 6), (3, 5, 5)], ids=str
+)
 @pytest.mark.parametrize("odd", [False, True])
 def test_coefficients_are_6j_symbols(degrees, odd):
     s = math.ceil(max(degrees) / 2)
@@ -54,7 +57,11 @@ def test_large_matrices_tend_to_gaunt_and_the_bracket():
                 continue
             w = wigner_3j(l1, l2, l3)
             if odd:
-                expected = (tables.bracket(l1, l2, l3) * w).sum() / (2 * math.sqrt(s * (s + 1))) * (1 if l1 % 2 or l2 % 2 else -1)
+                expected = (
+                    (tables.bracket(l1, l2, l3) * w).sum()
+                    / (2 * math.sqrt(s * (s + 1)))
+                    * (1 if l1 % 2 or l2 % 2 else -1)
+                )
             else:
                 expected = (gaunt(l1, l2, l3) * w).sum() * (-1 if l1 % 2 and l2 % 2 else 1)
             assert c == pytest.approx(expected, rel=0.03)
@@ -73,20 +80,40 @@ def test_split_parts_add_up_and_have_parity():
     x1, x2 = coefficients(6, 3, seed=1), coefficients(6, 2, seed=2)
     even, odd = matrix_tensor_product(x1, x2, 4, split=True)
     testing.assert_close(even + odd, matrix_tensor_product(x1, x2, 4))
-    irreps = lambda lmax, p: [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]  # noqa: E731
+
+    def irreps(lmax, p):
+        return [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]
+
     for p, q in ((1, 1), (1, -1)):
-        f = lambda a, b: torch.cat(matrix_tensor_product(a, b, 4, split=True), -1)  # noqa: E731
+
+        def f(a, b):
+            return torch.cat(matrix_tensor_product(a, b, 4, split=True), -1)
+
         testing.assert_equivariant(f, [(x1, irreps(3, p)), (x2, irreps(2, q))], irreps(4, p * q) + irreps(4, -p * q))
-    same = lambda lmax, p: [(1, (l, p)) for l in range(lmax + 1)]  # noqa: E731
-    testing.assert_equivariant(lambda a, b: matrix_tensor_product(a, b, 4), [(x1, same(3, -1)), (x2, same(2, 1))], same(4, -1))
+
+    def same(lmax, p):
+        return [(1, (l, p)) for l in range(lmax + 1)]
+
+    testing.assert_equivariant(
+        lambda a, b: matrix_tensor_product(a, b, 4), [(x1, same(3, -1)), (x2, same(2, 1))], same(4, -1)
+    )
     with pytest.raises(AssertionError, match="equivariance under rotation with inversion"):
-        testing.assert_equivariant(lambda a, b: matrix_tensor_product(a, b, 4), [(x1, irreps(3, 1)), (x2, irreps(2, 1))], irreps(4, 1))
+        testing.assert_equivariant(
+            lambda a, b: matrix_tensor_product(a, b, 4), [(x1, irreps(3, 1)), (x2, irreps(2, 1))], irreps(4, 1)
+        )
 
 
 def test_derivatives():
-    inputs = (coefficients(2, 1, 2, seed=1), coefficients(2, 1, seed=2), *(testing.random(2, l + 1, seed=l) for l in (2, 1, 3)))
+    inputs = (
+        coefficients(2, 1, 2, seed=1),
+        coefficients(2, 1, seed=2),
+        *(testing.random(2, l + 1, seed=l) for l in (2, 1, 3)),
+    )
     inputs = tuple(t.requires_grad_() for t in inputs)
-    f = lambda a, b, u, v, w: matrix_tensor_product(a, b, 3, w1=u, w2=v, w3=w)  # noqa: E731
+
+    def f(a, b, u, v, w):
+        return matrix_tensor_product(a, b, 3, w1=u, w2=v, w3=w)
+
     assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, inputs)
 
@@ -94,11 +121,14 @@ def test_derivatives():
 KERNELS = ["native"]  # families with kernels for this on the CPU
 
 
-@pytest.mark.parametrize("degrees", [(0, 0, 0), (1, 0, 2), (2, 2, 2), (3, 2, 4), (4, 1, 6), (2, 5, 8), (10, 4, 3), (1, 2, 13)], ids=str)
+@pytest.mark.parametrize(
+    "degrees", [(0, 0, 0), (1, 0, 2), (2, 2, 2), (3, 2, 4), (4, 1, 6), (2, 5, 8), (10, 4, 3), (1, 2, 13)], ids=str
+)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("backend", KERNELS)
 def test_kernels(degrees, split, backend):
-    """Every size of matrices that has code of its own, and others: rows that fill vectors and rows that do not, to the second order."""
+    """Every size of matrices that has code of its own, and others: rows that fill vectors and rows that do not, to the
+    second order."""
     case = testing.Case(
         {"x1": coefficients(5, 7, degrees[0], seed=1), "x2": coefficients(5, 1, degrees[1], seed=2)},
         testing.random(5, 7, (1 + split) * (degrees[2] + 1) ** 2, seed=3),
@@ -107,7 +137,9 @@ def test_kernels(degrees, split, backend):
     )
 
     def product(backend):
-        both = lambda out: torch.cat(out, -1) if split else out  # noqa: E731
+        def both(out):
+            return torch.cat(out, -1) if split else out
+
         return lambda x1, x2: both(matrix_tensor_product(x1, x2, degrees[2], split=split, backend=backend))
 
     testing.check_op(product(backend), product("reference"), case)
@@ -115,8 +147,14 @@ def test_kernels(degrees, split, backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_kernels_read_any_layout(backend):
-    x1, x2 = coefficients(2, 3, 3, seed=1).transpose(0, 1), testing.random(9, 3, 2, seed=2).movedim(0, -1)  # [3, 2, n] each
-    f = lambda backend, *x: torch.stack(matrix_tensor_product(*x, 2, split=True, backend=backend))  # noqa: E731
+    x1, x2 = (
+        coefficients(2, 3, 3, seed=1).transpose(0, 1),
+        testing.random(9, 3, 2, seed=2).movedim(0, -1),
+    )  # [3, 2, n] each
+
+    def f(backend, *x):
+        return torch.stack(matrix_tensor_product(*x, 2, split=True, backend=backend))
+
     for operands in ((x1, x2), (x1[:, :1], x2), (x1[0, 0], x2)):
         testing.assert_close(f(backend, *operands), f("reference", *operands))
     wide = coefficients(4, 5, 3, seed=3)[..., ::2][..., :4]
@@ -140,8 +178,14 @@ def test_one_gradient_alone(backend):
 
 def test_compiles_in_one_graph():
     x = coefficients(4, 3).requires_grad_()
-    f = lambda x: torch.cat(matrix_tensor_product(x, x, 3, split=True))  # noqa: E731
-    results = [(out, *torch.autograd.grad(out.sin().sum(), x)) for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))]
+
+    def f(x):
+        return torch.cat(matrix_tensor_product(x, x, 3, split=True))
+
+    results = [
+        (out, *torch.autograd.grad(out.sin().sum(), x))
+        for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+    ]
     for a, b in zip(*results, strict=True):
         testing.assert_close(a, b)
 
@@ -153,7 +197,9 @@ def test_weights_and_broadcasting():
 @pytest.mark.parametrize("lmax", [1, 4, 8, 10])
 def test_float32(lmax):
     x1, x2 = coefficients(16, lmax, seed=1), coefficients(16, lmax, seed=2)
-    testing.assert_close(matrix_tensor_product(x1.float(), x2.float(), lmax), matrix_tensor_product(x1, x2, lmax), tolerance=1e-6)
+    testing.assert_close(
+        matrix_tensor_product(x1.float(), x2.float(), lmax), matrix_tensor_product(x1, x2, lmax), tolerance=1e-6
+    )
 
 
 def test_half_precision_is_for_storage():
@@ -165,15 +211,22 @@ def test_opcheck():
     x1, x2 = (coefficients(2, 3, l, seed=l).requires_grad_() for l in (2, 1))
     torch.library.opcheck(torch.ops.eqtp.matrix_tensor_product.default, (x1, x2, 2, True, "native"))
     g = coefficients(2, 3, 2, 2)
-    torch.library.opcheck(torch.ops.eqtp.matrix_tensor_product_bwd.default, (g, x1, x2, [True, False], 2, True, "native"))
+    torch.library.opcheck(
+        torch.ops.eqtp.matrix_tensor_product_bwd.default, (g, x1, x2, [True, False], 2, True, "native")
+    )
     second = (g, x1.detach(), x2.detach(), coefficients(2, 3, 2, seed=4), coefficients(2, 3, 1, seed=5))
-    torch.library.opcheck(torch.ops.eqtp.matrix_tensor_product_bwdbwd.default, (*second, [True, False, True], 2, True, "native"))
+    torch.library.opcheck(
+        torch.ops.eqtp.matrix_tensor_product_bwdbwd.default, (*second, [True, False, True], 2, True, "native")
+    )
 
 
 @pytest.mark.parametrize("transform", ["vmap", "jacrev", "jvp"])
 def test_transforms(transform):
     x1, x2 = coefficients(4, 2, seed=1), coefficients(4, 2, seed=2)
-    f = lambda a, b: matrix_tensor_product(a, b, 2)  # noqa: E731
+
+    def f(a, b):
+        return matrix_tensor_product(a, b, 2)
+
     expected = f(x1, x2)
     if transform == "vmap":
         testing.assert_close(torch.func.vmap(f)(x1, x2), expected)

@@ -1,5 +1,5 @@
-"""Specialised kernels of programs of matrices (csrc/matrix_tensor_product.cuh) against dense matrices, in float64: compiled as C++ and run on CPU
-tensors; where there is a GPU, on it."""
+"""Specialised kernels of programs of matrices (csrc/matrices/matrices.cuh) against dense matrices, in float64: compiled
+as C++ and run on CPU tensors; where there is a GPU, on it."""
 
 from math import pi
 
@@ -9,15 +9,20 @@ import programs
 import pytest
 import torch
 
-from eqtp import gaunt, matrices, specialise_signals, testing
+from eqtp import testing
+from eqtp.backends.jit import sample_tables
+from eqtp.math import sphere
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
+from eqtp.plans import matrices
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 DEGREES = [(0, 0, 0), (1, 1, 2), (1, 3, 1), (2, 3, 4), (6, 1, 2)]  # matrices of 1, 3, 5, 5 and 7 rows
 
 
-@pytest.fixture(params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t))
+@pytest.fixture(
+    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
+)
 def target(request):
     """(family, device)."""
     if request.param[0] == "emulated" and emulation.why_not(None):
@@ -35,7 +40,9 @@ def operands(p, batch, channels, dtype):
 
 def evaluate(p, inputs):
     """The program as its docstring has it, with the dense matrices of all components."""
-    dense = lambda lmax: torch.from_numpy(gaunt.matrices(lmax, p.size // 2))  # noqa: E731
+
+    def dense(lmax):
+        return torch.from_numpy(sphere.matrices(lmax, p.size // 2))
 
     def paired(tensors, first):
         a, b = tensors[first : first + 2]
@@ -45,7 +52,10 @@ def evaluate(p, inputs):
     m = [torch.einsum("...i,iab->...ab", x, dense(lmax)) for x, lmax in zip(inputs, p.lmax_in, strict=True)]
     results = []
     for lmax, terms in zip(p.lmax_out, p.terms, strict=True):
-        total = sum((m[left].mT if turned else m[left]) @ (m[right].mT if back else m[right]) for left, turned, right, back in terms)
+        total = sum(
+            (m[left].mT if turned else m[left]) @ (m[right].mT if back else m[right])
+            for left, turned, right, back in terms
+        )
         results.append(torch.einsum("...ab,iab->...i", total, 4 * pi / p.size * dense(lmax)))
     return paired(results, p.pair_out) if p.pair_out >= 0 else results
 
@@ -72,7 +82,10 @@ def test_lower_precision(target, dtype):
     check(p, operands(p, 9, 4, dtype), target)
 
 
-@pytest.mark.parametrize("lmax, split, pass_", [(8, True, "fwd"), (8, False, "bwd"), (8, True, "bwdbwd"), (9, True, "bwd"), (12, True, "bwdbwd")])
+@pytest.mark.parametrize(
+    "lmax, split, pass_",
+    [(8, True, "fwd"), (8, False, "bwd"), (8, True, "bwdbwd"), (9, True, "bwd"), (12, True, "bwdbwd")],
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_higher_degrees(target, lmax, split, pass_, dtype):
     """Several workers; blocks of a matrix that overlap; tables as data."""
@@ -99,11 +112,13 @@ def test_every_size(target, size):
 def test_one_gradient(target, wanted, used, split):
     """The operand itself is not read."""
     p = matrices.product(2, 1, 3, split, "bwd", wanted)
-    assert specialise_signals.matrices(p, torch.float64).inputs == (used if split else used[:2])
+    assert sample_tables.matrices(p, torch.float64).inputs == (used if split else used[:2])
     check(p, operands(p, 5, 7, torch.float64), target)
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)], ids=str
+)
 def test_some_second_derivatives(target, wanted):
     """Without the gradient of g no output is one of a pair, and without the others no input."""
     p = matrices.product(2, 1, 3, True, "bwdbwd", wanted)
@@ -111,7 +126,8 @@ def test_some_second_derivatives(target, wanted):
 
 
 def test_shared_and_strided_inputs(target):
-    """A row for all channels, for all of the batch, for everything; rows at any distance; also with the last dimension of a size of 1."""
+    """A row for all channels, for all of the batch, for everything; rows at any distance; also with the last dimension
+    of a size of 1."""
     p = program((2, 1, 3), False, "bwdbwd")
     rows = operands(p, 6, 11, torch.float64)
     wide = testing.random(11, 6, 10).transpose(0, 1)[..., 1:]
@@ -123,11 +139,13 @@ def test_shared_and_strided_inputs(target):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (1, 31), (33, 1), (5, 64)], ids=str)
 def test_sizes(target, shape):
     p = program((1, 1, 2), True, "fwd")
-    check(p, operands(p, *shape, torch.float64), target) if 0 not in shape else ours(p, operands(p, *shape, torch.float64), target)
+    check(p, operands(p, *shape, torch.float64), target) if 0 not in shape else ours(
+        p, operands(p, *shape, torch.float64), target
+    )
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(specialise_signals, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
     p = program((1, 1, 2), False, "fwd")
     check(p, operands(p, 30, 10, torch.float64), target)
 
@@ -148,7 +166,13 @@ def test_the_op(target, degrees, split):
     """To the second order, as the op calls the kernels."""
     family, device = target
     sizes = [(l + 1) ** 2 for l in degrees]
-    draw = lambda first: {"x1": testing.random(5, 7, sizes[0], seed=first), "x2": testing.random(5, 1, sizes[1], seed=first + 1)}  # noqa: E731
+
+    def draw(first):
+        return {
+            "x1": testing.random(5, 7, sizes[0], seed=first),
+            "x2": testing.random(5, 1, sizes[1], seed=first + 1),
+        }
+
     case = testing.Case(draw(1), testing.random(5, 7, (1 + split) * sizes[2], seed=3), draw(4), {})
 
     def product(family, device):
@@ -164,4 +188,4 @@ def test_the_op(target, degrees, split):
 def test_too_large():
     """The shared memory of a GPU is the limit."""
     with pytest.raises(RuntimeError, match=r"matrices: .* do not fit"):
-        specialise_signals.matrices(program((60, 60, 60), True, "bwdbwd"), torch.float64)
+        sample_tables.matrices(program((60, 60, 60), True, "bwdbwd"), torch.float64)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import graph as graphs
 from eqtp import testing
+from eqtp.ops import graph as graphs
 
 ARGUMENTS = (
     "17x0e+3x1o",
@@ -93,7 +93,14 @@ def test_state_dict_is_the_same_for_every_backend():
         testing.assert_close(module(x, y), modules["reference"](x, y).double())
 
 
-LEADS = [((), (), ()), ((5,), (5,), (5,)), ((2, 3), (3,), (2, 1)), ((2, 3), (2, 3), None), ((1,), (4,), (4,)), ((0,), (0,), (0,))]
+LEADS = [
+    ((), (), ()),
+    ((5,), (5,), (5,)),
+    ((2, 3), (3,), (2, 1)),
+    ((2, 3), (2, 3), None),
+    ((1,), (4,), (4,)),
+    ((0,), (0,), (0,)),
+]
 
 
 @pytest.mark.parametrize("leads", LEADS, ids=str)

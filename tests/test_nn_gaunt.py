@@ -10,7 +10,7 @@ from torch.func import functional_call, jacrev
 
 import eqtp
 from eqtp import testing
-from eqtp.nn_gaunt import power_moment, product_variance
+from eqtp.nn.gaunt import power_moment, product_variance
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,9 @@ def spread(w):
 
 def mean_squares(x):
     """Of each degree."""
-    return np.array([x[..., l * l : (l + 1) ** 2].detach().square().mean().item() for l in range(round(x.shape[-1] ** 0.5))])
+    return np.array(
+        [x[..., l * l : (l + 1) ** 2].detach().square().mean().item() for l in range(round(x.shape[-1] ** 0.5))]
+    )
 
 
 # ---- GauntTensorProduct
@@ -69,7 +71,10 @@ def test_rank_is_the_dial_between_gaunt_and_clebsch_gordan(lmax, odd):
 
     def freedom(rank):
         layer = shuffled(eqtp.nn.GauntTensorProduct(lmax, lmax, 2 * lmax, 1, odd=odd, rank=rank))
-        out = lambda p: torch.cat([t.flatten() for t in (lambda y: y if odd else (y,))(functional_call(layer, p, (x1, x2)))])  # noqa: E731
+
+        def out(p):
+            return torch.cat([t.flatten() for t in (lambda y: y if odd else (y,))(functional_call(layer, p, (x1, x2)))])
+
         jacobian = jacrev(out)(dict(layer.named_parameters()))
         return int(torch.linalg.matrix_rank(torch.cat([t.flatten(1) for t in jacobian.values()], 1), rtol=1e-10))
 
@@ -85,7 +90,9 @@ def test_product_has_unit_variance(lmaxes):
     product, bracket = layer(torch.randn(4000, 8, (l1 + 1) ** 2), torch.randn(4000, 8, (l2 + 1) ** 2))
     reached = np.arange(l3 + 1) <= l1 + l2
     np.testing.assert_allclose(mean_squares(product), reached, atol=0.06)
-    reached = (np.arange(l3 + 1) < l1 + l2) & (np.arange(l3 + 1) > 0)  # {f, g} has neither a mean nor the highest degree
+    reached = (np.arange(l3 + 1) < l1 + l2) & (
+        np.arange(l3 + 1) > 0
+    )  # {f, g} has neither a mean nor the highest degree
     np.testing.assert_allclose(mean_squares(bracket), reached, atol=0.06)
 
 
@@ -96,7 +103,9 @@ def test_sums_of_products_have_unit_variance():
 
 def test_variance_is_that_of_the_table():
     dense = eqtp.gaunt_tensor_product(torch.eye(9)[:, None], torch.eye(16), 4)  # [9, 16, 25]
-    np.testing.assert_allclose(product_variance(2, 3, 4, False), [dense[..., l * l].square().sum() for l in range(5)], rtol=1e-12)
+    np.testing.assert_allclose(
+        product_variance(2, 3, 4, False), [dense[..., l * l].square().sum() for l in range(5)], rtol=1e-12
+    )
 
 
 # ---- GauntManyBody
@@ -165,7 +174,10 @@ def test_convolution_derivatives_by_the_edges():
     layer = shuffled(eqtp.nn.GauntConvolution(1, 2, 1, 2, odd=True))
     graph = eqtp.Graph(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), 2, 2)
     x, r, h = torch.randn(2, 2, 4), torch.tensor([[0.0, 1, 0], [0.3, -0.5, 1], [0, 0, -2]]), torch.randn(3, 2, 3)
-    f = lambda x, r, h: torch.cat(layer(x, r, h, graph), -1)  # noqa: E731
+
+    def f(x, r, h):
+        return torch.cat(layer(x, r, h, graph), -1)
+
     inputs = [t.requires_grad_() for t in (x, r, h)]
     assert torch.autograd.gradcheck(f, inputs) and torch.autograd.gradgradcheck(f, inputs)
 
@@ -176,16 +188,28 @@ def test_convolution_derivatives_by_the_edges():
 def test_equivariance():
     product = shuffled(eqtp.nn.GauntTensorProduct(2, 2, 3, 2, odd=True, rank=2))
     x = torch.randn(5, 36)
-    f = lambda a, b: torch.cat([t.flatten(1) for t in product(a.view(-1, 2, 9), b.view(-1, 2, 9))], 1)  # noqa: E731
-    testing.assert_equivariant(f, [(x[:, :18], natural(2, 2)), (x[:, 18:], natural(2, 2, -1))], natural(3, 2, -1) + natural(3, 2))
+
+    def f(a, b):
+        return torch.cat([t.flatten(1) for t in product(a.view(-1, 2, 9), b.view(-1, 2, 9))], 1)
+
+    testing.assert_equivariant(
+        f, [(x[:, :18], natural(2, 2)), (x[:, 18:], natural(2, 2, -1))], natural(3, 2, -1) + natural(3, 2)
+    )
     many = eqtp.nn.GauntManyBody(2, 3, 2, 3, 1)
     element = torch.zeros(5, dtype=torch.int64)
-    testing.assert_equivariant(lambda a: many(a.view(5, 2, 9), element).flatten(1), [(x[:, :18], natural(2, 2))], natural(3, 2))
+    testing.assert_equivariant(
+        lambda a: many(a.view(5, 2, 9), element).flatten(1), [(x[:, :18], natural(2, 2))], natural(3, 2)
+    )
     conv = shuffled(eqtp.nn.GauntConvolution(2, 3, 3, 2, odd=True))
     graph = eqtp.Graph(torch.arange(5), torch.arange(5).roll(1), 5, 5)
     h = torch.randn(5, 2, 4)
-    g = lambda a, r: torch.cat([t.flatten(1) for t in conv(a.view(-1, 2, 9), r, h, graph)], 1)  # noqa: E731
-    testing.assert_equivariant(g, [(x[:, :18], natural(2, 2)), (torch.randn(5, 3), "1o")], natural(3, 2) + natural(3, 2, -1))
+
+    def g(a, r):
+        return torch.cat([t.flatten(1) for t in conv(a.view(-1, 2, 9), r, h, graph)], 1)
+
+    testing.assert_equivariant(
+        g, [(x[:, :18], natural(2, 2)), (torch.randn(5, 3), "1o")], natural(3, 2) + natural(3, 2, -1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +228,9 @@ def test_state(make):
     torch.save(layer, file)
     file.seek(0)
     for other in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
-        assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), other.buffers(), strict=True)) and repr(other) == repr(layer)
+        assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), other.buffers(), strict=True)) and repr(
+            other
+        ) == repr(layer)
     assert {t.dtype for t in [*layer.float().parameters(), *layer.buffers()]} == {torch.float32}
     assert "2 channels" in repr(layer)
 
@@ -212,9 +238,21 @@ def test_state(make):
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: eqtp.nn.GauntTensorProduct(1, 1, -1, 2), ValueError, "GauntTensorProduct: lmax_out must be at least 0, got -1"),
-        (lambda: eqtp.nn.GauntTensorProduct(1, 1.0, 1, 2), TypeError, "GauntTensorProduct: lmax2 must be an integer, got float"),
-        (lambda: eqtp.nn.GauntTensorProduct(1, 1, 1, 2, rank=0), ValueError, "GauntTensorProduct: rank must be at least 1, got 0"),
+        (
+            lambda: eqtp.nn.GauntTensorProduct(1, 1, -1, 2),
+            ValueError,
+            "GauntTensorProduct: lmax_out must be at least 0, got -1",
+        ),
+        (
+            lambda: eqtp.nn.GauntTensorProduct(1, 1.0, 1, 2),
+            TypeError,
+            "GauntTensorProduct: lmax2 must be an integer, got float",
+        ),
+        (
+            lambda: eqtp.nn.GauntTensorProduct(1, 1, 1, 2, rank=0),
+            ValueError,
+            "GauntTensorProduct: rank must be at least 1, got 0",
+        ),
         (
             lambda: eqtp.nn.GauntTensorProduct(1, 1, 1, 2)(torch.ones(2, 9), torch.ones(2, 4)),
             ValueError,
@@ -236,7 +274,11 @@ def test_state(make):
             ValueError,
             r"GauntManyBody: element must be \[3\], got \[2\]",
         ),
-        (lambda: eqtp.nn.GauntConvolution(1, 1, 1, 2, num_neighbors=0), ValueError, "GauntConvolution: num_neighbors must be positive, got 0"),
+        (
+            lambda: eqtp.nn.GauntConvolution(1, 1, 1, 2, num_neighbors=0),
+            ValueError,
+            "GauntConvolution: num_neighbors must be positive, got 0",
+        ),
         (
             lambda: eqtp.nn.GauntConvolution(2, 3, 2, 3)(*convolution_inputs()[:3], None),
             TypeError,
@@ -261,8 +303,15 @@ def test_errors(call, error, message):
 
 def test_compile():
     product, many = eqtp.nn.GauntTensorProduct(2, 2, 2, 4, odd=True, rank=2), eqtp.nn.GauntManyBody(2, 2, 4, 3, 2)
-    conv, graph = eqtp.nn.GauntConvolution(2, 2, 2, 4, odd=True), eqtp.Graph(torch.randint(5, (7,)), torch.randint(5, (7,)), 5, 5)
+    conv, graph = (
+        eqtp.nn.GauntConvolution(2, 2, 2, 4, odd=True),
+        eqtp.Graph(torch.randint(5, (7,)), torch.randint(5, (7,)), 5, 5),
+    )
     x, y = torch.randn(2, 5, 4, 9)
     element, r, h = torch.randint(2, (5,)), torch.randn(7, 3), torch.randn(7, 4, 3)
-    for f, inputs in ((lambda *a: product(*a)[1], (x, y)), (many, (x, element)), (lambda *a: conv(*a, graph)[1], (x, r, h))):
+    for f, inputs in (
+        (lambda *a: product(*a)[1], (x, y)),
+        (many, (x, element)),
+        (lambda *a: conv(*a, graph)[1], (x, r, h)),
+    ):
         testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(*inputs), f(*inputs))

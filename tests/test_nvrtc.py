@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_jit import NAMES, TEXT, entries
 
-from eqtp import jit, nvrtc
+from eqtp.backends.jit import nvrtc, runtime
 
 pytestmark = pytest.mark.usefixtures("jit_cache")
 # 64 registers hold 32 doubles and nothing else: 64 doubles at once must spill
@@ -30,26 +30,27 @@ extern "C" __global__ void __launch_bounds__(1024, 1) greedy(double* x, int n) {
 
 @pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
 def test_compiles_without_a_gpu(compiler, arch):
-    made = jit.compile(TEXT, NAMES, arch)
+    made = runtime.compile(TEXT, NAMES, arch)
     assert made.cubin.startswith(b"\x7fELF")
-    found = {u.kernel: u for u in jit.usage(made.log)}
+    found = {u.kernel: u for u in runtime.usage(made.log)}
     assert set(made.lowered) == set(NAMES) and set(found) == set(made.lowered.values())
     for u in found.values():
         assert 0 < u.registers < 64 and u.spill_stores == u.spill_loads == u.stack == 0
 
 
 def test_spills_are_seen(compiler):
-    (u,) = jit.usage(jit.compile(SPILLS, ("greedy",), "90").log)
+    (u,) = runtime.usage(runtime.compile(SPILLS, ("greedy",), "90").log)
     assert u.kernel == "greedy" and u.registers <= 64 and min(u.stack, u.spill_stores, u.spill_loads) > 0
 
 
 def test_arithmetic_is_exact(compiler):
-    """Small numbers are not flushed to zero, division is rounded as IEEE says: the code is what these options give, not what their opposites do."""
+    """Small numbers are not flushed to zero, division is rounded as IEEE says: the code is what these options give, not
+    what their opposites do."""
     text = 'extern "C" __global__ void f(float* x) { x[0] = x[1] / x[2]; }'
-    ours = jit.compile(text, ("f",), "90").cubin
-    assert jit.compile(text, ("f",), "90", ("-ftz=false", "-prec-div=true")).cubin == ours
+    ours = runtime.compile(text, ("f",), "90").cubin
+    assert runtime.compile(text, ("f",), "90", ("-ftz=false", "-prec-div=true")).cubin == ours
     for option in ("-ftz=true", "-prec-div=false"):
-        assert jit.compile(text, ("f",), "90", (option,)).cubin != ours
+        assert runtime.compile(text, ("f",), "90", (option,)).cubin != ours
 
 
 @pytest.mark.parametrize(
@@ -68,48 +69,53 @@ def test_arithmetic_is_exact(compiler):
 def test_compile_errors(compiler, jit_cache, text, names, arch, match):
     for _ in range(2):  # a failure is not kept
         with pytest.raises(RuntimeError, match=match):
-            jit.cached(text, names, arch)
+            runtime.cached(text, names, arch)
     assert entries(jit_cache) == []
 
 
 def test_source(compiler, tmp_path, monkeypatch):
     files = {
-        "device.cuh": "#pragma once\nusing Index = long long;\n",
-        "left.cuh": '#pragma once\n#include "device.cuh"\nstruct Left { Index i; };\n',
-        "op.cuh": '#include "left.cuh"\n  # include "device.cuh"\n__global__ void op(Left* x) { x->i = broken; }\n',
+        "common/device.cuh": "#pragma once\nusing Index = long long;\n",
+        "left.cuh": '#pragma once\n#include "common/device.cuh"\nstruct Left { Index i; };\n',
+        "op.cuh": '#include "left.cuh"\n  # include "common/device.cuh"\n__global__ void op(Left* x) { x->i = broken; }\n',
     }
+    (tmp_path / "common").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(nvrtc, "folder", lambda: tmp_path)
-    text = jit.source("op.cuh", "left.cuh")
+    text = runtime.source("op.cuh", "left.cuh")
     assert text.count("struct Left") == text.count("using Index") == 1
     assert "pragma once" not in text and "include" not in text and str(tmp_path) not in text
     with pytest.raises(RuntimeError, match=r'op.cuh\(3\): error: identifier "broken"'):
-        jit.compile(text, (), "90")
+        runtime.compile(text, (), "90")
     with pytest.raises(RuntimeError, match=r'eqtp.cu\(1\): error: identifier "own"'):
-        jit.compile(text.replace("broken", "0") + "int own_text = own;", (), "90")
-    jit.compile(text.replace("broken", "0"), ("op",), "90")
-    (tmp_path / "device.cuh").unlink()
+        runtime.compile(text.replace("broken", "0") + "int own_text = own;", (), "90")
+    runtime.compile(text.replace("broken", "0"), ("op",), "90")
+    (tmp_path / "common/device.cuh").unlink()
     with pytest.raises(FileNotFoundError, match=r"device.cuh, wanted by left.cuh"):
-        jit.source("op.cuh")
+        runtime.source("op.cuh")
 
 
 def test_the_sources_of_the_package_compile(compiler):
-    text = jit.source("device.cuh") + "template <class T> __global__ void copy(T* x, const T* y) { eqtp::write(x, eqtp::read(*y)); }"
-    made = jit.compile(text, [f"copy<{t}>" for t in ("float", "double", "eqtp::f16", "eqtp::bf16")], "90")
-    assert len(jit.usage(made.log)) == 4
+    text = (
+        runtime.source("common/device.cuh")
+        + "template <class T> __global__ void copy(T* x, const T* y) { eqtp::write(x, eqtp::read(*y)); }"
+    )
+    made = runtime.compile(text, [f"copy<{t}>" for t in ("float", "double", "eqtp::f16", "eqtp::bf16")], "90")
+    assert len(runtime.usage(made.log)) == 4
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["wheel", "source tree"])
 def test_folder_of_the_sources(tmp_path, monkeypatch, inside):
     package = tmp_path / "site" / "eqtp"
     package.mkdir(parents=True)
-    monkeypatch.setattr(nvrtc, "__file__", str(package / "nvrtc.py"))
+    monkeypatch.setattr(nvrtc, "__file__", str(package / "backends" / "jit" / "nvrtc.py"))
     with pytest.raises(FileNotFoundError, match=r"csrc/\*.cuh\) are missing"):
         nvrtc.folder()
     folder = (package if inside else package.parent) / "csrc"
     folder.mkdir()
-    (folder / "device.cuh").touch()
+    (folder / "common").mkdir()
+    (folder / "common/device.cuh").touch()
     assert nvrtc.folder() == folder
 
 
@@ -118,14 +124,14 @@ def test_architecture(compiler, monkeypatch, capability, arch):
     if capability == (12, 9) and nvrtc.version()[0] < 13:
         pytest.skip("sm_121 came with CUDA 13")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert jit.architecture(torch.device("cuda", 0)) == arch
+    assert runtime.architecture(torch.device("cuda", 0)) == arch
 
 
 def test_architecture_that_nvrtc_does_not_know(compiler, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (99, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Future GPU")
     with pytest.raises(RuntimeError, match=r"NVRTC \d+.\d+ knows no code for Future GPU \(sm_990\)"):
-        jit.architecture(torch.device("cuda", 0))
+        runtime.architecture(torch.device("cuda", 0))
 
 
 # ------------------------------------------------------------------------------------------------ what is missing
@@ -144,46 +150,54 @@ def machine(monkeypatch):
 
 
 def test_nothing_is_missing(machine):
-    assert jit.why_not() is None
+    assert runtime.why_not() is None
 
 
 @pytest.mark.parametrize("version, package", [("13.0", "cupy-cuda13x"), ("12.8", "cupy-cuda12x")])
 def test_no_cupy(machine, monkeypatch, version, package):
     monkeypatch.setattr(torch.version, "cuda", version)
     machine["cupy"] = None
-    assert jit.why_not() == f"CuPy, which launches the kernels, is missing: pip install {package}"
+    assert runtime.why_not() == f"CuPy, which launches the kernels, is missing: pip install {package}"
 
 
 def test_broken_cupy(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy.cuda.function", None)
-    assert "CuPy is installed but cannot be imported" in jit.why_not() and "pip install cupy-cuda13x" in jit.why_not()
+    assert (
+        "CuPy is installed but cannot be imported" in runtime.why_not()
+        and "pip install cupy-cuda13x" in runtime.why_not()
+    )
 
 
-@pytest.mark.parametrize("version, package", [("14.2", "'nvidia-cuda-nvrtc==14.*'"), ("12.8", "nvidia-cuda-nvrtc-cu12")])
+@pytest.mark.parametrize(
+    "version, package", [("14.2", "'nvidia-cuda-nvrtc==14.*'"), ("12.8", "nvidia-cuda-nvrtc-cu12")]
+)
 def test_no_nvrtc(monkeypatch, version, package):
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nvrtc, "_folders", lambda major: [])
     monkeypatch.setattr(nvrtc, "library", nvrtc.library.__wrapped__)  # not the one that is open
     monkeypatch.setattr(nvrtc.C, "CDLL", lambda name: open(f"/no/such/{name}"))
-    said = jit.why_not()
-    assert said.startswith("NVRTC, the run-time compiler of CUDA, is missing (") and said.endswith(f": pip install {package}")
+    said = runtime.why_not()
+    assert said.startswith("NVRTC, the run-time compiler of CUDA, is missing (") and said.endswith(
+        f": pip install {package}"
+    )
 
 
 def test_no_gpu(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch finds no NVIDIA GPU" in jit.why_not()
+    assert "torch finds no NVIDIA GPU" in runtime.why_not()
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "this torch is built without CUDA" in jit.why_not()
+    assert "this torch is built without CUDA" in runtime.why_not()
 
 
 def test_no_sources(machine, monkeypatch):
-    monkeypatch.setattr(nvrtc, "__file__", "/no/such/place/eqtp/nvrtc.py")
-    assert "kernel sources (csrc/*.cuh) are missing" in jit.why_not()
+    monkeypatch.setattr(nvrtc, "__file__", "/no/such/place/eqtp/backends/jit/nvrtc.py")
+    assert "kernel sources (csrc/*.cuh) are missing" in runtime.why_not()
 
 
 def test_where_nvrtc_is_looked_for(tmp_path, monkeypatch):
-    """The wheels' folder before CUDA_HOME before the system; NVRTC's builtins first, because NVRTC itself asks for them by bare name."""
+    """The wheels' folder before CUDA_HOME before the system; NVRTC's builtins first, because NVRTC itself asks for them
+    by bare name."""
     home, wheel = tmp_path / "toolkit" / "lib64", tmp_path / "site" / "nvidia" / "cu13" / "lib"
     for folder in (home, wheel):
         folder.mkdir(parents=True)
@@ -206,7 +220,7 @@ def test_where_nvrtc_is_looked_for(tmp_path, monkeypatch):
 PROBE = """
 import sys, eqtp, torch
 before = set(sys.modules)
-import eqtp.jit
+import eqtp.backends.jit.runtime
 libraries = {line.split()[-1] for line in open("/proc/self/maps") if "nvrtc" in line}
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends", "nvidia")), libraries, torch.cuda.is_initialized())
 """

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from e3nn import o3
 
-from eqtp.irreps import Irreps
-from eqtp.plan import MODES, TensorProductPlan
-from eqtp.so3 import wigner_3j
+from eqtp.math.irreps import Irreps
+from eqtp.math.so3 import wigner_3j
+from eqtp.plans.plan import MODES, TensorProductPlan
 
 INSTRUCTIONS = [
     (0, 0, 0, "uvu", True),
@@ -197,7 +197,9 @@ def test_other_errors():
     assert error(*ARGUMENTS, irrep_normalization="components") == (
         "TensorProductPlan: irrep_normalization must be one of 'component', 'norm', 'none', got 'components'"
     )
-    assert error(*ARGUMENTS, path_normalization=None) == ("TensorProductPlan: path_normalization must be one of 'element', 'path', 'none', got None")
+    assert error(*ARGUMENTS, path_normalization=None) == (
+        "TensorProductPlan: path_normalization must be one of 'element', 'path', 'none', got None"
+    )
     assert error(*ARGUMENTS, layout="ir_mul") == "TensorProductPlan: layout must be one of 'mul_ir', got 'ir_mul'"
     assert error(*ARGUMENTS, in2_var=[1.0]) == "TensorProductPlan: in2_var must have one value per block (2), got 1"
     assert "out_var must be finite and not negative" in error(*ARGUMENTS, out_var=[1, 1, -1, 1])
@@ -224,7 +226,11 @@ def test_many_paths_are_planned_quickly():
 
     irreps = Irreps([(2, (l, p)) for l in range(5) for p in (1, -1)])
     instructions = [
-        (i, j, k, "uvw", True) for i, (_, a) in enumerate(irreps) for j, (_, b) in enumerate(irreps) for k, (_, c) in enumerate(irreps) if c in a * b
+        (i, j, k, "uvw", True)
+        for i, (_, a) in enumerate(irreps)
+        for j, (_, b) in enumerate(irreps)
+        for k, (_, c) in enumerate(irreps)
+        if c in a * b
     ] * 4
     assert len(instructions) > 1000
     start = time.process_time()

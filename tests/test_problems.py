@@ -1,10 +1,10 @@
-"""Every shape listed in eqtp/problems.py has the counts it must have, and every graph its edges (R2)."""
+"""Every shape listed in eqtp/testing/problems.py has the counts it must have, and every graph its edges (R2)."""
 
 import numpy as np
 import pytest
 
-from eqtp import problems
-from eqtp.irreps import Irreps
+from eqtp.math.irreps import Irreps
+from eqtp.testing import problems
 
 
 @pytest.mark.parametrize("problem", problems.TENSOR_PRODUCTS.values(), ids=lambda problem: problem.id)

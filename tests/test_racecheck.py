@@ -1,23 +1,30 @@
-"""The specialised kernels under the race checker and the memory checker, on the CPU (tests/emulation.py): `make racecheck`.
+"""The specialised kernels under the race checker and the memory checker, on the CPU (tests/emulation.py): `make
+racecheck`.
 
-Every CUDA thread is a thread to the race checker, ordered by barriers alone; blocks run on two threads of the machine."""
+Every CUDA thread is a thread to the race checker, ordered by barriers alone; blocks run on two threads of the
+machine."""
 
 import emulated
 import emulation
 import pytest
 import torch
 
-from eqtp import couplings, matrices, nvrtc, signals, specialise_signals, testing
-from eqtp.plan import TensorProductPlan
-from eqtp.specialise import PASSES, layout, units
+from eqtp import testing
+from eqtp.backends.jit import nvrtc, sample_tables
+from eqtp.backends.jit.channelwise_tables import PASSES, layout, units
+from eqtp.plans import couplings, matrices, signals
+from eqtp.plans.plan import TensorProductPlan
 
-WIDE = TensorProductPlan("6x1o+130x0e", "0e+1o", "6x0e+6x1o+130x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", True), (1, 1, 2, "uvu", True)])
+WIDE = TensorProductPlan(
+    "6x1o+130x0e", "0e+1o", "6x0e+6x1o+130x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", True), (1, 1, 2, "uvu", True)]
+)
 NARROW = TensorProductPlan("5x1o", "0e+1o", "5x0e+5x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", False)])
-FILE = "tensor_product_conv.cuh"
+FILE = "channelwise/channelwise.cuh"
 
 
 def rows_of(wide, n, dim, seed):
-    """Random rows [n, dim]; wide: as columns of a larger tensor whose rows begin where vectors may, else at any place."""
+    """Random rows [n, dim]; wide: as columns of a larger tensor whose rows begin where vectors may, else at any
+    place."""
     t = testing.random(n, dim, seed=seed).float()
     if wide is None:
         return t
@@ -27,9 +34,15 @@ def rows_of(wide, n, dim, seed):
 
 
 def passes(family, plan, graph, wide=None):
-    """All kernels: forward, backward, both along a direction; a bipartite graph of 9 edges or as many rows. Outputs start as NaN."""
+    """All kernels: forward, backward, both along a direction; a bipartite graph of 9 edges or as many rows. Outputs
+    start as NaN."""
     num_src, num_dst, edges = (3, 2, 9) if graph else (9, 9, 9)
-    shapes = {"x": (num_src, plan.dim_in1), "y": (edges, plan.dim_in2), "w": (edges, plan.weight_numel), "g": (num_dst, plan.dim_out)}
+    shapes = {
+        "x": (num_src, plan.dim_in1),
+        "y": (edges, plan.dim_in2),
+        "w": (edges, plan.weight_numel),
+        "g": (num_dst, plan.dim_out),
+    }
     x, y, w, g, cx, cy, cw = (rows_of(wide, *shapes[n], seed) for seed, n in enumerate("xywgxyw"))
     outputs = []
     for inputs, wanted in (((x, y, w), "g"), ((x, y, w, g), "xyw"), ((x, y, w, g, cx, cy, cw), "gxyw")):
@@ -53,7 +66,8 @@ def sanitized(kind, source=None):
 
 
 def test_the_plan_covers_what_it_should():
-    """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of threads per row."""
+    """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of
+    threads per row."""
     for pass_ in PASSES:
         narrow, wide = (layout(WIDE, u, pass_, torch.float32) for u in units(WIDE))
         assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
@@ -61,7 +75,8 @@ def test_the_plan_covers_what_it_should():
 
 @pytest.mark.parametrize("kind", ["thread", "address"])
 def test_the_kernels_are_clean(graph, monkeypatch, kind):
-    """No race, no access out of bounds or at a wrong alignment; the same bits as without a checker. Also with rows at any distance."""
+    """No race, no access out of bounds or at a wrong alignment; the same bits as without a checker. Also with rows at
+    any distance."""
     family = sanitized(kind)
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
@@ -81,7 +96,9 @@ def test_a_missing_barrier_is_a_race(graph, barrier, which):
     """The real kernels without one of the barriers around the shared tile."""
     parts = nvrtc.source(FILE).split(barrier)
     assert len(parts) == 3
-    family = sanitized("thread", parts[0] + ("" if which == 0 else barrier) + parts[1] + ("" if which == 1 else barrier) + parts[2])
+    family = sanitized(
+        "thread", parts[0] + ("" if which == 0 else barrier) + parts[1] + ("" if which == 1 else barrier) + parts[2]
+    )
     x, y, w = (testing.random(9, n).float() for n in (NARROW.dim_in1, NARROW.dim_in2, NARROW.weight_numel))
     columns = graph if barrier == "__syncthreads();" else ()
     x, out = (x[:3], torch.empty(2, NARROW.dim_out)) if columns else (x, torch.empty(9, NARROW.dim_out))
@@ -92,23 +109,33 @@ def test_a_missing_barrier_is_a_race(graph, barrier, which):
 def test_an_overrun_is_found(graph):
     """One row too few in a tensor is one access out of bounds."""
     family = sanitized("address")
-    x, y, w, out = (testing.random(n, d).float() for n, d in ((3, WIDE.dim_in1), (8, WIDE.dim_in2), (9, WIDE.weight_numel), (2, WIDE.dim_out)))
+    x, y, w, out = (
+        testing.random(n, d).float()
+        for n, d in ((3, WIDE.dim_in1), (8, WIDE.dim_in2), (9, WIDE.weight_numel), (2, WIDE.dim_out))
+    )
     with pytest.raises(RuntimeError, match="heap-buffer-overflow"):
         family.convolve(WIDE.key, graph, (x, y, w), (out, None, None, None))
 
 
-# ------------------------------------------------------------------------------------------------ products of functions on the sphere
+# ------------------------------------------------------------------------------------------------ products of functions
+#   on the sphere
 def products(family):
-    """Two programs, of one row for each worker and of several, couplings, and matrices; more samples than a tile has; inputs shared and with gaps."""
+    """Two programs, of one row for each worker and of several, couplings, and matrices; more samples than a tile has;
+    inputs shared and with gaps."""
     outputs = []
     for p in (signals.product("odd", 1, 1, 2, "fwd", (True,)), signals.product("product", 5, 5, 10, "fwd", (True,))):
-        x1, x2 = testing.random(5, 1, (p.lmax_in[0] + 1) ** 2).float(), testing.random(5, 9, (p.lmax_in[1] + 1) ** 2 + 2).float()
+        x1, x2 = (
+            testing.random(5, 1, (p.lmax_in[0] + 1) ** 2).float(),
+            testing.random(5, 9, (p.lmax_in[1] + 1) ** 2 + 2).float(),
+        )
         results = [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
         family.signals(p, [x1.expand(5, 9, -1), x2[..., 1:-1]], results)
         outputs += results
     c = couplings.gaunt("product", 1, 1, 2, "fwd", (True,))
     results = [torch.full((5, 60, 9), torch.nan)]
-    family.couple(c, [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]], results)
+    family.couple(
+        c, [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]], results
+    )
     p = matrices.product(6, 1, 2, True, "bwdbwd", (True,) * 3)
     x1, *others = (testing.random(5, 9, (l + 1) ** 2).float() for l in p.lmax_in)
     outputs += [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
@@ -119,16 +146,16 @@ def products(family):
 @pytest.mark.parametrize("kind", ["thread", "address"])
 def test_products_are_clean(monkeypatch, kind):
     family = sanitized(kind)
-    monkeypatch.setattr(specialise_signals, "MAX_THREADS", 64)  # 2 workers
+    monkeypatch.setattr(sample_tables, "MAX_THREADS", 64)  # 2 workers
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
-    for memory in (specialise_signals.signals, specialise_signals.couple, specialise_signals.matrices):
+    for memory in (sample_tables.signals, sample_tables.couple, sample_tables.matrices):
         memory.cache_clear()
-    several = specialise_signals.signals(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
+    several = sample_tables.signals(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
     assert several.threads == 2 * several.samples < 90  # 6 rows in 3 rounds; 45 samples in 2 tiles
     plain = products(emulated.family())
     checked = products(family)
-    for memory in (specialise_signals.signals, specialise_signals.couple, specialise_signals.matrices):
+    for memory in (sample_tables.signals, sample_tables.couple, sample_tables.matrices):
         memory.cache_clear()
     assert all(t.isfinite().all() for t in plain)
     assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
@@ -137,7 +164,7 @@ def test_products_are_clean(monkeypatch, kind):
 @pytest.mark.parametrize("missing", range(3))
 def test_a_missing_barrier_of_signals_is_a_race(missing):
     """The real kernel without one of the barriers between rows, sums and outputs."""
-    source = nvrtc.source("gaunt_tensor_product.cuh")
+    source = nvrtc.source("signals/signals.cuh")
     parts = source.split("__syncthreads();")
     assert len(parts) == 7  # load_tiles, store_tiles, and two of the kernel
     at = {0: 1, 1: 2, 2: 4}[missing]  # inputs written, outputs written, sums written
@@ -151,12 +178,12 @@ def test_a_missing_barrier_of_signals_is_a_race(missing):
 @pytest.mark.parametrize("missing", [1, 4, 5, 6], ids=["inputs", "matrices", "sums", "parts"])
 def test_a_missing_barrier_of_matrices_is_a_race(missing):
     """The real kernel without one of the barriers between its steps."""
-    parts = nvrtc.source("matrix_tensor_product.cuh").split("__syncthreads();")
+    parts = nvrtc.source("matrices/matrices.cuh").split("__syncthreads();")
     assert len(parts) == 8  # 2 of load_tiles, 2 of store_tiles, and three of the kernel
     parts[missing : missing + 2] = [parts[missing] + ";" + parts[missing + 1]]
     family = sanitized("thread", "__syncthreads();".join(parts))
     p = matrices.product(6, 1, 2, False, "fwd", (True,))
-    kernel = specialise_signals.matrices(p, torch.float32)
+    kernel = sample_tables.matrices(p, torch.float32)
     assert kernel.threads > kernel.samples
     with pytest.raises(RuntimeError, match="data race"):
         family.matrices(p, [testing.random(5, 8, (l + 1) ** 2).float() for l in p.lmax_in], [torch.empty(5, 8, 9)])

@@ -11,7 +11,10 @@ from eqtp.ops import segment_softmax as softmax_op
 from eqtp.ops import segment_sum as sum_op
 
 TYPES = {"float": torch.float32, "double": torch.float64, "eqtp::f16": torch.float16, "eqtp::bf16": torch.bfloat16}
-TOLERANCE = testing.TOLERANCE | {torch.float16: 1e-3, torch.bfloat16: 8e-3}  # half precision: one rounding of the result
+TOLERANCE = testing.TOLERANCE | {
+    torch.float16: 1e-3,
+    torch.bfloat16: 8e-3,
+}  # half precision: one rounding of the result
 CASES = [(t, vec) for t, dtype in TYPES.items() for vec in (1, 16 // dtype.itemsize)]
 KERNELS = {  # kernel -> types of its parameters
     "sum": "const T*; Index; const Index*; const Index*; Index; Index; int; int; Index; T*",
@@ -30,8 +33,10 @@ def kernels():
         for t, vec in CASES:
             types = text.replace("T*", f"{t}*").replace("Index", "eqtp::Index").split("; ")
             entries[f"eqtp::segment_{name}_kernel<{t}, {vec}>"] = types
-    built = emulation.build('#include "segment_max.cuh"\n#include "segment_softmax.cuh"\n', entries)
-    return lambda name, case, *arguments: built[f"eqtp::segment_{name}_kernel<{case[0]}, {case[1]}>"](BLOCKS, 256, 0, *arguments)
+    built = emulation.build('#include "segments/max.cuh"\n#include "segments/softmax.cuh"\n', entries)
+    return lambda name, case, *arguments: built[f"eqtp::segment_{name}_kernel<{case[0]}, {case[1]}>"](
+        BLOCKS, 256, 0, *arguments
+    )
 
 
 def the_graph(degrees, seed=0):
@@ -41,7 +46,9 @@ def the_graph(degrees, seed=0):
     return eqtp.Graph(torch.zeros_like(dst), dst, 1, len(degrees))
 
 
-GRAPH = the_graph([0, 3, 1, 0, 40, 7, 300, 2, 1, 1, 9, 0, 5, 64, 2, 0])  # some without edges, one longer than what a team holds
+GRAPH = the_graph(
+    [0, 3, 1, 0, 40, 7, 300, 2, 1, 1, 9, 0, 5, 64, 2, 0]
+)  # some without edges, one longer than what a team holds
 
 
 def columns(case):
@@ -88,7 +95,21 @@ def test_max(kernels, case, team):
         (g,) = torch.autograd.grad(expected.sum(), leaf)  # 1 where the result comes from
         for limit in (1 << 40, 20):
             out, arg = poisoned(GRAPH.num_dst, c, dtype=dtype), poisoned(GRAPH.num_dst, c, dtype=torch.int64)
-            kernels("max", case, whole, c + 16, GRAPH.ptr, GRAPH.order, GRAPH.num_edges, GRAPH.num_dst, c, *team, limit, out, arg)
+            kernels(
+                "max",
+                case,
+                whole,
+                c + 16,
+                GRAPH.ptr,
+                GRAPH.order,
+                GRAPH.num_edges,
+                GRAPH.num_dst,
+                c,
+                *team,
+                limit,
+                out,
+                arg,
+            )
             assert torch.equal(out.double().nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
             assert torch.equal(torch.zeros(GRAPH.num_edges + 1, c, dtype=g.dtype).scatter(0, arg, 1.0)[:-1], g)
             assert (arg[GRAPH.ptr.diff() == 0] == GRAPH.num_edges).all()
@@ -121,7 +142,21 @@ def test_softmax_backward(kernels, case, team):
         expected = y.double() * (g.double() - sum_op.reference(y.double() * g.double(), GRAPH)[GRAPH.dst])
         for limit in (1 << 40, 20):
             gx = poisoned(GRAPH.num_edges, c, dtype=dtype)
-            kernels("softmax_bwd", case, whole_g, c + 16, whole_y, c + 16, GRAPH.ptr, GRAPH.order, GRAPH.num_dst, c, *team, limit, gx)
+            kernels(
+                "softmax_bwd",
+                case,
+                whole_g,
+                c + 16,
+                whole_y,
+                c + 16,
+                GRAPH.ptr,
+                GRAPH.order,
+                GRAPH.num_dst,
+                c,
+                *team,
+                limit,
+                gx,
+            )
             testing.assert_close(gx, expected, tolerance=TOLERANCE[dtype])
 
 
@@ -141,11 +176,16 @@ def test_results_do_not_depend_on_the_order_of_threads(kernels, monkeypatch, ord
 def test_shapes_of_teams():
     """Within a warp, no lane idle that a narrower team would not need, all work covered by the blocks."""
     sizes = [
-        (e, n, v, b, p) for e in (1, 50, 10**4, 10**7) for n in (1, 40, 10**4, 10**6) for v in (1, 2, 3, 33) for b in (2, 16) for p in (1, 4, 32)
+        (e, n, v, b, p)
+        for e in (1, 50, 10**4, 10**7)
+        for n in (1, 40, 10**4, 10**6)
+        for v in (1, 2, 3, 33)
+        for b in (2, 16)
+        for p in (1, 4, 32)
     ]
     calls = "".join(f"show({e}LL, {n}, {v}, {b}, {p});" for e, n, v, b, p in sizes)
     show = """#include <cstdio>
-    #include "segment_sum.cuh"
+    #include "segments/sum.cuh"
     void show(long long e, long long n, long long v, int b, int p) {
       const eqtp::Teams t = eqtp::teams(e, n, v, b, p);
       std::printf("%d %d %lld %u\\n", t.lanes, t.parts, t.limit, t.blocks);
@@ -153,7 +193,12 @@ def test_shapes_of_teams():
     lines = emulation.run_program(f"{show}\nint main() {{ {calls} }}").splitlines()
     for (e, n, v, b, p), line in zip(sizes, lines, strict=True):
         lanes, parts, limit, blocks = map(int, line.split())
-        assert lanes in (1, 2, 4, 8, 16, 32) and parts in (1, 2, 4, 8, 16, 32) and lanes * parts <= 32 and limit == 256 * parts
+        assert (
+            lanes in (1, 2, 4, 8, 16, 32)
+            and parts in (1, 2, 4, 8, 16, 32)
+            and lanes * parts <= 32
+            and limit == 256 * parts
+        )
         assert lanes < 2 * v and (lanes >= min(v, 32) or lanes * b >= 32)
         assert p > 1 or parts == 1 or 2 * parts * n <= e
         assert (blocks - 1) * 256 < n * -(-v // lanes) * lanes * parts <= blocks * 256

@@ -1,10 +1,12 @@
-"""segment_max against its definition: values, ties, NaN, empty segments, derivatives of any order, torch.func and torch.compile."""
+"""segment_max against its definition: values, ties, NaN, empty segments, derivatives of any order, torch.func and
+torch.compile."""
 
 import pytest
 import torch
 
 import eqtp
-from eqtp import native, testing
+from eqtp import testing
+from eqtp.backends.native import library
 from eqtp.ops import segment_max as module
 from eqtp.ops.segment_max import segment_max
 
@@ -98,15 +100,25 @@ def test_derivatives(random_graph):
     for family in FAMILIES:
         t = x
         for _ in range(3):
-            (t,) = torch.autograd.grad(segment_max(t, graph, backend=family).sin().sum() + t.pow(3).sum(), t, create_graph=True)
+            (t,) = torch.autograd.grad(
+                segment_max(t, graph, backend=family).sin().sum() + t.pow(3).sum(), t, create_graph=True
+            )
         third.append(t)
     testing.assert_close(*third)
 
 
 def test_transforms(random_graph):
     graph, x, t = random_graph(4, 7, 12), testing.random(12, 3), testing.random(12, 3, seed=1)
-    f = lambda x, family: segment_max(x, graph, backend=family).pow(3).sum(dim=0)  # noqa: E731
-    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian, lambda f: torch.func.jacrev(torch.func.jacrev(f))):
+
+    def f(x, family):
+        return segment_max(x, graph, backend=family).pow(3).sum(dim=0)
+
+    for transform in (
+        torch.func.jacrev,
+        torch.func.jacfwd,
+        torch.func.hessian,
+        lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    ):
         ours, theirs = (transform(lambda x, family=family: f(x, family))(x) for family in FAMILIES)
         testing.assert_close(ours, theirs)
     _, tangent = torch.func.jvp(lambda x: segment_max(x, graph), (x,), (t,))
@@ -119,7 +131,10 @@ def test_transforms(random_graph):
 
 def test_compile(random_graph):
     graph, x = random_graph(4, 7, 12), testing.random(12, 3).requires_grad_()
-    f = lambda x: segment_max(x.sin(), graph).square().sum()  # noqa: E731
+
+    def f(x):
+        return segment_max(x.sin(), graph).square().sum()
+
     with testing.poisoned():
         (g,) = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(x), x)
     testing.assert_close(g, torch.autograd.grad(f(x), x)[0])
@@ -136,8 +151,8 @@ def test_opcheck(random_graph):
 def test_threads_and_kernel(monkeypatch, random_graph):
     graph, x = random_graph(4, 7, 300), testing.random(300, 40).float()
     expected = largest(x, graph)[0]
-    calls, kernel = [], native.segment_max
-    monkeypatch.setattr(native, "segment_max", lambda *a: (calls.append(1), kernel(*a)))
+    calls, kernel = [], library.segment_max
+    monkeypatch.setattr(library, "segment_max", lambda *a: (calls.append(1), kernel(*a)))
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         assert torch.equal(segment_max(x, graph), expected)

@@ -1,10 +1,12 @@
-"""segment_softmax against torch.softmax of each segment: values, masks, large logits, derivatives of any order, attention made of it."""
+"""segment_softmax against torch.softmax of each segment: values, masks, large logits, derivatives of any order,
+attention made of it."""
 
 import pytest
 import torch
 
 import eqtp
-from eqtp import native, testing
+from eqtp import testing
+from eqtp.backends.native import library
 from eqtp.ops.segment_softmax import segment_softmax
 
 FAMILIES = ["native", "reference"]
@@ -39,7 +41,8 @@ def test_values_and_gradients_of_any_trailing_shape(random_graph, shape, dtype, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 3, 8, 40])
 def test_logits_of_any_size(random_graph, family, dtype, columns):
-    """Each value to its own precision, from 1 down to where the exponential underflows; differences of the logits are exact."""
+    """Each value to its own precision, from 1 down to where the exponential underflows; differences of the logits are
+    exact."""
     graph = random_graph(4, 7, 60)
     steps = 2.0 * torch.arange(60, dtype=torch.float64)[:, None] + (testing.random(60, columns) * 8).round() / 8
     for x in (steps, -steps, steps + 1e4, -steps - 1e4, testing.random(60, columns) * 1e4):
@@ -130,26 +133,42 @@ def test_derivatives(random_graph):
 
 def test_transforms(random_graph):
     graph, x, t = random_graph(4, 7, 12), testing.random(12, 3), testing.random(12, 3, seed=1)
-    f = lambda x, op: op(x, graph).pow(3).sum(dim=0)  # noqa: E731
+
+    def f(x, op):
+        return op(x, graph).pow(3).sum(dim=0)
+
     twice = [lambda f: torch.func.jacrev(torch.func.jacrev(f)), lambda f: torch.func.jacrev(torch.func.jacfwd(f))]
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian, *twice):
         testing.assert_close(*(transform(lambda x, op=op: f(x, op))(x) for op in (segment_softmax, softmax)))
-    results = [torch.func.jvp(torch.func.grad(lambda x, op=op: f(x, op).sum()), (x,), (t,))[1] for op in (segment_softmax, softmax)]
+    results = [
+        torch.func.jvp(torch.func.grad(lambda x, op=op: f(x, op).sum()), (x,), (t,))[1]
+        for op in (segment_softmax, softmax)
+    ]
     testing.assert_close(*results)
     batch = torch.stack([x, t], dim=1)
-    testing.assert_close(torch.func.vmap(lambda x: segment_softmax(x, graph), in_dims=1)(batch), torch.stack([softmax(x, graph), softmax(t, graph)]))
+    testing.assert_close(
+        torch.func.vmap(lambda x: segment_softmax(x, graph), in_dims=1)(batch),
+        torch.stack([softmax(x, graph), softmax(t, graph)]),
+    )
 
 
 def test_compile(random_graph):
     graph, x = random_graph(4, 7, 12), testing.random(12, 3).requires_grad_()
-    f = lambda x: segment_softmax(x.sin(), graph).square().sum()  # noqa: E731
+
+    def f(x):
+        return segment_softmax(x.sin(), graph).square().sum()
+
     with testing.poisoned():
         (g,) = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(x), x)
     testing.assert_close(g, torch.autograd.grad(f(x), x)[0])
 
 
 def test_opcheck(random_graph):
-    graph, x, g = random_graph(4, 7, 12), testing.random(12, 3).requires_grad_(), testing.random(12, 3, seed=1).requires_grad_()
+    graph, x, g = (
+        random_graph(4, 7, 12),
+        testing.random(12, 3).requires_grad_(),
+        testing.random(12, 3, seed=1).requires_grad_(),
+    )
     segments = (graph.dst, graph.ptr, graph.order, "native")
     torch.library.opcheck(torch.ops.eqtp.segment_softmax.default, (x, *segments))
     torch.library.opcheck(torch.ops.eqtp.segment_softmax_bwd.default, (g, x, *segments))
@@ -158,8 +177,10 @@ def test_opcheck(random_graph):
 def test_threads_and_kernels(monkeypatch, random_graph):
     graph, x = random_graph(4, 7, 300), testing.random(300, 40).float().requires_grad_()
     calls, results = [], []
-    for kernel in (native.segment_softmax, native.segment_softmax_bwd):
-        monkeypatch.setattr(native, kernel.__name__, lambda *a, kernel=kernel: (calls.append(kernel.__name__), kernel(*a)))
+    for kernel in (library.segment_softmax, library.segment_softmax_bwd):
+        monkeypatch.setattr(
+            library, kernel.__name__, lambda *a, kernel=kernel: (calls.append(kernel.__name__), kernel(*a))
+        )
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         out = segment_softmax(x, graph)
@@ -171,7 +192,8 @@ def test_threads_and_kernels(monkeypatch, random_graph):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_over_neighbours(random_graph, scale, dtype):
-    """sum over e into n of softmax(logits)[e, h] v[e, h, k] (EQGAT) is what a loop over the nodes gives, with its gradients."""
+    """sum over e into n of softmax(logits)[e, h] v[e, h, k] (EQGAT) is what a loop over the nodes gives, with its
+    gradients."""
     graph = random_graph(5, 12, 40)
     assert (graph.ptr.diff() == 0).any()
     logits, v = testing.random(40, 4) * scale, testing.random(40, 4, 3, seed=1)
@@ -191,5 +213,7 @@ def test_attention_over_neighbours(random_graph, scale, dtype):
         first = torch.autograd.grad(out, operands, g.to(kind), create_graph=True)
         second = torch.autograd.grad([t.square().sum() for t in first], operands)
         results.append([out, *first, *second])
-    for ours, theirs in zip(*results, strict=True):  # gradients of the logits are differences of numbers of the size of v and g
+    for ours, theirs in zip(
+        *results, strict=True
+    ):  # gradients of the logits are differences of numbers of the size of v and g
         assert (ours - theirs).abs().max() <= testing.TOLERANCE[dtype] * max(1.0, theirs.abs().max())

@@ -15,9 +15,9 @@ import ase
 import ase.io
 import sevenn._keys as KEY
 
-import eqtp.graph
-from eqtp.accelerate import accelerate
+import eqtp.ops.graph
 from eqtp.integrations import sevennet
+from eqtp.integrations.accelerate import accelerate
 
 DATA = Path(__file__).parents[1] / "examples" / "data" / "mptrj_40.xyz"
 # eV/atom, eV/A, eV/A^3. float32: about twice what a rotation of the crystal changes in e3nn's own results
@@ -101,7 +101,9 @@ def test_what_is_replaced_and_what_is_kept():
     assert all("mode uuu" in reason for name, (_, reason) in kept.items() if name[0] != "4")
     assert "no paths" in kept["4_equivariant_gate.gate.mul"][1]
     assert report.max["float64"] < 1e-11 and report.max["float32"] < 1e-5
-    assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(report.model_difference)
+    assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(
+        report.model_difference
+    )
     after = model.state_dict(keep_vars=True)
     assert list(after) == list(state) and all(after[key] is state[key] for key in state)
 
@@ -131,13 +133,13 @@ def test_refuses_a_wrong_coefficient_in_one_layer():
 def test_graph_is_built_once_per_structure(monkeypatch):
     """Five layers, forward and backward: one sort by destination, and at most one of the transposed graph."""
     _, model = models("7net-0", torch.float32)
-    built, original = [], eqtp.graph.Graph.__init__
+    built, original = [], eqtp.ops.graph.Graph.__init__
 
     def init(self, src, dst, *args):
         built.append((src.shape[0], dst.clone()))
         original(self, src, dst, *args)
 
-    monkeypatch.setattr(eqtp.graph.Graph, "__init__", init)
+    monkeypatch.setattr(eqtp.ops.graph.Graph, "__init__", init)
     for n, edges in enumerate((3, 7)):
         built.clear()
         data = sevennet.graph_data(frames()[edges], model.cutoff)

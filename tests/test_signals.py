@@ -1,4 +1,5 @@
-"""Programs and tables of couplings: the compiled CPU kernels against values at the points of the grid (tests/programs.py)."""
+"""Programs and tables of couplings: the compiled CPU kernels against values at the points of the grid
+(tests/programs.py)."""
 
 import os
 import subprocess
@@ -8,12 +9,25 @@ import pytest
 import torch
 from programs import couple, evaluate, squares
 
-from eqtp import couplings, native, signals, testing
+from eqtp import testing
+from eqtp.backends.native import library
+from eqtp.plans import couplings, signals
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 DEGREES = [(0, 2, 2), (1, 1, 1), (2, 2, 4), (1, 3, 2), (3, 0, 3), (4, 4, 8), (6, 6, 6), (7, 9, 5)]
-PASSES = [("fwd", (True,)), ("bwd", (True, True)), ("bwd", (False, True)), ("bwdbwd", (True, True, True)), ("bwdbwd", (True, False, True))]
-POWERS = [signals.powers(3, 2, 3, 0), signals.powers(2, 4, 4, 2), signals.powers_adjoint(3, 2, 3, 0), signals.powers_adjoint(2, 2, 4, 2)]
+PASSES = [
+    ("fwd", (True,)),
+    ("bwd", (True, True)),
+    ("bwd", (False, True)),
+    ("bwdbwd", (True, True, True)),
+    ("bwdbwd", (True, False, True)),
+]
+POWERS = [
+    signals.powers(3, 2, 3, 0),
+    signals.powers(2, 4, 4, 2),
+    signals.powers_adjoint(3, 2, 3, 0),
+    signals.powers_adjoint(2, 2, 4, 2),
+]
 
 
 def coefficients(sizes, b, c, dtype, seed):
@@ -40,44 +54,65 @@ def test_products(kind, degrees, dtype):
         program, table = (module(kind, *degrees, pass_, wanted) for module in (signals.product, couplings.gaunt))
         sizes = squares(program.lmax_in), squares(program.lmax_out)
         assert (table.inputs, table.outputs) == tuple(map(tuple, sizes))
-        check(native.signals, evaluate, program, *sizes, dtype)
-        check(native.couple, lambda _, x, program=program: evaluate(program, x), table, *sizes, dtype)
+        check(library.signals, evaluate, program, *sizes, dtype)
+        check(library.couple, lambda _, x, program=program: evaluate(program, x), table, *sizes, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("program", POWERS, ids=["powers", "tangents of powers", "gradient of powers", "second gradient of powers"])
+@pytest.mark.parametrize(
+    "program", POWERS, ids=["powers", "tangents of powers", "gradient of powers", "second gradient of powers"]
+)
 def test_powers(program, dtype):
-    check(native.signals, evaluate, program, squares(program.lmax_in), squares(program.lmax_out), dtype)
+    check(library.signals, evaluate, program, squares(program.lmax_in), squares(program.lmax_out), dtype)
 
 
 def test_couplings_with_a_scale():
     """Groups that a component multiplies, groups that none does, an output that nothing reaches."""
-    entries = [[0, 5, 0, 3], [0, 5, 1, 4], [0, -1, 2, 2], [2, 4, 0, 0], [2, 3, 0, 5], [2, 3, 1, 5], [2, 3, 2, 5], [2, 3, 2, 4], [2, 3, 0, 3]]
-    table = couplings.Couplings((3, 3), (2, 1), torch.tensor(entries).numpy(), testing.random(len(entries), seed=3).numpy())
+    entries = [
+        [0, 5, 0, 3],
+        [0, 5, 1, 4],
+        [0, -1, 2, 2],
+        [2, 4, 0, 0],
+        [2, 3, 0, 5],
+        [2, 3, 1, 5],
+        [2, 3, 2, 5],
+        [2, 3, 2, 4],
+        [2, 3, 0, 3],
+    ]
+    table = couplings.Couplings(
+        (3, 3), (2, 1), torch.tensor(entries).numpy(), testing.random(len(entries), seed=3).numpy()
+    )
     assert table.scale.tolist() == [-1, 5, 3, 4]
     for dtype in TOLERANCE:
-        check(native.couple, couple, table, (3, 3), (2, 1), dtype)
+        check(library.couple, couple, table, (3, 3), (2, 1), dtype)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (40, 1), (1, 33), (5, 16)], ids=str)
 @pytest.mark.parametrize("lmax", [0, 1, 2, 3])
 def test_any_number_of_samples(shape, lmax):
-    program, table = (module("product", lmax, lmax, lmax, "fwd", (True,)) for module in (signals.product, couplings.gaunt))
-    for what, run, slowly in ((program, native.signals, evaluate), (table, native.couple, couple)):
+    program, table = (
+        module("product", lmax, lmax, lmax, "fwd", (True,)) for module in (signals.product, couplings.gaunt)
+    )
+    for what, run, slowly in ((program, library.signals, evaluate), (table, library.couple, couple)):
         sizes = [(lmax + 1) ** 2] * 3
         if 0 in shape:
-            run(what, coefficients(sizes[:2], *shape, torch.float32, 1), coefficients(sizes[2:], *shape, torch.float32, 1))
+            run(
+                what,
+                coefficients(sizes[:2], *shape, torch.float32, 1),
+                coefficients(sizes[2:], *shape, torch.float32, 1),
+            )
         else:
             check(run, slowly, what, sizes[:2], sizes[2:], torch.float32, *shape)
 
 
 def test_strides_and_what_is_not_ours():
-    """Rows that stand apart, shared ones, outputs inside a larger tensor; nothing beside them is written, nothing outside the inputs is read."""
+    """Rows that stand apart, shared ones, outputs inside a larger tensor; nothing beside them is written, nothing
+    outside the inputs is read."""
     program = signals.product("product", 2, 1, 3, "fwd", (True,))
     wide = testing.random(5, 4, 3, 9, seed=1)
     x1, x2 = wide[:, ::2, 1], testing.random(5, 1, 4, seed=2).expand(5, 2, 4)  # [5, 2, 9], [5, 2, 4]
     out = torch.full((5, 2, 3, 16), 7.0, dtype=torch.float64)
-    native.signals(program, [x1, x2], [out[:, :, 1]])
+    library.signals(program, [x1, x2], [out[:, :, 1]])
     testing.assert_close(out[:, :, 1], evaluate(program, [x1, x2])[0], "middle one", 1e-12)
     assert (out[:, :, ::2] == 7).all()
 
@@ -88,7 +123,7 @@ def test_results_do_not_depend_on_threads_or_on_the_batch():
 
     def run(inputs):
         out = [torch.empty(*inputs[0].shape[:2], (l + 1) ** 2) for l in program.lmax_out]
-        native.signals(program, inputs, out)
+        library.signals(program, inputs, out)
         return out
 
     threads, results = torch.get_num_threads(), []

@@ -11,7 +11,7 @@ import torch
 from e3nn import o3
 from numpy.polynomial.legendre import leggauss
 
-from eqtp.so3 import gaunt, wigner_3j
+from eqtp.math.so3 import gaunt, wigner_3j
 
 
 def triples(lmax, l3max=None):
@@ -108,7 +108,9 @@ def test_invariant_under_rotations_built_from_harmonics(seed):
 @pytest.mark.parametrize("l1,l2", [(0, 3), (1, 1), (2, 5), (4, 4), (7, 12), (12, 12), (16, 15)])
 def test_orthogonal_and_complete(l1, l2):
     """The tensors of all l3, scaled by sqrt(2 l3 + 1), are one orthogonal matrix."""
-    blocks = [math.sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3).reshape(-1, 2 * l3 + 1) for l3 in range(abs(l1 - l2), l1 + l2 + 1)]
+    blocks = [
+        math.sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3).reshape(-1, 2 * l3 + 1) for l3 in range(abs(l1 - l2), l1 + l2 + 1)
+    ]
     q = np.concatenate(blocks, axis=1)
     assert q.shape[0] == q.shape[1]
     np.testing.assert_allclose(q.T @ q, np.eye(len(q)), rtol=0, atol=1e-13)
@@ -185,7 +187,7 @@ def test_quick_from_cold_and_light():
     code = """
 import sys, time
 import eqtp.so3 as so3
-import eqtp.plan, eqtp.irreps
+import eqtp.plans.plan, eqtp.math.irreps
 def seconds(degrees):
     start = time.process_time()
     for d in degrees:
@@ -194,6 +196,8 @@ def seconds(degrees):
 low = [(a, b, c) for a in range(5) for b in range(5) for c in range(abs(a - b), min(4, a + b) + 1)]
 print(seconds(low), seconds([(12, 12, 12)]), *(m for m in ("scipy", "sympy", "e3nn") if m in sys.modules))
 """
-    low, high, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    low, high, *heavy = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert float(low) < 0.05 and float(high) < 0.1
     assert heavy == []

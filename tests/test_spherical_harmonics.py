@@ -1,4 +1,5 @@
-"""Spherical harmonics: e3nn's values and derivatives, zero and extreme vectors, symmetry, memory, determinism, errors."""
+"""Spherical harmonics: e3nn's values and derivatives, zero and extreme vectors, symmetry, memory, determinism,
+errors."""
 
 import os
 import subprocess
@@ -11,7 +12,8 @@ import torch
 from e3nn import o3
 
 import eqtp
-from eqtp import native, testing
+from eqtp import testing
+from eqtp.backends.native import library
 from eqtp.ops import spherical_harmonics as module
 from eqtp.ops.spherical_harmonics import gradient_map, parse_degrees, reference
 
@@ -67,7 +69,14 @@ def assert_all_close(ours, theirs):
 # values and derivatives
 
 LISTS = [[0, 1, 2, 3], [3, 1, 0], [2, 2, 0, 2], list(range(12))]
-IRREPS = ["0e + 1o + 2e", "3o + 2x1o + 0e", "1e + 2e", o3.Irreps("2x2e + 1o"), eqtp.Irreps("2x2e + 1o"), eqtp.Irrep("2e")]
+IRREPS = [
+    "0e + 1o + 2e",
+    "3o + 2x1o + 0e",
+    "1e + 2e",
+    o3.Irreps("2x2e + 1o"),
+    eqtp.Irreps("2x2e + 1o"),
+    eqtp.Irrep("2e"),
+]
 
 
 @by_normalization
@@ -76,7 +85,10 @@ IRREPS = ["0e + 1o + 2e", "3o + 2x1o + 0e", "1e + 2e", o3.Irreps("2x2e + 1o"), e
 def test_e3nn(e3nn64, l, normalize, normalization):
     """Values, gradients and the second order, fused and as a closure, of every degree by itself, in poisoned memory."""
     irreps = o3.Irreps(str(l)) if isinstance(l, (eqtp.Irreps, eqtp.Irrep)) else l
-    theirs = lambda xyz: o3.spherical_harmonics(irreps, xyz, normalize, normalization)  # noqa: E731
+
+    def theirs(xyz):
+        return o3.spherical_harmonics(irreps, xyz, normalize, normalization)
+
     testing.check_op(harmonics(l, normalize, normalization), theirs, case(parse_degrees(l), vectors()))
 
 
@@ -94,7 +106,9 @@ def test_degree_0_is_constant(e3nn64, l, normalize, normalization):
 @by_normalize
 @pytest.mark.parametrize("l", [[0, 1, 2, 3], [5, 1, 1], 8], ids=str)
 def test_third_order_of_e3nn(e3nn64, l, normalize):
-    theirs = lambda xyz: o3.spherical_harmonics(l, xyz, normalize, "norm")  # noqa: E731
+    def theirs(xyz):
+        return o3.spherical_harmonics(l, xyz, normalize, "norm")
+
     assert_all_close(third_order(harmonics(l, normalize, "norm"), vectors(4) / 2), third_order(theirs, vectors(4) / 2))
 
 
@@ -111,16 +125,21 @@ def test_gradient_map(degrees, normalization):
     xyz = vectors(5)
     lower = reference(range(max(*degrees, 1)), xyz, False, "integral")  # [n, lmax^2]
     D = torch.from_numpy(gradient_map(degrees, normalization))
-    columns = torch.autograd.functional.jacobian(lambda x: reference(degrees, x, False, normalization).sum(0), xyz)  # [c, n, 3]
+    columns = torch.autograd.functional.jacobian(
+        lambda x: reference(degrees, x, False, normalization).sum(0), xyz
+    )  # [c, n, 3]
     testing.assert_close(torch.einsum("acj,nj->cna", D, lower), columns)
 
 
 def test_constants():
-    """Orthonormal over the sphere ("integral", by quadrature), |Y_l|^2 = 2 l + 1 ("component"), |Y_l| = 1 ("norm"), up to l = 16."""
+    """Orthonormal over the sphere ("integral", by quadrature), |Y_l|^2 = 2 l + 1 ("component"), |Y_l| = 1 ("norm"), up
+    to l = 16."""
     y, weights = np.polynomial.legendre.leggauss(17)
     angle = np.arange(34) * pi / 17
     ring = np.sqrt(1 - y**2)[:, None]
-    xyz = np.stack(np.broadcast_arrays(ring * np.sin(angle), y[:, None], ring * np.cos(angle)), -1).reshape(-1, 3)  # [17*34, 3]
+    xyz = np.stack(np.broadcast_arrays(ring * np.sin(angle), y[:, None], ring * np.cos(angle)), -1).reshape(
+        -1, 3
+    )  # [17*34, 3]
     weights = torch.from_numpy(np.repeat(weights * pi / 17, 34))
     xyz = torch.from_numpy(xyz)
     values = harmonics(list(range(17)), False, "integral")(xyz)
@@ -139,7 +158,10 @@ AXES = torch.tensor([[s * (k == a) for k in range(3)] for a in range(3) for s in
 @by_normalize
 def test_axes_and_planes(e3nn64, normalize):
     xyz = torch.cat([AXES, 2 * AXES[::2] + AXES[[3, 5, 1]]])
-    theirs = lambda xyz: o3.spherical_harmonics(list(range(7)), xyz, normalize, "component")  # noqa: E731
+
+    def theirs(xyz):
+        return o3.spherical_harmonics(list(range(7)), xyz, normalize, "component")
+
     testing.check_op(harmonics(list(range(7)), normalize), theirs, case(range(7), xyz))
     assert_all_close(third_order(harmonics([0, 3, 1], normalize), xyz), third_order(plain([0, 3, 1], normalize), xyz))
 
@@ -149,7 +171,10 @@ def test_axes_and_planes(e3nn64, normalize):
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_zero_vector_has_no_direction(backend, dtype, normalization):
     """Y_0 as everywhere, the other degrees 0, and all derivatives 0; the other rows as without it."""
-    op = lambda xyz: eqtp.spherical_harmonics([0, 1, 2, 4], xyz, True, normalization, backend)  # noqa: E731
+
+    def op(xyz):
+        return eqtp.spherical_harmonics([0, 1, 2, 4], xyz, True, normalization, backend)
+
     xyz, null = vectors(19), torch.arange(19) % 3 == 1
     xyz[null] = 0
     with testing.poisoned():
@@ -174,11 +199,19 @@ def test_zero_vector_of_the_solid_harmonics():
     assert ours[1].abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("dtype", "scales"), [(torch.float32, (1e-30, 1e-37, 1e30, 5e37)), (torch.float64, (1e-200, 1e-307, 1e200, 1e307))], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [(torch.float32, (1e-30, 1e-37, 1e30, 5e37)), (torch.float64, (1e-200, 1e-307, 1e200, 1e307))],
+    ids=str,
+)
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_direction_of_tiny_and_huge_vectors(backend, dtype, scales):
-    """Right wherever |x| + |y| + |z| is a normal number, though the square of it is not: values, and gradients where these are normal."""
-    op = lambda xyz: eqtp.spherical_harmonics([0, 1, 2, 3], xyz, True, "component", backend)  # noqa: E731
+    """Right wherever |x| + |y| + |z| is a normal number, though the square of it is not: values, and gradients where
+    these are normal."""
+
+    def op(xyz):
+        return eqtp.spherical_harmonics([0, 1, 2, 3], xyz, True, "component", backend)
+
     unit = torch.cat([vectors(16) / 2, AXES])
     for scale in scales:
         x = (unit * scale).to(dtype)
@@ -190,7 +223,10 @@ def test_direction_of_tiny_and_huge_vectors(backend, dtype, scales):
             (g,) = torch.autograd.grad(energy(op(y)), y)
             testing.assert_close(g * scale, expected[1])
             t = torch.ones_like(x)
-            along = [torch.func.jvp(f, (at,), (by,))[1] for f, at, by in ((op, x, t), (plain([0, 1, 2, 3]), exact, t.double()))]
+            along = [
+                torch.func.jvp(f, (at,), (by,))[1]
+                for f, at, by in ((op, x, t), (plain([0, 1, 2, 3]), exact, t.double()))
+            ]
             testing.assert_close(along[0] * scale, along[1])
 
 
@@ -199,7 +235,10 @@ def test_direction_of_tiny_and_huge_vectors(backend, dtype, scales):
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_nan_stays_nan(backend, dtype, bad):
     """No number comes of a vector that is none; the rows beside it are right. An infinite vector has no direction."""
-    op = lambda xyz: eqtp.spherical_harmonics([1, 2, 3], xyz, True, "component", backend)  # noqa: E731
+
+    def op(xyz):
+        return eqtp.spherical_harmonics([1, 2, 3], xyz, True, "component", backend)
+
     for column in range(3):
         xyz = vectors(19).to(dtype)
         xyz[7, column] = bad
@@ -223,14 +262,22 @@ def test_equivariance_under_o3(e3nn64, normalize):
         R = torch.from_numpy(testing.random_rotation(n))
         for element in (R, -R, -torch.eye(3)):
             D = irreps.D_from_matrix(element)
-            testing.assert_close(harmonics(str(irreps), normalize)(xyz @ element.T), harmonics(str(irreps), normalize)(xyz) @ D.T)
-    testing.assert_equivariant(harmonics(list(range(11)), normalize), [(xyz, "1o")], eqtp.Irreps.spherical_harmonics(10))
+            testing.assert_close(
+                harmonics(str(irreps), normalize)(xyz @ element.T), harmonics(str(irreps), normalize)(xyz) @ D.T
+            )
+    testing.assert_equivariant(
+        harmonics(list(range(11)), normalize), [(xyz, "1o")], eqtp.Irreps.spherical_harmonics(10)
+    )
 
 
 @by_normalize
-@pytest.mark.parametrize(("irreps", "irreps_in"), [("1e + 2e", "1e"), ("2x1o + 0e", None), ([2, 1], "1e"), ("2x1o + 0e", "1o")])
+@pytest.mark.parametrize(
+    ("irreps", "irreps_in"), [("1e + 2e", "1e"), ("2x1o + 0e", None), ([2, 1], "1e"), ("2x1o + 0e", "1o")]
+)
 def test_module(e3nn64, irreps, irreps_in, normalize):
-    ours, theirs = (m(irreps, normalize, "norm", irreps_in=irreps_in) for m in (eqtp.nn.SphericalHarmonics, o3.SphericalHarmonics))
+    ours, theirs = (
+        m(irreps, normalize, "norm", irreps_in=irreps_in) for m in (eqtp.nn.SphericalHarmonics, o3.SphericalHarmonics)
+    )
     assert str(ours.irreps_out) == str(theirs.irreps_out) and not ours.state_dict() and not list(ours.parameters())
     testing.assert_close(ours(vectors()), theirs(vectors()))
 
@@ -279,7 +326,10 @@ LAYOUTS = {
 def test_strides(l, layout, normalize, dtype):
     """Points, cotangents and the cotangents of the gradient as slices of larger tensors, for all three kernels."""
     columns = sum(2 * d + 1 for d in l)
-    inputs = [LAYOUTS[layout](t.to(dtype)) for t in (vectors(21), testing.random(21, columns, seed=1), testing.random(21, 3, seed=2))]
+    inputs = [
+        LAYOUTS[layout](t.to(dtype))
+        for t in (vectors(21), testing.random(21, columns, seed=1), testing.random(21, 3, seed=2))
+    ]
 
     def results(f, xyz, g, c):
         x, g = xyz.detach().requires_grad_(), g.detach().requires_grad_()
@@ -351,7 +401,7 @@ def test_simd_levels(tmp_path):
             case = testing.Case({"x": xyz}, g, {"x": c}, {})
             assert_all_close(results, testing.derivatives(plain(l, normalize), case, torch.float64).values())
             assert all(t.dtype == dtype for t in results)
-    assert 1 in seen and max(seen) == native._native.simd_level()
+    assert 1 in seen and max(seen) == library._native.simd_level()
 
 
 # what is taken
@@ -372,10 +422,22 @@ ERRORS = [
     (([0, -2], XYZ, True), ValueError, r"^spherical_harmonics: l must not be negative, got -2$"),
     ((1, torch.ones(3, 4), True), ValueError, r"^spherical_harmonics: xyz must be \[\.\.\., 3\], got \[3, 4\]$"),
     ((1, torch.tensor(1.0), True), ValueError, r"^spherical_harmonics: xyz must be \[\.\.\., 3\], got \[\]$"),
-    ((1, torch.ones(4, 3, dtype=torch.int64), True), TypeError, r"^spherical_harmonics: xyz must be a floating point tensor, got torch\.int64$"),
+    (
+        (1, torch.ones(4, 3, dtype=torch.int64), True),
+        TypeError,
+        r"^spherical_harmonics: xyz must be a floating point tensor, got torch\.int64$",
+    ),
     ((1, [[1.0, 0.0, 0.0]], True), TypeError, r"^spherical_harmonics: xyz must be a floating point tensor, got list$"),
-    ((1, XYZ, True, "unit"), ValueError, r"^spherical_harmonics: normalization must be one of integral, component, norm, got 'unit'$"),
-    (("1e + 2o", XYZ, True), ValueError, r"^spherical_harmonics: no vector has the harmonics 1x1e\+1x2o; parities must be p\^l$"),
+    (
+        (1, XYZ, True, "unit"),
+        ValueError,
+        r"^spherical_harmonics: normalization must be one of integral, component, norm, got 'unit'$",
+    ),
+    (
+        ("1e + 2o", XYZ, True),
+        ValueError,
+        r"^spherical_harmonics: no vector has the harmonics 1x1e\+1x2o; parities must be p\^l$",
+    ),
     (("1o + 3e", XYZ, True), ValueError, r"no vector has the harmonics"),
     (("1o + 2o", XYZ, True), ValueError, r"no vector has the harmonics"),
     (("0o", XYZ, True), ValueError, r"no vector has the harmonics"),

@@ -1,4 +1,5 @@
-"""CUDA kernels of spherical harmonics, run without a GPU (tests/cuda_cpu.h): with run-time tables, with fixed tables and specialised."""
+"""CUDA kernels of spherical harmonics, run without a GPU (tests/cuda_cpu.h): with run-time tables, with fixed tables
+and specialised."""
 
 import functools
 
@@ -6,7 +7,9 @@ import emulation
 import pytest
 import torch
 
-from eqtp import harmonics, specialise, testing
+from eqtp import testing
+from eqtp.backends.jit import channelwise_tables
+from eqtp.math import harmonics
 from eqtp.ops.spherical_harmonics import reference
 
 NAMES = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp::f16", torch.bfloat16: "eqtp::bf16"}
@@ -17,8 +20,10 @@ NORMALIZE = pytest.mark.parametrize("normalize", [True, False], ids=["direction"
 # The kernels ahead of time take structs; here their members are arguments
 ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row, const T* c, Index c_row,
   Index c_col, T* out, T* gxyz, int tile, int room"""
-ARRAYS = "HarmonicsArrays<T>{normalize, points, xyz, g, c, xyz_row, xyz_col, g_row, c_row, c_col, out, gxyz, tile, room}"
-AHEAD = f"""#include "spherical_harmonics.cuh"
+ARRAYS = (
+    "HarmonicsArrays<T>{normalize, points, xyz, g, c, xyz_row, xyz_col, g_row, c_row, c_col, out, gxyz, tile, room}"
+)
+AHEAD = f"""#include "harmonics/harmonics.cuh"
 namespace eqtp {{
 template <class T, int PASS>
 __global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width, {ARGUMENTS}) {{
@@ -57,7 +62,8 @@ def real(dtype):
 
 @functools.cache
 def kernels(kind, degrees, dtype, sanitize=None):
-    """Pass -> kernel; kind: "given", "fixed" (ahead of time) or "specialised"; degrees: those that the text depends on."""
+    """Pass -> kernel; kind: "given", "fixed" (ahead of time) or "specialised"; degrees: those that the text depends
+    on."""
     T = NAMES[dtype]
     pointer = f"const {NAMES[real(dtype)]}*"
     if kind == "given":
@@ -65,10 +71,12 @@ def kernels(kind, degrees, dtype, sanitize=None):
     elif kind == "fixed":
         text, before, name = AHEAD, [pointer], f"eqtp::fixed<{T}, eqtp::%s, {max(degrees)}>"
     else:
-        text, before = '#include "spherical_harmonics.cuh"\n' + specialise.harmonics_source(*degrees), []
+        text, before = '#include "harmonics/harmonics.cuh"\n' + channelwise_tables.harmonics_source(*degrees), []
         name = f"eqtp::harmonics_plan_kernel<{T}, eqtp::%s, eqtp::Plan>"
-    built = emulation.build(text, {name % p: [*before, *types(dtype)] for p in specialise.HARMONICS_PASSES}, sanitize)
-    return {p: built[name % p] for p in specialise.HARMONICS_PASSES}
+    built = emulation.build(
+        text, {name % p: [*before, *types(dtype)] for p in channelwise_tables.HARMONICS_PASSES}, sanitize
+    )
+    return {p: built[name % p] for p in channelwise_tables.HARMONICS_PASSES}
 
 
 def flat(t):
@@ -83,32 +91,65 @@ def framed(shape, dtype, shift):
     return memory, memory[shift : shift + shape[0] * shape[1]].view(shape)
 
 
-def run(kind, degrees, normalize, normalization, xyz, g=None, c=None, wanted=(True, True), blocks=None, shift=0, sanitize=None):
+def run(
+    kind,
+    degrees,
+    normalize,
+    normalization,
+    xyz,
+    g=None,
+    c=None,
+    wanted=(True, True),
+    blocks=None,
+    shift=0,
+    sanitize=None,
+):
     """[out, gxyz], None where not wanted; checks that nothing beside them is written."""
     dtype, n, lmax = xyz.dtype, len(xyz), max(degrees, default=0)
     constants, start, column = harmonics.tables(degrees, normalization)
     columns, which = len(column), "SECOND" if c is not None else "GRADIENT" if g is not None else "VALUES"
     unrolled = kind == "fixed" or (kind == "specialised" and lmax <= 8)
-    shape = specialise.harmonics_shape(degrees, which, dtype, unrolled)
+    shape = channelwise_tables.harmonics_shape(degrees, which, dtype, unrolled)
     memory, results = zip(*(framed((n, k), dtype, shift) for k in (columns, 3)), strict=True)
     wanted = [w and which in (one, "SECOND") for w, one in zip(wanted, ("VALUES", "GRADIENT"), strict=True)]
-    numbers, integers = torch.from_numpy(constants).to(real(dtype)), [torch.tensor(t or [0], dtype=torch.int32) for t in (start, column)]
+    numbers, integers = (
+        torch.from_numpy(constants).to(real(dtype)),
+        [torch.tensor(t or [0], dtype=torch.int32) for t in (start, column)],
+    )
     tables = {"given": [numbers, *integers, lmax, columns], "fixed": [numbers], "specialised": []}[kind]
     key = {"given": (), "fixed": degrees, "specialised": (degrees, normalization)}[kind]
     grid, block, shared = shape.launch(n)
-    strided = lambda t, k: [None if t is None else flat(t), *((0,) * k if t is None else t.stride()[:k])]  # noqa: E731
+
+    def strided(t, k):
+        return [None if t is None else flat(t), *((0,) * k if t is None else t.stride()[:k])]
+
     outputs = [flat(t) if w else None for t, w in zip(results, wanted, strict=True)]
-    arguments = [*tables, normalize, n, *strided(xyz, 2), *strided(g, 1), *strided(c, 2), *outputs, shape.tile, shape.room]
+    arguments = [
+        *tables,
+        normalize,
+        n,
+        *strided(xyz, 2),
+        *strided(g, 1),
+        *strided(c, 2),
+        *outputs,
+        shape.tile,
+        shape.room,
+    ]
     kernels(kind, key, dtype, sanitize)[which](blocks or max(grid, 1), block, shared, *arguments)
     for t, all_of_it in zip(results, memory, strict=True):
-        assert all_of_it[:shift].isnan().all() and all_of_it[shift + t.numel() :].isnan().all(), "written beside the tensor"
+        assert all_of_it[:shift].isnan().all() and all_of_it[shift + t.numel() :].isnan().all(), (
+            "written beside the tensor"
+        )
     return [t if w else None for t, w in zip(results, wanted, strict=True)]
 
 
 def expected(degrees, normalize, normalization, xyz, g=None, c=None):
     """The same by the reference in float64, differentiated by torch: out, gxyz."""
     x = xyz.double().requires_grad_()
-    f = lambda x: reference(degrees, x, normalize, normalization)  # noqa: E731
+
+    def f(x):
+        return reference(degrees, x, normalize, normalization)
+
     out = f(x)
     if g is None:
         return [out.detach(), None]
@@ -116,7 +157,10 @@ def expected(degrees, normalize, normalization, xyz, g=None, c=None):
     (gxyz,) = torch.autograd.grad((out * cotangent).sum() + 0 * x.sum(), x, create_graph=True)
     if c is None:
         return [None, gxyz.detach()]
-    return [t.detach() for t in torch.autograd.grad((gxyz * c.double()).sum() + 0 * x.sum(), (cotangent, x), materialize_grads=True)]
+    return [
+        t.detach()
+        for t in torch.autograd.grad((gxyz * c.double()).sum() + 0 * x.sum(), (cotangent, x), materialize_grads=True)
+    ]
 
 
 def vectors(n, dtype=torch.float64, seed=0):
@@ -131,7 +175,8 @@ def operands(degrees, n, dtype):
 
 
 def tolerance(dtype):
-    """Half precision is for storage: float32's, and half a unit in the last place for the rounding of the largest value."""
+    """Half precision is for storage: float32's, and half a unit in the last place for the rounding of the largest
+    value."""
     return testing.TOLERANCE[torch.float32] + torch.finfo(dtype).eps / 2 if dtype in HALF else testing.TOLERANCE[dtype]
 
 
@@ -139,7 +184,9 @@ def check(kind, degrees, normalize, normalization, xyz, g, c, **options):
     """All three passes against the reference."""
     for name, given in (("values", ()), ("gradient", (g,)), ("second order", (g, c))):
         ours = run(kind, degrees, normalize, normalization, xyz, *given, **options)
-        for a, b, which in zip(ours, expected(degrees, normalize, normalization, xyz, *given), ("out", "gxyz"), strict=True):
+        for a, b, which in zip(
+            ours, expected(degrees, normalize, normalization, xyz, *given), ("out", "gxyz"), strict=True
+        ):
             assert (a is None) == (b is None)
             if a is not None:
                 testing.assert_close(a, b, f"{name}, {which}", tolerance(xyz.dtype))
@@ -158,7 +205,12 @@ def test_any_degrees_at_run_time(degrees, dtype, normalize):
 @NORMALIZE
 @pytest.mark.parametrize(
     ("degrees", "dtype"),
-    [((0, 1, 2, 3), torch.float32), ((3, 1, 1, 0, 3), torch.float64), (tuple(range(7)), torch.float32), ((10, 0), torch.float64)],
+    [
+        ((0, 1, 2, 3), torch.float32),
+        ((3, 1, 1, 0, 3), torch.float64),
+        (tuple(range(7)), torch.float32),
+        ((10, 0), torch.float64),
+    ],
     ids=str,
 )
 def test_specialised(degrees, dtype, normalize):
@@ -231,15 +283,17 @@ def test_only_what_is_wanted():
 def test_many_columns_have_smaller_tiles():
     """Rows that do not fit 32 times into shared memory."""
     degrees = (3,) * 200
-    assert 0 < specialise.harmonics_shape(degrees, "SECOND", torch.float32, False).tile < 32
+    assert 0 < channelwise_tables.harmonics_shape(degrees, "SECOND", torch.float32, False).tile < 32
     check("given", degrees, True, "component", *operands(degrees, 21, torch.float32))
-    assert specialise.harmonics_shape((3,) * 1900, "VALUES", torch.float32).tile == 0
+    assert channelwise_tables.harmonics_shape((3,) * 1900, "VALUES", torch.float32).tile == 0
 
 
 # zero vectors, extremes
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("given", torch.float64), ("specialised", torch.float32), ("given", torch.float16)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("given", torch.float64), ("specialised", torch.float32), ("given", torch.float16)], ids=str
+)
 def test_zero_vector_has_no_direction(kind, dtype):
     """Y_0 as everywhere, the other degrees 0, and all derivatives 0; the other rows as without it."""
     degrees = (0, 1, 2, 3)
@@ -259,14 +313,20 @@ def test_zero_vector_has_no_direction(kind, dtype):
     check(kind, degrees, False, "integral", xyz, g, c)
 
 
-@pytest.mark.parametrize(("dtype", "scales"), [(torch.float32, (1e-30, 1e-37, 1e30, 5e37)), (torch.float64, (1e-200, 1e-307, 1e200, 1e307))], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [(torch.float32, (1e-30, 1e-37, 1e30, 5e37)), (torch.float64, (1e-200, 1e-307, 1e200, 1e307))],
+    ids=str,
+)
 def test_direction_of_tiny_and_huge_vectors(dtype, scales):
     degrees = (0, 1, 2, 3)
     unit, g, _ = operands(degrees, 33, torch.float64)
     for scale in scales:
         xyz = (unit / 2 * scale).to(dtype)
         exact = xyz.double() / scale
-        testing.assert_close(run("given", degrees, True, "component", xyz)[0], expected(degrees, True, "component", exact)[0])
+        testing.assert_close(
+            run("given", degrees, True, "component", xyz)[0], expected(degrees, True, "component", exact)[0]
+        )
         if scale in scales[::2]:
             gxyz = run("given", degrees, True, "component", xyz, g.to(dtype))[1]
             testing.assert_close(gxyz * scale, expected(degrees, True, "component", exact, g.to(dtype))[1])
@@ -275,7 +335,12 @@ def test_direction_of_tiny_and_huge_vectors(dtype, scales):
 def test_direction_of_the_smallest_half_precision_vectors():
     """The direction is found in float32, where these are normal numbers."""
     xyz = torch.tensor([[1.0, -2.0, 2.0], [0.0, 3.0, 0.0]]).mul(2.0**-24).half()
-    testing.assert_close(run("given", (1,), True, "norm", xyz)[0], torch.tensor([[1.0, -2.0, 2.0], [0.0, 3.0, 0.0]]).double() / 3, "", 2.0**-11)
+    testing.assert_close(
+        run("given", (1,), True, "norm", xyz)[0],
+        torch.tensor([[1.0, -2.0, 2.0], [0.0, 3.0, 0.0]]).double() / 3,
+        "",
+        2.0**-11,
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

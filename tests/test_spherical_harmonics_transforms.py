@@ -4,11 +4,21 @@ import io
 
 import pytest
 import torch
-from test_spherical_harmonics import DTYPES, assert_all_close, by_normalize, energy, harmonics, plain, third_order, vectors
+from test_spherical_harmonics import (
+    DTYPES,
+    assert_all_close,
+    by_normalize,
+    energy,
+    harmonics,
+    plain,
+    third_order,
+    vectors,
+)
 from torch.autograd import forward_ad
 
 import eqtp
-from eqtp import native, testing
+from eqtp import testing
+from eqtp.backends.native import library
 
 # registered ops
 
@@ -23,8 +33,8 @@ def test_gradcheck(normalize):
 
 def test_kernels_run(monkeypatch):
     """One call of the kernel for the value, one for the gradient, one for the second order."""
-    calls, kernel = [], native.spherical_harmonics
-    monkeypatch.setattr(native, "spherical_harmonics", lambda *a: (calls.append(1), kernel(*a)))
+    calls, kernel = [], library.spherical_harmonics
+    monkeypatch.setattr(library, "spherical_harmonics", lambda *a: (calls.append(1), kernel(*a)))
     x = vectors(5).requires_grad_()
     out = eqtp.spherical_harmonics([0, 1, 2], x, True)
     assert len(calls) == 1
@@ -41,8 +51,12 @@ def test_opcheck():
     ops = torch.ops.eqtp
     torch.library.opcheck(ops.spherical_harmonics.default, (xyz, *constants))
     torch.library.opcheck(ops.spherical_harmonics_bwd.default, (g, xyz, *constants))
-    torch.library.opcheck(ops.spherical_harmonics_bwdbwd.default, (g.detach(), xyz.detach(), c, [True, True], *constants))
-    torch.library.opcheck(ops.spherical_harmonics_bwdbwd.default, (g.detach(), xyz.detach(), c, [False, True], *constants))
+    torch.library.opcheck(
+        ops.spherical_harmonics_bwdbwd.default, (g.detach(), xyz.detach(), c, [True, True], *constants)
+    )
+    torch.library.opcheck(
+        ops.spherical_harmonics_bwdbwd.default, (g.detach(), xyz.detach(), c, [False, True], *constants)
+    )
 
 
 def test_every_registered_op_is_checked_here():
@@ -129,7 +143,10 @@ def test_forward_mode(normalize, dtype):
     """Of the value and of the gradient, against reverse mode of the reference and, roughly, a difference quotient."""
     xyz, t, g = vectors(7), testing.random(7, 3, seed=1), testing.random(7, 17, seed=2)
     op, ref = harmonics([1, 0, 2, 3, 0], normalize), plain([1, 0, 2, 3, 0], normalize)
-    gradient = lambda f: lambda x: torch.func.vjp(f, x)[1](g.to(x))[0]  # noqa: E731
+
+    def gradient(f):
+        return lambda x: torch.func.vjp(f, x)[1](g.to(x))[0]
+
     for ours, theirs in ((op, ref), (gradient(op), gradient(ref))):
         jacobian = torch.func.jacrev(theirs)(xyz)  # [n, c, n, 3]
         expected = torch.einsum("icja,ja->ic", jacobian, t)
@@ -146,7 +163,9 @@ def test_forward_mode_of_the_compiled_is_right_or_raises(fresh_compiler):
     expected = duals(plain([0, 1, 2]), t)[0](xyz)
     for f in duals(op, t):
         testing.assert_close(f(xyz), expected)
-        with pytest.raises(Exception, match=r"eqtp::spherical_harmonics: forward-mode differentiation inside torch\.compile"):
+        with pytest.raises(
+            Exception, match=r"eqtp::spherical_harmonics: forward-mode differentiation inside torch\.compile"
+        ):
             torch.compile(f, fullgraph=True, backend="aot_eager")(xyz)
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     for f in duals(compiled, t):
@@ -167,7 +186,10 @@ def test_forward_mode_in_forward_mode_raises():
 @by_normalize
 def test_vmap(normalize):
     op, ref, batch = harmonics([2, 1, 0], normalize), plain([2, 1, 0], normalize), testing.random(4, 5, 3)
-    energy_of = lambda f: lambda x: energy(f(x))  # noqa: E731
+
+    def energy_of(f):
+        return lambda x: energy(f(x))
+
     for dim in (0, 1, 2):
         testing.assert_close(torch.func.vmap(op, in_dims=dim)(batch.movedim(0, dim)), ref(batch))
     testing.assert_close(torch.func.vmap(op)(batch[:0]), ref(batch[:0]))
@@ -176,7 +198,10 @@ def test_vmap(normalize):
     (g,) = torch.autograd.grad(energy_of(ref)(x), x)
     testing.assert_close(torch.func.vmap(torch.func.grad(energy_of(op)))(batch), g)
     cotangents = testing.random(6, 5, 9)  # one point set, several cotangents: the batch is in g only
-    pull = lambda f: torch.func.vmap(lambda c: torch.func.vjp(f, batch[0])[1](c)[0])(cotangents)  # noqa: E731
+
+    def pull(f):
+        return torch.func.vmap(lambda c: torch.func.vjp(f, batch[0])[1](c)[0])(cotangents)
+
     testing.assert_close(pull(op), pull(ref))
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import native, problems, testing
+from eqtp import testing
+from eqtp.backends.native import library
 from eqtp.ops.tensor_product import reference
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -243,14 +245,17 @@ def test_equivariance(random_channelwise, seed):
     plan = TensorProductPlan(*random_channelwise(seed))
     x1, x2 = testing.random(4, plan.dim_in1, seed=1), testing.random(4, plan.dim_in2, seed=2)
     w = testing.random(4, plan.weight_numel, seed=3)
-    product = lambda x1, x2: eqtp.tensor_product(x1, x2, w, plan, backend="native")  # noqa: E731
+
+    def product(x1, x2):
+        return eqtp.tensor_product(x1, x2, w, plan, backend="native")
+
     testing.assert_equivariant(product, [(x1, plan.irreps_in1), (x2, plan.irreps_in2)], plan.irreps_out)
 
 
 def test_named_backend_is_the_one_that_runs(monkeypatch):
     inputs, calls = operands(3), []
-    convolve = native.convolve
-    monkeypatch.setattr(native, "convolve", lambda *a: (calls.append(1), convolve(*a)))
+    convolve = library.convolve
+    monkeypatch.setattr(library, "convolve", lambda *a: (calls.append(1), convolve(*a)))
     for backend, count in (("reference", 0), ("native", 1), ("auto", 2)):
         eqtp.tensor_product(*inputs, SMALL, backend=backend)
         assert len(calls) == count

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import native, problems, testing
+from eqtp import testing
+from eqtp.backends.native import library
 from eqtp.ops.tensor_product_conv import reference
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 DTYPES = [torch.float64, torch.float32]
 SMALL = TensorProductPlan(
@@ -250,7 +252,10 @@ def test_equivariance(random_channelwise, random_graph, seed):
     """O(3), with inversion."""
     plan, graph = TensorProductPlan(*random_channelwise(seed)), random_graph(4, 5, 20)
     x, y, w = operands(graph, plan=plan)
-    conv = lambda x, y: eqtp.tensor_product_conv(x, y, w, plan, graph, backend="native")  # noqa: E731
+
+    def conv(x, y):
+        return eqtp.tensor_product_conv(x, y, w, plan, graph, backend="native")
+
     testing.assert_equivariant(conv, [(x, plan.irreps_in1), (y, plan.irreps_in2)], plan.irreps_out)
 
 
@@ -292,7 +297,7 @@ def run(script, *arguments, timeout=120, **environment):
 LEVELS = """
 import sys, numpy as np, torch, eqtp
 from eqtp import _native, testing
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
 results = {}
 for n, key in enumerate(sys.argv[2:]):
     plan = TensorProductPlan.from_key(key)
@@ -320,7 +325,7 @@ def test_simd_levels_agree(tmp_path, random_channelwise):
         level = int(run(LEVELS, str(path), *(plan.key for plan in plans), EQTP_SIMD=str(cap)))
         assert level <= cap
         numbers[level] = np.load(path)
-    assert 1 in numbers and max(numbers) == native._native.simd_level()
+    assert 1 in numbers and max(numbers) == library._native.simd_level()
     names = list(numbers[1])
     assert len(names) == len(plans) * 2 * 17
     for level in numbers:
@@ -331,7 +336,8 @@ def test_simd_levels_agree(tmp_path, random_channelwise):
 
 FORK = """
 import os, signal, torch, eqtp
-from eqtp import problems, testing
+from eqtp.testing import problems
+from eqtp import testing
 torch.set_num_threads(2)
 plan = problems.plan("nequip-water")
 graph = eqtp.Graph(torch.arange(40) % 7, torch.arange(40) % 5, 7, 5)

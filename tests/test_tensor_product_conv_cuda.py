@@ -1,5 +1,6 @@
-"""The specialised kernels of the convolution and of the product (csrc/tensor_product_conv.cuh) against the float64 reference, per path and operand,
-to second order: compiled as C++ and run on CPU tensors; where there is a GPU, on it, and the table-driven kernels too."""
+"""The specialised kernels of the convolution and of the product (csrc/channelwise/channelwise.cuh) against the float64
+reference, per path and operand, to second order: compiled as C++ and run on CPU tensors; where there is a GPU, on it,
+and the table-driven kernels too."""
 
 import emulated
 import emulation
@@ -8,14 +9,18 @@ import torch
 from test_tensor_product_conv import EMPTY, LAYOUTS, all_orders, all_tensors
 
 import eqtp
-from eqtp import problems, specialise, testing
+from eqtp import testing
+from eqtp.backends.jit import channelwise_tables
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 DTYPES = [torch.float64, torch.float32]
 MAIN = ["mace-medium", "sevennet-0", "nequip-l"]
-OTHERS = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu" and problem.id not in MAIN]
+OTHERS = [
+    problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu" and problem.id not in MAIN
+]
 LONG = [n for n in OTHERS if problems.TENSOR_PRODUCTS[n].cg_nonzeros > 210]
 SMALL = TensorProductPlan(
     "17x0e+3x1o+2x2e+5x1o",
@@ -38,20 +43,27 @@ def ladder(muls) -> TensorProductPlan:
     x = [(mul, ("0e", "1o")[n % 2]) for n, mul in enumerate(muls)]
     out = [(mul, ("1o", "0e")[n % 2]) for n, mul in enumerate(muls)]
     paths = [(n, 1, n, "uvu", True) for n in range(len(muls))]
-    return TensorProductPlan(*("+".join(f"{mul}x{ir}" for mul, ir in side) for side in (x, ((1, "0e"), (1, "1o")), out)), paths)
+    return TensorProductPlan(
+        *("+".join(f"{mul}x{ir}" for mul, ir in side) for side in (x, ((1, "0e"), (1, "1o")), out)), paths
+    )
 
 
 PLANS = {
     "small": SMALL,
     "one": ladder(ONE),
     "two": ladder(TWO),
-    "unweighted": TensorProductPlan("4x0e+3x1o", "0e+1o", "3x1o+4x1o", [(1, 0, 0, "uvu", False), (0, 1, 1, "uvu", False)]),
-    "degree 6": TensorProductPlan("5x6e+2x3o", "3o+6e", "5x6e+2x5o+5x3o", [(0, 1, 0, "uvu", True), (1, 1, 1, "uvu", True), (0, 0, 2, "uvu", True)]),
+    "unweighted": TensorProductPlan(
+        "4x0e+3x1o", "0e+1o", "3x1o+4x1o", [(1, 0, 0, "uvu", False), (0, 1, 1, "uvu", False)]
+    ),
+    "degree 6": TensorProductPlan(
+        "5x6e+2x3o", "3o+6e", "5x6e+2x5o+5x3o", [(0, 1, 0, "uvu", True), (1, 1, 1, "uvu", True), (0, 0, 2, "uvu", True)]
+    ),
 }
 
 
 @pytest.fixture(
-    params=[("emulated", "cpu"), *(pytest.param((f, "cuda"), marks=pytest.mark.gpu) for f in ("jit", "native"))], ids=lambda t: "-".join(t)
+    params=[("emulated", "cpu"), *(pytest.param((f, "cuda"), marks=pytest.mark.gpu) for f in ("jit", "native"))],
+    ids=lambda t: "-".join(t),
 )
 def target(request):
     """(family, device)."""
@@ -61,25 +73,41 @@ def target(request):
 
 
 def on(graph, device):
-    return graph if device == "cpu" else eqtp.Graph(graph.src.to(device), graph.dst.to(device), graph.num_src, graph.num_dst)
+    return (
+        graph
+        if device == "cpu"
+        else eqtp.Graph(graph.src.to(device), graph.dst.to(device), graph.num_src, graph.num_dst)
+    )
 
 
 def check(plan, target, **options):
-    """`testing.check_tensor_product_conv` and `testing.check_tensor_product` with operands moved to the target's device."""
+    """`testing.check_tensor_product_conv` and `testing.check_tensor_product` with operands moved to the target's
+    device."""
     family, device = target
     case, graph = testing.conv_case(plan)
     there = on(graph, device)
-    to = lambda *operands: [t.to(device) for t in operands] + [None] * (3 - len(operands))  # noqa: E731
-    conv = lambda *operands: eqtp.tensor_product_conv(*to(*operands), plan, there, family).cpu()  # noqa: E731
+
+    def to(*operands):
+        return [t.to(device) for t in operands] + [None] * (3 - len(operands))
+
+    def conv(*operands):
+        return eqtp.tensor_product_conv(*to(*operands), plan, there, family).cpu()
+
     testing.check_op(conv, lambda x, y, w=None: conv_op.reference(x, y, w, plan, graph), case, **options)
-    rows = lambda *operands: eqtp.tensor_product(*to(*operands), plan, family).cpu()  # noqa: E731
+
+    def rows(*operands):
+        return eqtp.tensor_product(*to(*operands), plan, family).cpu()
+
     testing.check_op(rows, lambda x, y, w=None: rows_op.reference(x, y, w, plan), testing.rows_case(plan), **options)
 
 
 def ours(target, tensors, graph, plan=SMALL, create_graph=False):
     """Output, first and second order; tensors: x, y, w, g, cotangents on the target's device."""
     there = on(graph, target[1])
-    conv = lambda x, y, w, plan, _: eqtp.tensor_product_conv(x, y, w, plan, there, target[0])  # noqa: E731
+
+    def conv(x, y, w, plan, _):
+        return eqtp.tensor_product_conv(x, y, w, plan, there, target[0])
+
     with testing.poisoned():
         return [t.cpu() for t in all_orders(conv, [t.detach() for t in tensors], graph, plan, create_graph)]
 
@@ -96,7 +124,8 @@ def assert_all_orders(target, graph, dtype=torch.float64, plan=SMALL):
 
 # ---------------------------------------------------------------------------------------------------------------- plans
 @pytest.mark.parametrize(
-    "dtype, name", [(d, n) for n in (*MAIN, *PLANS) for d in DTYPES if d == torch.float32 or n not in ("unweighted", "degree 6")]
+    "dtype, name",
+    [(d, n) for n in (*MAIN, *PLANS) for d in DTYPES if d == torch.float32 or n not in ("unweighted", "degree 6")],
 )
 def test_against_the_reference(target, name, dtype):
     """R1, R2, R5, R22: first and second order of the convolution and of the product, with poisoned memory."""
@@ -117,22 +146,40 @@ def test_random_products(target, random_channelwise, seed):
 
 
 def test_the_plans_cover_what_they_should(random_channelwise):
-    """Widths of units, channels per thread, threads without channels, operands fetched ahead or not, slots that paths share or leave alone."""
-    spread = [specialise.layout(p, u, "fwd", torch.float32) for p in (*PLANS.values(), *map(problems.plan, MAIN)) for u in specialise.units(p)]
-    assert {s.lanes for s in spread} == {4, 8, 16, 32} and {s.channels for s in spread} == {1, 2} and {s.ahead for s in spread} == {True, False}
+    """Widths of units, channels per thread, threads without channels, operands fetched ahead or not, slots that paths
+    share or leave alone."""
+    spread = [
+        channelwise_tables.layout(p, u, "fwd", torch.float32)
+        for p in (*PLANS.values(), *map(problems.plan, MAIN))
+        for u in channelwise_tables.units(p)
+    ]
+    assert (
+        {s.lanes for s in spread} == {4, 8, 16, 32}
+        and {s.channels for s in spread} == {1, 2}
+        and {s.ahead for s in spread} == {True, False}
+    )
     for channels, muls in ((1, ONE), (2, TWO)):
-        units = specialise.units(PLANS["one" if channels == 1 else "two"])
+        units = channelwise_tables.units(PLANS["one" if channels == 1 else "two"])
         assert [u.mul for u in units] == muls
-        spread = [specialise.layout(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32) for u in units]
-        partial = [s.chunks for u, s in zip(units, spread, strict=True) if u.mul % (s.lanes * s.channels) and s.channels == channels]
+        spread = [
+            channelwise_tables.layout(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32) for u in units
+        ]
+        partial = [
+            s.chunks
+            for u, s in zip(units, spread, strict=True)
+            if u.mul % (s.lanes * s.channels) and s.channels == channels
+        ]
         assert max(partial) > 2
     drawn = [TensorProductPlan(*random_channelwise(seed)) for seed in (19, 21)]
     assert any(len({p.io for p in plan.paths}) < len(plan.paths) for plan in drawn)
-    assert any({io for io, (mul, _) in enumerate(plan.irreps_out) if mul} > {p.io for p in plan.paths} for plan in drawn)
+    assert any(
+        {io for io, (mul, _) in enumerate(plan.irreps_out) if mul} > {p.io for p in plan.paths} for plan in drawn
+    )
     assert any(len({p.has_weight for p in plan.paths}) == 2 for plan in drawn)
 
 
-# ---------------------------------------------------------------------------------------------------------------- graphs, rows, layouts
+# ----------------------------------------------------------------------------------------------------------------
+#   graphs, rows, layouts
 @pytest.mark.parametrize("nodes, edges", [(0, 0), (1, 0), (1, 1), (1, 33), (31, 1), (31, 33), (33, 0), (33, 31)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(target, random_graph, nodes, edges, dtype):
@@ -144,8 +191,16 @@ def test_sizes(target, random_graph, nodes, edges, dtype):
 def test_rows(target, count):
     """R19: any number of rows of the product."""
     family, device = target
-    tensors = [testing.random(count, n, seed=n) for n in [*(SMALL.dim_in1, SMALL.dim_in2, SMALL.weight_numel)] * 2 + [SMALL.dim_out]]
-    expected = all_orders(lambda x, y, w, plan, _: rows_op.reference(x, y, w, plan), [*tensors[:3], tensors[6], *tensors[3:6]], None, SMALL)
+    tensors = [
+        testing.random(count, n, seed=n)
+        for n in [*(SMALL.dim_in1, SMALL.dim_in2, SMALL.weight_numel)] * 2 + [SMALL.dim_out]
+    ]
+    expected = all_orders(
+        lambda x, y, w, plan, _: rows_op.reference(x, y, w, plan),
+        [*tensors[:3], tensors[6], *tensors[3:6]],
+        None,
+        SMALL,
+    )
     there = [t.detach().to(device) for t in (*tensors[:3], tensors[6], *tensors[3:6])]
     with testing.poisoned():
         actual = all_orders(lambda x, y, w, plan, _: eqtp.tensor_product(x, y, w, plan, family), there, None, SMALL)
@@ -195,7 +250,8 @@ def wide(t):
 
 @pytest.mark.parametrize("layout", [*LAYOUTS.values(), misaligned, wide], ids=[*LAYOUTS, "misaligned", "wide"])
 def test_slices_of_larger_tensors(target, random_graph, layout):
-    """Operands and cotangents of any layout, one after the other and all at once; two channels of a thread are read in one access."""
+    """Operands and cotangents of any layout, one after the other and all at once; two channels of a thread are read in
+    one access."""
     for name, dtype in (("small", torch.float64), ("two", torch.float32)):
         plan, graph = PLANS[name], random_graph(6, 5, 20)
         tensors = all_tensors(graph, dtype, plan)
@@ -234,12 +290,19 @@ def test_empty_products(target, random_graph, arguments, edges):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(target, dtype):
-    """Halves in memory, float32 in registers: each result is rounded once, and is off by that and by the rounding of a sum in float32."""
+    """Halves in memory, float32 in registers: each result is rounded once, and is off by that and by the rounding of a
+    sum in float32."""
     case, graph = testing.conv_case(SMALL)
-    half = lambda d: {n: t.to(dtype).double() for n, t in d.items()}  # noqa: E731
+
+    def half(d):
+        return {n: t.to(dtype).double() for n, t in d.items()}
+
     case = case._replace(operands=half(case.operands), g=case.g.to(dtype).double(), cotangents=half(case.cotangents))
     there = on(graph, target[1])
-    conv = lambda *operands: eqtp.tensor_product_conv(*(t.to(target[1]) for t in operands), SMALL, there, target[0]).cpu()  # noqa: E731
+
+    def conv(*operands):
+        return eqtp.tensor_product_conv(*(t.to(target[1]) for t in operands), SMALL, there, target[0]).cpu()
+
     expected = testing.derivatives(lambda x, y, w: conv_op.reference(x, y, w, SMALL, graph), case, torch.float64)
     terms = 17 * 9 * 2  # edges or channels, coefficients, paths: more than any sum has
     tolerance = torch.finfo(dtype).eps / 2 + terms * 2**-24
@@ -250,7 +313,8 @@ def test_half_precision(target, dtype):
         testing.assert_close(t, expected[name], name, tolerance)
 
 
-# ---------------------------------------------------------------------------------------------------------------- determinism
+# ----------------------------------------------------------------------------------------------------------------
+#   determinism
 @pytest.mark.parametrize("name", ["small", "two"])
 def test_repeats(target, random_graph, name):
     """The same bits every time."""
@@ -266,7 +330,10 @@ def test_any_order_of_threads(random_graph, monkeypatch, order, threads):
     if emulation.why_not(None):
         pytest.skip(emulation.why_not(None))
     graph = random_graph(6, 5, 40)
-    run = lambda name: ours(("emulated", "cpu"), all_tensors(graph, torch.float32, PLANS[name]), graph, PLANS[name])  # noqa: E731
+
+    def run(name):
+        return ours(("emulated", "cpu"), all_tensors(graph, torch.float32, PLANS[name]), graph, PLANS[name])
+
     for name in ("small", "two"):
         first = run(name)
         with monkeypatch.context() as environment:
@@ -275,14 +342,19 @@ def test_any_order_of_threads(random_graph, monkeypatch, order, threads):
             assert all(torch.equal(a, b) for a, b in zip(run(name), first, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------- atomics
+# ----------------------------------------------------------------------------------------------------------------
+#   atomics
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unsorted_graphs(target, random_graph, dtype):
-    """sort=False: the specialised kernels add with atomics, the others sort; both to second order, in any order of blocks and threads."""
+    """sort=False: the specialised kernels add with atomics, the others sort; both to second order, in any order of
+    blocks and threads."""
     graph = on(random_graph(6, 5, 40), target[1])
     unsorted = eqtp.Graph(graph.src, graph.dst, 6, 5, sort=False)
     tensors = [t.to(target[1]) for t in all_tensors(graph, dtype, SMALL)]
-    conv = lambda x, y, w, plan, g: eqtp.tensor_product_conv(x, y, w, plan, g, target[0])  # noqa: E731
+
+    def conv(x, y, w, plan, g):
+        return eqtp.tensor_product_conv(x, y, w, plan, g, target[0])
+
     expected = all_orders(conv, [t.detach() for t in tensors], graph, SMALL)
     actual = all_orders(conv, [t.detach() for t in tensors], unsorted, SMALL)
     assert unsorted.is_sorted == (target[0] == "native")

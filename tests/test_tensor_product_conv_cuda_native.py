@@ -1,5 +1,5 @@
-"""The table-driven CUDA kernels (csrc/tensor_product.cuh) with their launchers and binding, compiled as C++ and run on CPU tensors; where there
-is a GPU, by nvcc and on it."""
+"""The table-driven CUDA kernels (csrc/channelwise/tables.cuh) with their launchers and binding, compiled as C++ and run
+on CPU tensors; where there is a GPU, by nvcc and on it."""
 
 import ctypes
 import itertools
@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import backend, native, problems, testing
+from eqtp import testing
+from eqtp.backends import registry
+from eqtp.backends.native import library
+from eqtp.math.so3 import wigner_3j
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
-from eqtp.plan import TensorProductPlan
-from eqtp.so3 import wigner_3j
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 CSRC = Path(__file__).parents[1] / "csrc"
 RUNTIME = """
@@ -53,17 +56,40 @@ extern "C" __attribute__((visibility("default"))) const char* convolve(const tab
 
 
 class Launchers:
-    """What the binding in csrc/tensor_product_conv.cu offers, by another way: the emulation cannot bear pybind11's thread-local variables."""
+    """What the binding in csrc/channelwise/channelwise.cu offers, by another way: the emulation cannot bear pybind11's
+    thread-local variables."""
 
     def __init__(self):
-        text = RUNTIME + "".join((CSRC / f"{name}.cu").read_text().partition("#ifndef __CUDA_ARCH__")[0] for name in ("cuda", "tensor_product_conv"))
+        text = RUNTIME + "".join(
+            (CSRC / f"{name}.cu").read_text().partition("#ifndef __CUDA_ARCH__")[0]
+            for name in ("cuda", "tensor_product_conv")
+        )
         self.run = ctypes.CDLL(str(emulation._compile(text + ENTRY, None, "convolve.so", "-fPIC", "-shared"))).convolve
         self.run.restype = ctypes.c_char_p
 
-    def tensor_product_conv_cuda(self, fwd, fwd_sizes, bwd, bwd_sizes, num_src, num_dst, num_edges, graph, inputs, out, shares, dims, dtype, *place):
+    def tensor_product_conv_cuda(
+        self,
+        fwd,
+        fwd_sizes,
+        bwd,
+        bwd_sizes,
+        num_src,
+        num_dst,
+        num_edges,
+        graph,
+        inputs,
+        out,
+        shares,
+        dims,
+        dtype,
+        *place,
+    ):
         addresses = [*fwd, *bwd, *graph, *(a for a, _ in inputs), *out, shares]
         numbers = [*fwd_sizes, *bwd_sizes, *dims, num_src, num_dst, num_edges, dtype, *(stride for _, stride in inputs)]
-        array = lambda values: (ctypes.c_longlong * len(values))(*values)  # noqa: E731
+
+        def array(values):
+            return (ctypes.c_longlong * len(values))(*values)
+
         error = self.run(array(addresses), array(numbers), len(graph), len(inputs))
         if error:
             raise RuntimeError(error.decode())
@@ -76,14 +102,17 @@ class Emulated:
         self.module = module
 
     def convolve(self, key, graph, inputs, outputs):
-        with mock.patch.object(native, "_native", self.module), mock.patch.object(native, "place", lambda device: (0, 0)):
-            native.convolve_cuda(key, graph, [native.row(t) for t in inputs], outputs)
+        with (
+            mock.patch.object(library, "_native", self.module),
+            mock.patch.object(library, "place", lambda device: (0, 0)),
+        ):
+            library.convolve_cuda(key, graph, [library.row(t) for t in inputs], outputs)
 
     def walks_transpose(self, device):
         return True
 
     def why_not(self, op, plan, device, dtype):
-        return native.why_not_plan(plan)
+        return library.why_not_plan(plan)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +120,10 @@ def emulated():
     """Name of the family."""
     if emulation.why_not(None):
         pytest.skip(emulation.why_not(None))
-    backend._others["emulated-native"] = Emulated(Launchers())
+    registry._others["emulated-native"] = Emulated(Launchers())
     yield "emulated-native"
-    del backend._others["emulated-native"]
-    backend._resolve.cache_clear()
+    del registry._others["emulated-native"]
+    registry._resolve.cache_clear()
 
 
 UNEVEN = TensorProductPlan(
@@ -114,7 +143,14 @@ UNEVEN = TensorProductPlan(
 UNWEIGHTED = TensorProductPlan("4x0e+3x1o", "0e+1o", "3x1o+4x1o", [(1, 0, 0, "uvu", False), (0, 1, 1, "uvu", False)])
 # More shared memory than a kernel gets without asking
 HIGH = TensorProductPlan("2x8e+1x3o", "6o", "2x8o+1x9e", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)])
-PLANS = {"mace-medium": None, "sevennet-0": None, "nequip-l": None, "uneven": UNEVEN, "unweighted": UNWEIGHTED, "high": HIGH}
+PLANS = {
+    "mace-medium": None,
+    "sevennet-0": None,
+    "nequip-l": None,
+    "uneven": UNEVEN,
+    "unweighted": UNWEIGHTED,
+    "high": HIGH,
+}
 
 
 def plan_of(name: str) -> TensorProductPlan:
@@ -123,7 +159,8 @@ def plan_of(name: str) -> TensorProductPlan:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_against_the_reference(emulated, name):
-    """R1, R2, R22: output, first and second order, per path, with poisoned memory; bipartite, with nodes without edges."""
+    """R1, R2, R22: output, first and second order, per path, with poisoned memory; bipartite, with nodes without
+    edges."""
     testing.check_tensor_product_conv(plan_of(name), emulated)
     testing.check_tensor_product(plan_of(name), emulated, dtypes=(torch.float32,))
 
@@ -134,10 +171,18 @@ def test_against_the_reference_on_a_gpu(name):
     plan = plan_of(name)
     case, graph = testing.conv_case(plan)
     on_gpu = eqtp.Graph(graph.src.cuda(), graph.dst.cuda(), graph.num_src, graph.num_dst)
-    cuda = lambda *operands: [None if t is None else t.cuda() for t in operands]  # noqa: E731
-    conv = lambda x, y, w=None: eqtp.tensor_product_conv(*cuda(x, y, w), plan, on_gpu, "native").cpu()  # noqa: E731
+
+    def cuda(*operands):
+        return [None if t is None else t.cuda() for t in operands]
+
+    def conv(x, y, w=None):
+        return eqtp.tensor_product_conv(*cuda(x, y, w), plan, on_gpu, "native").cpu()
+
     testing.check_op(conv, lambda x, y, w=None: conv_op.reference(x, y, w, plan, graph), case)
-    rows = lambda x, y, w=None: eqtp.tensor_product(*cuda(x, y, w), plan, "native").cpu()  # noqa: E731
+
+    def rows(x, y, w=None):
+        return eqtp.tensor_product(*cuda(x, y, w), plan, "native").cpu()
+
     testing.check_op(rows, lambda x, y, w=None: rows_op.reference(x, y, w, plan), testing.rows_case(plan))
 
 
@@ -145,26 +190,44 @@ def test_against_the_reference_on_a_gpu(name):
 def test_half_precision_rounds_once(emulated, dtype):
     """Numbers in memory are halves, sums are not: each result is off by one rounding at most, to second order."""
     case, graph = testing.conv_case(UNEVEN)
-    half = lambda d: {n: t.to(dtype).double() for n, t in d.items()}  # noqa: E731
+
+    def half(d):
+        return {n: t.to(dtype).double() for n, t in d.items()}
+
     case = case._replace(operands=half(case.operands), g=case.g.to(dtype).double(), cotangents=half(case.cotangents))
-    conv = lambda x, y, w: eqtp.tensor_product_conv(x, y, w, UNEVEN, graph, emulated)  # noqa: E731
+
+    def conv(x, y, w):
+        return eqtp.tensor_product_conv(x, y, w, UNEVEN, graph, emulated)
+
     expected = testing.derivatives(lambda x, y, w: conv_op.reference(x, y, w, UNEVEN, graph), case, torch.float64)
     for name, t in testing.derivatives(conv, case, dtype).items():
         testing.assert_close(t, expected[name], name, 0.51 * torch.finfo(dtype).eps)
 
 
 def all_passes(family, plan, graph, rows, edges, shared, dtype=torch.float32):
-    """Outputs of the three passes of a family, in one list; operands are rows of wider tensors, weights perhaps one row for all."""
+    """Outputs of the three passes of a family, in one list; operands are rows of wider tensors, weights perhaps one row
+    for all."""
     dims = (plan.dim_in1, plan.dim_in2, plan.weight_numel)
-    wide = lambda n, dim, seed: testing.random(n, dim + 3, seed=seed).to(dtype)[:, 1 : dim + 1]  # noqa: E731
-    draw = lambda seed: [wide(n, dim, seed + k) for k, (n, dim) in enumerate(zip((rows[0], edges, 1 if shared else edges), dims, strict=True))]  # noqa: E731
+
+    def wide(n, dim, seed):
+        return testing.random(n, dim + 3, seed=seed).to(dtype)[:, 1 : dim + 1]
+
+    def draw(seed):
+        return [
+            wide(n, dim, seed + k)
+            for k, (n, dim) in enumerate(zip((rows[0], edges, 1 if shared else edges), dims, strict=True))
+        ]
+
     x, y, w = draw(0)
     cx, cy, cw = draw(10)
     w, cw = (t.expand(edges, -1) for t in (w, cw))
     g = wide(rows[1], plan.dim_out, 20)
     results = []
     for inputs, wanted in (((x, y, w), "o"), ((x, y, w, g), "xyw"), ((x, y, w, g, cx, cy, cw), "oxyw")):
-        outputs = [torch.full(t.shape, torch.nan, dtype=dtype) if n in wanted else None for n, t in zip("oxyw", (g, x, y, w), strict=True)]
+        outputs = [
+            torch.full(t.shape, torch.nan, dtype=dtype) if n in wanted else None
+            for n, t in zip("oxyw", (g, x, y, w), strict=True)
+        ]
         family.convolve(plan.key, graph, inputs, outputs)
         results += [t for t in outputs if t is not None]
     return results
@@ -176,33 +239,44 @@ def columns(graph: eqtp.Graph) -> tuple:
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["weights per edge", "one row of weights"])
-@pytest.mark.parametrize("nodes, edges", [((0, 0), 0), ((3, 0), 0), ((0, 2), 0), ((1, 1), 1), ((2, 5), 37), ((9, 3), 33)])
+@pytest.mark.parametrize(
+    "nodes, edges", [((0, 0), 0), ((3, 0), 0), ((0, 2), 0), ((1, 1), 1), ((2, 5), 37), ((9, 3), 33)]
+)
 def test_sizes(emulated, random_graph, nodes, edges, shared):
     """R19: any number of nodes and edges; operands with any row stride. The C++ kernels are the measure."""
     graph = columns(random_graph(*nodes, edges))
     for plan in (UNEVEN, UNWEIGHTED):
-        ours, theirs = (all_passes(f, plan, graph, nodes, edges, shared) for f in (backend.family(emulated), native))
+        ours, theirs = (all_passes(f, plan, graph, nodes, edges, shared) for f in (registry.family(emulated), library))
         for a, b in zip(ours, theirs, strict=True):
             testing.assert_close(a, b.double())
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 6])
 def test_rows(emulated, count):
-    ours, theirs = (all_passes(f, UNEVEN, (), (count, count), count, False) for f in (backend.family(emulated), native))
+    ours, theirs = (
+        all_passes(f, UNEVEN, (), (count, count), count, False) for f in (registry.family(emulated), library)
+    )
     for a, b in zip(ours, theirs, strict=True):
         testing.assert_close(a, b.double())
 
 
-@pytest.mark.parametrize("plan", [TensorProductPlan("2x0e", "1o", "2x0e", []), TensorProductPlan("", "1o", "", [])], ids=["no paths", "nothing"])
+@pytest.mark.parametrize(
+    "plan",
+    [TensorProductPlan("2x0e", "1o", "2x0e", []), TensorProductPlan("", "1o", "", [])],
+    ids=["no paths", "nothing"],
+)
 def test_plans_without_paths_give_zeros(emulated, random_graph, plan):
-    results = all_passes(backend.family(emulated), plan, columns(random_graph(3, 4, 9)), (3, 4), 9, False)
+    results = all_passes(registry.family(emulated), plan, columns(random_graph(3, 4, 9)), (3, 4), 9, False)
     assert all((t == 0).all() for t in results)
 
 
 def test_only_what_is_wanted(emulated, random_graph):
     """Outputs that are None are left out and change nothing."""
-    graph, family = columns(random_graph(3, 4, 9)), backend.family(emulated)
-    x, y, w, g = (testing.random(n, d).float() for n, d in ((3, UNEVEN.dim_in1), (9, UNEVEN.dim_in2), (9, UNEVEN.weight_numel), (4, UNEVEN.dim_out)))
+    graph, family = columns(random_graph(3, 4, 9)), registry.family(emulated)
+    x, y, w, g = (
+        testing.random(n, d).float()
+        for n, d in ((3, UNEVEN.dim_in1), (9, UNEVEN.dim_in2), (9, UNEVEN.weight_numel), (4, UNEVEN.dim_out))
+    )
     every = [torch.empty_like(t) for t in (x, y, w)]
     family.convolve(UNEVEN.key, graph, (x, y, w, g), (None, *every))
     for n, t in enumerate((x, y, w)):
@@ -215,7 +289,10 @@ def test_only_what_is_wanted(emulated, random_graph):
 def test_any_order_of_threads(emulated, random_graph, monkeypatch, order):
     """Deterministic: the same bits whichever thread runs first, which a missing barrier would change."""
     graph = columns(random_graph(3, 4, 30))
-    run = lambda: all_passes(backend.family(emulated), UNEVEN, graph, (3, 4), 30, False)  # noqa: E731
+
+    def run():
+        return all_passes(registry.family(emulated), UNEVEN, graph, (3, 4), 30, False)
+
     first = run()
     monkeypatch.setenv("EQTP_CPU_ORDER", order)
     assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
@@ -229,26 +306,35 @@ def test_two_columns_couple_at_most():
 
 
 def test_the_binding_is_called_as_it_asks():
-    """Without a GPU all arguments are converted, and then the runtime says what is missing; TypeError would mean that they do not fit."""
-    if not getattr(native._native, "has_cuda", False):
+    """Without a GPU all arguments are converted, and then the runtime says what is missing; TypeError would mean that
+    they do not fit."""
+    if not getattr(library._native, "has_cuda", False):
         pytest.skip("built without CUDA")
-    if native._native.cuda_device_count()[0]:
+    if library._native.cuda_device_count()[0]:
         pytest.skip("there is a GPU")
     x, y = torch.zeros(2, UNWEIGHTED.dim_in1), torch.zeros(2, UNWEIGHTED.dim_in2)
-    with mock.patch.object(native, "place", lambda device: (0, 0)), pytest.raises(RuntimeError, match=r"tensor_product_conv: .*(driver|device)"):
-        native.convolve_cuda(UNWEIGHTED.key, (), (x, y, x[:, :0]), (torch.zeros(2, UNWEIGHTED.dim_out), None, None, None))
+    with (
+        mock.patch.object(library, "place", lambda device: (0, 0)),
+        pytest.raises(RuntimeError, match=r"tensor_product_conv: .*(driver|device)"),
+    ):
+        library.convolve_cuda(
+            UNWEIGHTED.key, (), (x, y, x[:, :0]), (torch.zeros(2, UNWEIGHTED.dim_out), None, None, None)
+        )
 
 
 @pytest.mark.parametrize("op", ["tensor_product", "tensor_product_conv"])
 def test_why_not(op):
     """A sentence that says what to do, on machines and builds without CUDA; None where it runs."""
-    why_not = lambda dtype: native.why_not(op, UNEVEN, torch.device("cuda"), dtype)  # noqa: E731
+
+    def why_not(dtype):
+        return library.why_not(op, UNEVEN, torch.device("cuda"), dtype)
+
     build = mock.Mock(has_cuda=False)
-    with mock.patch.object(native, "_native", build):
+    with mock.patch.object(library, "_native", build):
         assert "built without CUDA; install nvcc" in why_not(torch.float32)
         build.has_cuda = True
-        with mock.patch.object(native, "_no_gpu", lambda: "no NVIDIA driver"):
+        with mock.patch.object(library, "_no_gpu", lambda: "no NVIDIA driver"):
             assert why_not(torch.float32) == "no NVIDIA driver"
-        with mock.patch.object(native, "_no_gpu", lambda: None):
-            assert all(why_not(dtype) is None for dtype in native.CUDA_DTYPES)
+        with mock.patch.object(library, "_no_gpu", lambda: None):
+            assert all(why_not(dtype) is None for dtype in library.CUDA_DTYPES)
             assert why_not(torch.int32) == "the native kernels know float32, float64, float16 and bfloat16, not int32"

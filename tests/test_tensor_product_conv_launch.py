@@ -1,4 +1,5 @@
-"""Launches of the specialised kernels (csrc/tensor_product_conv.cuh): sizes beyond 32 bits, and what only a GPU has: streams, graphs, devices."""
+"""Launches of the specialised kernels (csrc/channelwise/channelwise.cuh): sizes beyond 32 bits, and what only a GPU
+has: streams, graphs, devices."""
 
 import itertools
 
@@ -11,16 +12,25 @@ from test_tensor_product_conv import all_orders, all_tensors
 from test_tensor_product_conv_cuda import PLANS, SMALL, on, ours
 
 import eqtp
-from eqtp import cuda, problems, specialise, testing
+from eqtp import testing
+from eqtp.backends.jit import channelwise, channelwise_tables
 from eqtp.ops import tensor_product_conv as conv_op
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 
-# ---------------------------------------------------------------------------------------------------------------- large sizes (R20)
+# ---------------------------------------------------------------------------------------------------------------- large
+#   sizes (R20)
 def passes(family, plan, graph, sizes, new):
-    """Runs all kernels: forward, backward, both along a direction. sizes: sources, destinations, edges; new(rows, columns) makes a tensor."""
+    """Runs all kernels: forward, backward, both along a direction. sizes: sources, destinations, edges; new(rows,
+    columns) makes a tensor."""
     num_src, num_dst, edges = sizes
-    shapes = {"x": (num_src, plan.dim_in1), "y": (edges, plan.dim_in2), "w": (edges, plan.weight_numel), "g": (num_dst, plan.dim_out)}
+    shapes = {
+        "x": (num_src, plan.dim_in1),
+        "y": (edges, plan.dim_in2),
+        "w": (edges, plan.weight_numel),
+        "g": (num_dst, plan.dim_out),
+    }
     x, y, w, g = (new(*shape) for shape in shapes.values())
     outputs = []
     for inputs, wanted in (((x, y, w), "g"), ((x, y, w, g), "xyw"), ((x, y, w, g, x, y, w), "gxyw")):
@@ -33,18 +43,32 @@ def passes(family, plan, graph, sizes, new):
 @pytest.mark.parametrize("rows", [False, True], ids=["graph", "rows"])
 @pytest.mark.parametrize("size", [1000, 2**31 + 5, 2**33])
 def test_launches_are_never_too_large(size, rows):
-    """Grids within CUDA's limit however many rows there are; sizes and strides are passed as 64 bits. Nothing is run, nothing allocated."""
+    """Grids within CUDA's limit however many rows there are; sizes and strides are passed as 64 bits. Nothing is run,
+    nothing allocated."""
     launches = []
-    record = cuda.Kernels(lambda file, text, names, device: {n: n for n in names}, lambda *launch: launches.append(launch), lambda device: None)
+    record = channelwise.Kernels(
+        lambda file, text, names, device: {n: n for n in names},
+        lambda *launch: launches.append(launch),
+        lambda device: None,
+    )
     plan = TensorProductPlan("256x0e", "0e+1o", "256x0e+256x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
-    assert {t.blocks for t in (specialise.tables(plan.key, p, torch.float32) for p in specialise.PASSES)} == {4}
-    index = lambda n: torch.empty(n, dtype=torch.int64, device="meta")  # noqa: E731
+    assert {
+        t.blocks for t in (channelwise_tables.tables(plan.key, p, torch.float32) for p in channelwise_tables.PASSES)
+    } == {4}
+
+    def index(n):
+        return torch.empty(n, dtype=torch.int64, device="meta")
+
     graph = () if rows else (index(size), index(size), index(size + 1), index(size), index(size + 1), index(size))
     passes(record, plan, graph, (size,) * 3, lambda *shape: torch.empty(shape, device="meta"))
     kernels = {kernel.split("::")[1].split("<")[0] for kernel, *_ in launches}
     assert kernels == {"conv_fwd_kernel", "conv_bwd_kernel", "sum_units_kernel", *([] if rows else ["planar_kernel"])}
     for kernel, grid, block, _, *arguments in launches:
-        blocks = {"conv": 4 * -(-size // 4) if rows else 4 * size, "plan": size, "sum_": -(-size * plan.dim_in2 // 128)}[kernel.split("::")[1][:4]]
+        blocks = {
+            "conv": 4 * -(-size // 4) if rows else 4 * size,
+            "plan": size,
+            "sum_": -(-size * plan.dim_in2 // 128),
+        }[kernel.split("::")[1][:4]]
         assert grid == (min(blocks, 2**31 - 1),) and block == (128,)
         numbers = [a for a in arguments if a is not None and not isinstance(a, torch.Tensor)]
         assert all(type(a) is np.int64 for a in numbers) and numbers[-1] == size
@@ -56,19 +80,24 @@ def test_fewer_blocks_than_work(random_graph, monkeypatch, rows):
     if emulation.why_not(None):
         pytest.skip(emulation.why_not(None))
     family, sizes = emulated.family(), (40, 40, 40)
-    graph = () if rows else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
+    graph = (
+        ()
+        if rows
+        else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
+    )
     for name in ("small", "two"):
         run = lambda: passes(family, PLANS[name], graph, sizes, lambda *shape: testing.random(*shape).float())  # noqa: B023, E731
         whole = run()
         for blocks in (1, 7):
             with monkeypatch.context() as limit:
-                limit.setattr(cuda, "MAX_BLOCKS", blocks)
+                limit.setattr(channelwise, "MAX_BLOCKS", blocks)
                 assert all(torch.equal(a, b) for a, b in zip(run(), whole, strict=True))
 
 
 @pytest.fixture
 def sparse(tmp_path):
-    """sparse(rows, columns, dtype=float32, stride=columns): zeros that take no memory until they are written; stride: distance of rows."""
+    """sparse(rows, columns, dtype=float32, stride=columns): zeros that take no memory until they are written; stride:
+    distance of rows."""
     count = itertools.count()
 
     def make(rows, columns, dtype=torch.float32, stride=None):
@@ -84,9 +113,18 @@ def test_offsets_beyond_32_bits(random_graph, sparse, rows):
     if emulation.why_not(None):
         pytest.skip(emulation.why_not(None))
     family, sizes = emulated.family(), (4, 4, 4)
-    graph = () if rows else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
-    near = lambda *shape: testing.random(*shape).float()  # noqa: E731
-    far = lambda *shape: sparse(*shape, stride=2**30 + 4).copy_(near(*shape))  # noqa: E731
+    graph = (
+        ()
+        if rows
+        else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
+    )
+
+    def near(*shape):
+        return testing.random(*shape).float()
+
+    def far(*shape):
+        return sparse(*shape, stride=2**30 + 4).copy_(near(*shape))
+
     for a, b in zip(passes(family, SMALL, graph, sizes, far), passes(family, SMALL, graph, sizes, near), strict=True):
         assert torch.equal(a, b)
 
@@ -98,7 +136,10 @@ def test_outputs_beyond_32_bits(sparse):
     plan, edges = problems.plan("mace-l1"), 2**23
     assert edges * plan.weight_numel > 2**31
     chosen = torch.tensor([edges - 1, 5, edges - 7])
-    x, y, w, g = (testing.random(*shape).float() for shape in ((1, plan.dim_in1), (3, plan.dim_in2), (3, plan.weight_numel), (2, plan.dim_out)))
+    x, y, w, g = (
+        testing.random(*shape).float()
+        for shape in ((1, plan.dim_in1), (3, plan.dim_in2), (3, plan.weight_numel), (2, plan.dim_out))
+    )
     dst = sparse(edges, 1, torch.int64)[:, 0]
     dst[chosen] = torch.tensor([1, 0, 1])
     many_y, many_w, many_gw = (sparse(edges, t.shape[1]) for t in (y, w, w))
@@ -110,7 +151,8 @@ def test_outputs_beyond_32_bits(sparse):
     assert torch.equal(many_gw[chosen], gw) and gw.abs().min() > 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- on a GPU
+# ---------------------------------------------------------------------------------------------------------------- on a
+#   GPU
 FAMILIES = pytest.mark.parametrize("family", ["jit", "native"])
 
 
@@ -126,7 +168,10 @@ def test_streams(random_graph, family):
     graph = on(random_graph(6, 5, 40), "cuda")
     graph.transpose()
     tensors = [t.cuda() for t in all_tensors(graph, torch.float32, SMALL)[:4]]
-    conv = lambda x, y, w: eqtp.tensor_product_conv(x, y, w, SMALL, graph, family)  # noqa: E731
+
+    def conv(x, y, w):
+        return eqtp.tensor_product_conv(x, y, w, SMALL, graph, family)
+
     expected = first_order(conv, [t.clone().requires_grad_() for t in tensors[:3]], tensors[3])
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -147,8 +192,13 @@ def test_two_devices(random_graph, family):
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
     graph = random_graph(6, 5, 40)
-    runs = [ours((family, f"cuda:{n}"), [t.to(f"cuda:{n}") for t in all_tensors(graph, torch.float32, SMALL)], graph) for n in (0, 1, 0)]
-    expected = all_orders(conv_op.reference, [t.double() for t in all_tensors(graph, torch.float32, SMALL)], graph, SMALL)
+    runs = [
+        ours((family, f"cuda:{n}"), [t.to(f"cuda:{n}") for t in all_tensors(graph, torch.float32, SMALL)], graph)
+        for n in (0, 1, 0)
+    ]
+    expected = all_orders(
+        conv_op.reference, [t.double() for t in all_tensors(graph, torch.float32, SMALL)], graph, SMALL
+    )
     for run in runs:
         for a, b in zip(run, expected, strict=True):
             testing.assert_close(a, b)
@@ -161,7 +211,10 @@ def test_cuda_graph(random_graph, family):
     graph = on(random_graph(6, 5, 40), "cuda")
     inputs = [t.cuda().requires_grad_() for t in all_tensors(graph, torch.float32, SMALL)[:3]]
     g = testing.random(5, SMALL.dim_out).float().cuda()
-    conv = lambda x, y, w: eqtp.tensor_product_conv(x, y, w, SMALL, graph, family)  # noqa: E731
+
+    def conv(x, y, w):
+        return eqtp.tensor_product_conv(x, y, w, SMALL, graph, family)
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -189,8 +242,13 @@ def test_more_than_2_to_the_31_elements(family):
         pytest.skip("too little memory")
     dst = torch.arange(edges, device="cuda") * nodes // edges
     graph = eqtp.Graph((dst * 7 + 1) % nodes, dst, nodes, nodes)
-    numbers = lambda *shape: torch.rand(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(shape[1])) - 0.5  # noqa: E731
-    inputs = [numbers(*s).requires_grad_() for s in ((nodes, plan.dim_in1), (edges, plan.dim_in2), (edges, plan.weight_numel))]
+
+    def numbers(*shape):
+        return torch.rand(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(shape[1])) - 0.5
+
+    inputs = [
+        numbers(*s).requires_grad_() for s in ((nodes, plan.dim_in1), (edges, plan.dim_in2), (edges, plan.weight_numel))
+    ]
     g = numbers(nodes, plan.dim_out)
     out, gx, gy, gw = first_order(lambda x, y, w: eqtp.tensor_product_conv(x, y, w, plan, graph, family), inputs, g)
     last = dst == nodes - 1  # the edges at the end of memory

@@ -7,7 +7,7 @@ import torch
 from e3nn import o3
 
 from eqtp.ops.tensor_product import reference
-from eqtp.plan import MODES, TensorProductPlan
+from eqtp.plans.plan import MODES, TensorProductPlan
 
 CASES = 320
 TIED = ("uuw", "uuu", "uvu<v", "u<vw")  # modes that need equal multiplicities
@@ -161,7 +161,10 @@ def test_plan_of_an_existing_e3nn_module():
 @pytest.mark.parametrize("inversion", [False, True])
 def test_equivariant(inversion):
     rotation = o3.rand_matrix() * (-1 if inversion else 1)
-    d1, d2, d3 = (o3.Irreps(str(irreps)).D_from_matrix(rotation) for irreps in (MIXED.irreps_in1, MIXED.irreps_in2, MIXED.irreps_out))
+    d1, d2, d3 = (
+        o3.Irreps(str(irreps)).D_from_matrix(rotation)
+        for irreps in (MIXED.irreps_in1, MIXED.irreps_in2, MIXED.irreps_out)
+    )
     x1, x2, w = random_inputs(MIXED, 5)
     assert_close(reference(x1 @ d1.T, x2 @ d2.T, w, MIXED), reference(x1, x2, w, MIXED) @ d3.T)
 
@@ -169,7 +172,10 @@ def test_equivariant(inversion):
 @pytest.mark.parametrize("shared", [False, True])
 def test_derivatives_by_finite_differences(shared):
     inputs = random_inputs(MIXED, 2, shared)
-    function = lambda *a: reference(*a, MIXED)  # noqa: E731
+
+    def function(*a):
+        return reference(*a, MIXED)
+
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import eqtp
-from eqtp import native, problems, testing
-from eqtp.plan import TensorProductPlan
+from eqtp import testing
+from eqtp.backends.native import library
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 PLAN = problems.plan("nequip-water")
 
@@ -18,14 +20,14 @@ def wrong_scale(number):
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.scale**2) for p in PLAN.paths]
     instructions[number] = (*instructions[number][:5], (path.scale * 1.01) ** 2)
     plan = TensorProductPlan(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, instructions, "none", "none")
-    return native.plan(plan.key)
+    return library.plan(plan.key)
 
 
 @pytest.mark.parametrize("number", range(len(PLAN.paths)))
 @pytest.mark.parametrize("check", [testing.check_tensor_product, testing.check_tensor_product_conv])
 def test_one_wrong_path_is_caught(monkeypatch, check, number):
     wrong = wrong_scale(number)
-    monkeypatch.setattr(native, "plan", lambda key: wrong)
+    monkeypatch.setattr(library, "plan", lambda key: wrong)
     with pytest.raises(AssertionError, match=rf"slot {PLAN.paths[number].io} .*path {number}\b"):
         check(PLAN)
 
@@ -41,7 +43,7 @@ KERNEL_OUTPUTS = [
 @pytest.mark.parametrize(("kernel", "name"), KERNEL_OUTPUTS)
 def test_one_wrong_gradient_is_caught(monkeypatch, kernel, name):
     """R1: one block of one operand's gradient wrong by 3 %, in one kernel."""
-    convolve, path = native.convolve, PLAN.paths[5]
+    convolve, path = library.convolve, PLAN.paths[5]
     num_inputs, output = {"bwd": 4, "bwdbwd": 7}[kernel], ("out", "gx", "gy", "gw").index(name)
     in1, in2, out = PLAN.offsets
     weight = slice(path.weight_offset, path.weight_offset + path.weight_numel)
@@ -52,13 +54,13 @@ def test_one_wrong_gradient_is_caught(monkeypatch, kernel, name):
         if len(inputs) == num_inputs and outputs[output] is not None:
             outputs[output][:, block] *= 1.03
 
-    monkeypatch.setattr(native, "convolve", wrong)
+    monkeypatch.setattr(library, "convolve", wrong)
     with pytest.raises(AssertionError, match="1e-12"):
         testing.check_tensor_product_conv(PLAN)
 
 
 def test_an_element_that_is_not_written_is_caught(monkeypatch):
-    convolve = native.convolve
+    convolve = library.convolve
 
     def lazy(key, graph, inputs, outputs):
         if outputs[0] is None or len(inputs) != 3:
@@ -67,7 +69,7 @@ def test_an_element_that_is_not_written_is_caught(monkeypatch):
         convolve(key, graph, inputs, (full, *outputs[1:]))
         outputs[0][:-1] = full[:-1]
 
-    monkeypatch.setattr(native, "convolve", lazy)
+    monkeypatch.setattr(library, "convolve", lazy)
     with pytest.raises(AssertionError, match=r"out, all.*nan"):
         testing.check_tensor_product_conv(PLAN)
 
@@ -123,15 +125,18 @@ def test_broken_equivariance_is_caught():
 
 def test_second_order_runs_the_fused_kernel_and_the_closure(monkeypatch):
     """check_op's two second orders take the two routes they are meant to take."""
-    convolve, case = native.convolve, testing.rows_case(PLAN)
+    convolve, case = library.convolve, testing.rows_case(PLAN)
     calls = []
 
     def spy(key, graph, inputs, outputs):
         calls.append(len(inputs))
         convolve(key, graph, inputs, outputs)
 
-    monkeypatch.setattr(native, "convolve", spy)
-    op = lambda x, y, w: eqtp.tensor_product(x, y, w, PLAN)  # noqa: E731
+    monkeypatch.setattr(library, "convolve", spy)
+
+    def op(x, y, w):
+        return eqtp.tensor_product(x, y, w, PLAN)
+
     testing.derivatives(op, case, torch.float64, create_graph=False)
     assert calls == [3, 4, 7]
     calls.clear()

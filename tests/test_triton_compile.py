@@ -1,8 +1,9 @@
-"""Triton kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and spills.
+"""Triton kernels compiled for GPUs on a machine without one: every kernel of the named workloads, its registers and
+spills.
 
-Compiling runs in a process of its own, as a process either compiles or interprets: python tests/test_triton_compile.py TARGET REAL NAME ..
-prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product; "lmax3"; "segments"; of PROGRAMS,
-TABLES and MATRICES).
+Compiling runs in a process of its own, as a process either compiles or interprets: python tests/test_triton_compile.py
+TARGET REAL NAME .. prints the table of the workloads NAME (names of `eqtp.problems`, with ":rows" the row-wise product;
+"lmax3"; "segments"; of PROGRAMS, TABLES and MATRICES).
 """
 
 import json
@@ -16,15 +17,38 @@ from pathlib import Path
 
 import pytest
 
-from eqtp import couplings, matrices, problems, signals
+from eqtp.plans import couplings, matrices, signals
+from eqtp.testing import problems
 
 PASSES = ("fwd", "bwd", "fwd2", "bwd2")
-WITHOUT_SPILLS = ["mace-l1", "mace-medium", "mace-large", "nequip-s", "nequip-m", "nequip-l", "sevennet-0", "mace-l1:rows"]
+WITHOUT_SPILLS = [
+    "mace-l1",
+    "mace-medium",
+    "mace-large",
+    "nequip-s",
+    "nequip-m",
+    "nequip-l",
+    "sevennet-0",
+    "mace-l1:rows",
+]
 QUICK = ["mace-large", "nequip-l", "sevennet-0", "mace-l1:rows", "lmax3", "lmax6", "segments"]
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
-OTHERS = [name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK]  # lmax15 takes minutes
+OTHERS = [
+    name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK
+]  # lmax15 takes minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
-POINTERS = {"far", "ptr", "at", "order", "arg", "out_ptr", "group_ptr", "scale", "a", "b"}  # of int64; other pointers are of numbers
+POINTERS = {
+    "far",
+    "ptr",
+    "at",
+    "order",
+    "arg",
+    "out_ptr",
+    "group_ptr",
+    "scale",
+    "a",
+    "b",
+}  # of int64; other pointers are of numbers
 PROGRAMS = {
     "gaunt": lambda: signals.product("product", 4, 4, 8, "fwd", (True,)),
     "gaunt:bwd": lambda: signals.product("product", 4, 4, 8, "bwd", (True,) * 2),
@@ -56,7 +80,9 @@ QUICK_MATRICES = ["matrix", "matrix-l6"]
 def run(target: str, real: str, *names: str) -> list[dict]:
     """Rows of the table, one per kernel."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, __file__, target, real, *names], env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, __file__, target, real, *names], env=environment, capture_output=True, text=True, timeout=280
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return [json.loads(line.split("|")[1]) for line in done.stdout.splitlines()]
@@ -108,7 +134,8 @@ def test_spills_are_seen():
     assert run("sm_90", "float32", "too-wide")[0]["spills"] > 100
 
 
-# ------------------------------------------------------------------------------------------------------------------ in the other process
+# ------------------------------------------------------------------------------------------------------------------ in
+#   the other process
 def sources(name: str, real: str, lanes: int):
     """(kernel name, function, outputs and inputs that are not None, constants, warps); lanes: of a warp"""
     import triton
@@ -127,7 +154,12 @@ def sources(name: str, real: str, lanes: int):
 
     wide = "float64" if real == "float64" else "float32"
     if name == "segments":
-        functions = (segment_sum._segment_sum, segment_max._segment_max, segment_softmax._segment_softmax, segment_softmax._segment_softmax_bwd)
+        functions = (
+            segment_sum._segment_sum,
+            segment_max._segment_max,
+            segment_softmax._segment_softmax,
+            segment_softmax._segment_softmax_bwd,
+        )
         for f in functions:
             for columns in (1, 128):
                 for constants, warps in (segment_max if f is functions[1] else segment_sum).blocks(columns):
@@ -143,7 +175,13 @@ def sources(name: str, real: str, lanes: int):
         yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
     elif name == "table-long":
         assert not cg_tensor_product.is_text(TABLES[name](), wide)
-        yield name, cg_tensor_product._walk, {*cg_tensor_product._walk.arg_names}, {"B": cg_tensor_product.BLOCK}, cg_tensor_product.WARPS
+        yield (
+            name,
+            cg_tensor_product._walk,
+            {*cg_tensor_product._walk.arg_names},
+            {"B": cg_tensor_product.BLOCK},
+            cg_tensor_product.WARPS,
+        )
     elif name == "too-wide":
         kernel, text = spherical_harmonics.source((0, 1, 2, 3), True, "component", False, True, False, wide, 1e-38)
         yield kernel, kernels.function(kernel, text), {"xyz", "out"}, {"B": 512}, 1
@@ -157,14 +195,23 @@ def sources(name: str, real: str, lanes: int):
         name, _, rows = name.partition(":")
         for pass_ in PASSES:
             forward, second = pass_.startswith("fwd"), pass_.endswith("2")
-            used = {"x", "y", "w", *(["out"] if forward else ["g", "gx", "gy", "gw"]), *(["cx", "cy", "cw"] if second else [])}
+            used = {
+                "x",
+                "y",
+                "w",
+                *(["out"] if forward else ["g", "gx", "gy", "gw"]),
+                *(["cx", "cy", "cw"] if second else []),
+            }
             used |= set() if rows else {"far", "ptr", "order"}
-            for kernel, text, unit in tensor_product_conv.source(problems.plan(name).key, pass_, wide, not rows, (not forward,) * 3):
+            for kernel, text, unit in tensor_product_conv.source(
+                problems.plan(name).key, pass_, wide, not rows, (not forward,) * 3
+            ):
                 yield kernel, kernels.function(kernel, text), used, *tensor_product_conv.configurations(unit, pass_)[0]
 
 
 def compiled(function, used, constants, warps, real, target):
-    """A kernel as the JIT compiles it: pointers of torch are divisible by 16 bytes, and so are the strides of these workloads."""
+    """A kernel as the JIT compiles it: pointers of torch are divisible by 16 bytes, and so are the strides of these
+    workloads."""
     import triton
     from triton.compiler import ASTSource
 
@@ -172,13 +219,18 @@ def compiled(function, used, constants, warps, real, target):
     pointers = {"x", "y", "w", "g", "cx", "cy", "cw", "out", "gx", "gy", "gw", "xyz", "c", "gxyz", *POINTERS}
     signature, values, attributes = {}, {}, {}
     for n, name in enumerate(function.arg_names):
-        if re.fullmatch(r"(in|out)\d+|table|around|rows|sums|coefficient|scratch", name):  # not compiled again for another alignment
+        if re.fullmatch(
+            r"(in|out)\d+|table|around|rows|sums|coefficient|scratch", name
+        ):  # not compiled again for another alignment
             signature[name] = number if name[-1].isdigit() or real == "float64" else "*fp32"
         elif name in constants or (name in pointers and name not in used):
             signature[name], values[n,] = "constexpr", constants.get(name)
         elif name in pointers:
             wide = name == "gy" and real != "float64"  # sums are never in half precision
-            signature[name], attributes[n,] = "*i64" if name in POINTERS else "*fp32" if wide else number, [["tt.divisibility", 16]]
+            signature[name], attributes[n,] = (
+                "*i64" if name in POINTERS else "*fp32" if wide else number,
+                [["tt.divisibility", 16]],
+            )
         else:
             signature[name] = "i32"
             if re.match(r"s[xywg]|sc|\w+_row", name):
@@ -188,9 +240,13 @@ def compiled(function, used, constants, warps, real, target):
 
 
 def resources(kernel) -> dict:
-    """Registers, bytes of spills, and the types of arithmetic: by ptxas for NVIDIA, by what the assembly says of itself for AMD."""
+    """Registers, bytes of spills, and the types of arithmetic: by ptxas for NVIDIA, by what the assembly says of itself
+    for AMD."""
     if "amdgcn" in kernel.asm:
-        found = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", kernel.asm["amdgcn"])[1])  # noqa: E731
+
+        def found(key):
+            return int(re.search(rf"\.{key}:\s+(\d+)", kernel.asm["amdgcn"])[1])
+
         return {"registers": found("vgpr_count"), "spills": found("vgpr_spill_count"), "arithmetic": []}
     from triton.backends.nvidia.compiler import get_ptxas
 
@@ -199,11 +255,22 @@ def resources(kernel) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx)
-        command = [get_ptxas(int(architecture[2])).path, "-v", f"-arch={architecture[1]}", str(path), "-o", f"{path}.cubin"]
+        command = [
+            get_ptxas(int(architecture[2])).path,
+            "-v",
+            f"-arch={architecture[1]}",
+            str(path),
+            "-o",
+            f"{path}.cubin",
+        ]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = re.findall(r"(\d+) bytes spill", report)
     arithmetic = sorted(set(re.findall(r"\b(?:fma|add|mul|sub)\.(?:rn\.)?(?:ftz\.)?(b?f\d+)", ptx)))
-    return {"registers": int(re.search(r"Used (\d+) registers", report)[1]), "spills": sum(map(int, spills)), "arithmetic": arithmetic}
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
+        "spills": sum(map(int, spills)),
+        "arithmetic": arithmetic,
+    }
 
 
 def main(target: str, real: str, *names: str) -> None:

@@ -1,4 +1,5 @@
-"""vector_signal_tensor_product: its coefficients are 9j symbols; which paths its legs couple; parity, derivatives, weights, errors."""
+"""vector_signal_tensor_product: its coefficients are 9j symbols; which paths its legs couple; parity, derivatives,
+weights, errors."""
 
 import itertools
 import math
@@ -9,11 +10,11 @@ import torch
 from programs import check_weights_and_broadcasting
 from sympy.physics.wigner import wigner_9j
 
-from eqtp import gaunt as tables
 from eqtp import testing
-from eqtp import vector_signals as vectors
+from eqtp.math import sphere as tables
+from eqtp.math import vector_signals as vectors
+from eqtp.math.so3 import gaunt, wigner_3j
 from eqtp.ops.vector_signal_tensor_product import signals, vector_signal_tensor_product
-from eqtp.so3 import gaunt, wigner_3j
 
 ALL_LEGS = list(itertools.product(vectors.LEGS, repeat=3))
 
@@ -82,13 +83,20 @@ def test_values_on_a_grid(legs):
     """The definition itself: values of both vector functions, their cross product, integrals with the third."""
     lmax, lmax_out = (3, 2), 4
     points = tables.grid(*tables.minimal_size(3 + 2 + 4 + 3))
-    table = lambda l: torch.tensor(tables.synthesis(l, points)).flatten(1)  # noqa: E731
-    values = lambda f: f @ table(round(f.shape[-1] ** 0.5) - 1)  # noqa: E731
+
+    def table(l):
+        return torch.tensor(tables.synthesis(l, points)).flatten(1)
+
+    def values(f):
+        return f @ table(round(f.shape[-1] ** 0.5) - 1)
+
     x1, x2 = coefficients(6, lmax[0], seed=1), coefficients(6, lmax[1], seed=2)
     f1, f2 = (values(signals(x, leg)) for x, leg in zip((x1, x2), legs, strict=False))
     v = values(signals(torch.eye((lmax_out + 1) ** 2, dtype=torch.float64), legs[2]))  # [25, 3, points]
     weight = torch.tensor(points.weight).repeat_interleave(len(points.alpha))
-    testing.assert_close(torch.einsum("kap,p,map->mk", v, weight, v), torch.eye(25).double() * (torch.arange(25) >= (legs[2] == 0)))
+    testing.assert_close(
+        torch.einsum("kap,p,map->mk", v, weight, v), torch.eye(25).double() * (torch.arange(25) >= (legs[2] == 0))
+    )
     expected = torch.einsum("zap,kap->zk", torch.linalg.cross(f1, f2, dim=1) * weight, v)
     testing.assert_close(vector_signal_tensor_product(x1, x2, lmax_out, legs=legs), expected)
 
@@ -97,8 +105,13 @@ def test_values_on_a_grid(legs):
 @pytest.mark.parametrize("p, q", [(1, 1), (1, -1)])
 def test_parity(legs, p, q):
     x1, x2 = coefficients(6, 3, seed=1), coefficients(6, 2, seed=2)
-    irreps = lambda lmax, p: [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]  # noqa: E731
-    f = lambda a, b: vector_signal_tensor_product(a, b, 4, legs=legs)  # noqa: E731
+
+    def irreps(lmax, p):
+        return [(1, (l, p * (-1) ** l)) for l in range(lmax + 1)]
+
+    def f(a, b):
+        return vector_signal_tensor_product(a, b, 4, legs=legs)
+
     parity = p * q * (-1) ** sum(legs)
     testing.assert_equivariant(f, [(x1, irreps(3, p)), (x2, irreps(2, q))], irreps(4, parity))
     with pytest.raises(AssertionError, match="equivariance under rotation with inversion"):
@@ -107,29 +120,52 @@ def test_parity(legs, p, q):
 
 @pytest.mark.parametrize("legs", [(-1, -1, -1), (1, 0, 1)], ids=str)
 def test_derivatives(legs):
-    inputs = (coefficients(2, 1, 2, seed=1), coefficients(2, 1, seed=2), *(testing.random(2, l + 1, seed=l) for l in (2, 1, 3)))
+    inputs = (
+        coefficients(2, 1, 2, seed=1),
+        coefficients(2, 1, seed=2),
+        *(testing.random(2, l + 1, seed=l) for l in (2, 1, 3)),
+    )
     inputs = tuple(t.requires_grad_() for t in inputs)
-    f = lambda a, b, u, v, w: vector_signal_tensor_product(a, b, 3, legs=legs, w1=u, w2=v, w3=w)  # noqa: E731
+
+    def f(a, b, u, v, w):
+        return vector_signal_tensor_product(a, b, 3, legs=legs, w1=u, w2=v, w3=w)
+
     assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
 def test_transforms():
     x = coefficients(4, 2).requires_grad_()
-    f = lambda x: vector_signal_tensor_product(x, x.flip(0), 3)  # noqa: E731
-    results = [(out, *torch.autograd.grad(out.sin().sum(), x)) for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))]
+
+    def f(x):
+        return vector_signal_tensor_product(x, x.flip(0), 3)
+
+    results = [
+        (out, *torch.autograd.grad(out.sin().sum(), x))
+        for out in (torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
+    ]
     for a, b in zip(*results, strict=True):
         testing.assert_close(a, b)
     y = coefficients(4, 2, seed=1)
-    g = lambda x: vector_signal_tensor_product(x, y, 3)  # noqa: E731
-    testing.assert_close(torch.func.vmap(g, in_dims=1, out_dims=1)(x.detach()[:, None].expand(4, 2, 9)), g(x).detach()[:, None].expand(4, 2, 16))
+
+    def g(x):
+        return vector_signal_tensor_product(x, y, 3)
+
+    testing.assert_close(
+        torch.func.vmap(g, in_dims=1, out_dims=1)(x.detach()[:, None].expand(4, 2, 9)),
+        g(x).detach()[:, None].expand(4, 2, 16),
+    )
     jacobian = torch.func.jacrev(lambda x: vector_signal_tensor_product(x, y[0], 3))(x[0].detach())
     testing.assert_close(jacobian @ x[0].detach(), vector_signal_tensor_product(x[0], y[0], 3).detach())
 
 
 def test_opcheck():
-    torch.library.opcheck(torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False))
-    torch.library.opcheck(torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True))
+    torch.library.opcheck(
+        torch.ops.eqtp.math.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False)
+    )
+    torch.library.opcheck(
+        torch.ops.eqtp.math.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True)
+    )
 
 
 def test_weights_and_broadcasting():
@@ -149,13 +185,18 @@ def test_methods_and_backends(method, backend):
     """With their derivatives, against the third method."""
     case = testing.Case({"x1": coefficients(4, 3, 3, seed=1), "x2": coefficients(4, 1, 2, seed=2)}, coefficients(4, 3, 4, seed=3),
                         {"x1": coefficients(4, 3, 3, seed=4), "x2": coefficients(4, 1, 2, seed=5)}, {})  # fmt: skip
-    f = lambda **options: lambda x1, x2: vector_signal_tensor_product(x1, x2, 4, legs=(1, 0, -1), **options)  # noqa: E731
+
+    def f(**options):
+        return lambda x1, x2: vector_signal_tensor_product(x1, x2, 4, legs=(1, 0, -1), **options)
+
     testing.check_op(f(method=method, backend=backend), f(method="fourier"), case)
 
 
 def test_half_precision_is_for_storage():
     x, y = (coefficients(4, 3, seed=seed).bfloat16() for seed in (1, 2))
-    assert torch.equal(vector_signal_tensor_product(x, y, 3), vector_signal_tensor_product(x.float(), y.float(), 3).bfloat16())
+    assert torch.equal(
+        vector_signal_tensor_product(x, y, 3), vector_signal_tensor_product(x.float(), y.float(), 3).bfloat16()
+    )
 
 
 def test_errors():
@@ -167,7 +208,12 @@ def test_errors():
         ((x, x, 3), {"w3": torch.ones(3)}, ValueError, "w3 must be [..., 4], got [3]"),
         ((x, x, 3), {"legs": (0, 0, 2)}, ValueError, "legs must be three of -1, 0 and 1, got (0, 0, 2)"),
         ((x, x, 3), {"legs": 1}, ValueError, "legs must be three of -1, 0 and 1, got 1"),
-        ((x, x, 3), {"method": "lebedev"}, ValueError, "method must be one of auto, sparse, grid, fourier, got 'lebedev'"),
+        (
+            (x, x, 3),
+            {"method": "lebedev"},
+            ValueError,
+            "method must be one of auto, sparse, grid, fourier, got 'lebedev'",
+        ),
     ):
         with pytest.raises(error, match=re.escape(f"vector_signal_tensor_product: {message}")):
             vector_signal_tensor_product(*arguments, **options)

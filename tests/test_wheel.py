@@ -1,4 +1,5 @@
-"""What is installed is what is in the tree (R12, R23): a wheel and a source distribution are built, and the wheel runs by itself."""
+"""What is installed is what is in the tree (R12, R23): a wheel and a source distribution are built, and the wheel runs
+by itself."""
 
 import os
 import shutil
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = "import os, sys; from setuptools import build_meta as b; os.chdir(sys.argv[2]); print(getattr(b, 'build_' + sys.argv[1])(sys.argv[3]))"
 SMOKE = """
 import sys, torch, eqtp
-assert eqtp.__file__.startswith(sys.argv[1]) and eqtp.native._native.__file__.startswith(sys.argv[1]), eqtp.__file__
+assert eqtp.__file__.startswith(sys.argv[1]) and eqtp.backends.native.library._native.__file__.startswith(sys.argv[1]), eqtp.__file__
 import eqtp.kernels
 plan = eqtp.TensorProductPlan("8x0e + 5x1o", "0e + 1o", "8x0e + 5x0e + 8x1o",
                               [(0, 0, 0, "uvu", True), (1, 1, 1, "uvu", True), (0, 1, 2, "uvu", False)])
@@ -59,7 +60,7 @@ def test_wheel_is_complete_and_runs(tmp_path):
     native = {name for name in names if name.endswith(".so")}
     assert len(native) == 1 and next(iter(native)).startswith("eqtp/_native.")
     kernels = {f"eqtp/{name}" for name in sources("kernels/*.py")}
-    assert names - native == sources("eqtp/**/*.py") | kernels | {f"eqtp/{name}" for name in sources("csrc/*.cuh")}
+    assert names - native == sources("eqtp/**/*.py") | kernels | {f"eqtp/{name}" for name in sources("csrc/*/*.cuh")}
     assert len(licence) == 1
     command = [sys.executable, "-c", SMOKE, str(tmp_path / "site")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -70,6 +71,16 @@ def test_wheel_is_complete_and_runs(tmp_path):
 def test_source_distribution_is_complete(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = sources("eqtp/**/*.py", "csrc/*.h", "csrc/*.cpp", "csrc/*.cu", "csrc/*.cuh", "kernels/*.py", "tests/*.py", "tests/*.h", "tests/cuda/*")
+    wanted = sources(
+        "eqtp/**/*.py",
+        "csrc/*/*.h",
+        "csrc/*/*.cpp",
+        "csrc/*/*.cu",
+        "csrc/*/*.cuh",
+        "kernels/*.py",
+        "tests/*.py",
+        "tests/*.h",
+        "tests/cuda/*",
+    )
     wanted |= {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff"}
     assert wanted <= names

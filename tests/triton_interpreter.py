@@ -1,6 +1,8 @@
-"""The Triton kernels run as NumPy (TRITON_INTERPRET=1) against the references, on a few edges: an operation takes 50 us there.
+"""The Triton kernels run as NumPy (TRITON_INTERPRET=1) against the references, on a few edges: an operation takes 50 us
+there.
 
-Not collected by itself: tests/test_triton.py runs it in a process of its own, as Triton interprets or compiles for the life of a process.
+Not collected by itself: tests/test_triton.py runs it in a process of its own, as Triton interprets or compiles for the
+life of a process.
 """
 
 import os
@@ -11,17 +13,27 @@ import torch
 import triton.runtime.interpreter as interpreter
 
 import eqtp
-from eqtp import problems, testing
-from eqtp.kernels import tensor_product as rows
-from eqtp.kernels import tensor_product_conv as conv
+from eqtp import testing
+from eqtp.kernels import channelwise as conv
+from eqtp.kernels import channelwise_text as rows
 from eqtp.ops import segment_max, segment_softmax, segment_sum, spherical_harmonics, tensor_product, tensor_product_conv
-from eqtp.plan import TensorProductPlan
+from eqtp.plans.plan import TensorProductPlan
+from eqtp.testing import problems
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run this through tests/test_triton.py"
 
 HALF = [torch.bfloat16, torch.float16]
 FULL = [torch.float64, torch.float32]
-WORKLOADS = ["mace-l1", "mace-medium", "mace-large", "nequip-lips", "nequip-l", "nequix-first", "sevennet-0-last", "sevennet-l3i5"]
+WORKLOADS = [
+    "mace-l1",
+    "mace-medium",
+    "mace-large",
+    "nequip-lips",
+    "nequip-l",
+    "nequix-first",
+    "sevennet-0-last",
+    "sevennet-l3i5",
+]
 _patch = interpreter._patch_lang_tensor
 
 
@@ -37,7 +49,8 @@ if tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
 
 
 def plan(weight=1.0):
-    """Uneven multiplicities, slots without a path, paths with and without weights, two inputs and two paths into one slot."""
+    """Uneven multiplicities, slots without a path, paths with and without weights, two inputs and two paths into one
+    slot."""
     instructions = [
         (1, 1, 0, "uvu", True),
         (0, 1, 1, "uvu", True, weight),
@@ -52,28 +65,42 @@ def plan(weight=1.0):
 
 def graph(num_src=4, num_dst=3, num_edges=5):
     ends = np.random.default_rng(0)
-    src, dst = (torch.from_numpy(ends.integers(n, size=num_edges) if num_edges else np.zeros(0, int)) for n in (num_src, num_dst))
+    src, dst = (
+        torch.from_numpy(ends.integers(n, size=num_edges) if num_edges else np.zeros(0, int))
+        for n in (num_src, num_dst)
+    )
     return eqtp.Graph(src, dst, num_src, num_dst)
 
 
 def case(plan, edges, shared=False):
     """Inputs of a convolution, that every dtype holds exactly."""
-    shapes = {"x": (edges.num_src, plan.dim_in1), "y": (edges.num_edges, plan.dim_in2), "w": (edges.num_edges, plan.weight_numel)}
+    shapes = {
+        "x": (edges.num_src, plan.dim_in1),
+        "y": (edges.num_edges, plan.dim_in2),
+        "w": (edges.num_edges, plan.weight_numel),
+    }
     shapes["w"] = shapes["w"][shared:]
-    number = lambda shape, seed: testing.random(*shape, seed=seed).bfloat16().double()  # noqa: E731
+
+    def number(shape, seed):
+        return testing.random(*shape, seed=seed).bfloat16().double()
+
     operands = {n: number(shape, k) for k, (n, shape) in enumerate(shapes.items())}
     cotangents = {n: number(shape, k + 10) for k, (n, shape) in enumerate(shapes.items())}
     return testing.Case(operands, number((edges.num_dst, plan.dim_out), 20), cotangents, {})
 
 
 def tolerance(dtype):
-    """One rounding of the result, where the type is for storage only; the interpreter cuts bfloat16 off, a GPU rounds it to the nearest."""
+    """One rounding of the result, where the type is for storage only; the interpreter cuts bfloat16 off, a GPU rounds
+    it to the nearest."""
     return testing.TOLERANCE.get(dtype) or torch.finfo(dtype).eps * (1.01 if dtype == torch.bfloat16 else 0.505)
 
 
 def assert_all_orders(plan, edges, dtype, shared=False, layout=lambda t: t):
     values = case(plan, edges, shared)
-    op = lambda x, y, w: eqtp.tensor_product_conv(*map(layout, (x, y, w)), plan, edges, "triton")  # noqa: E731
+
+    def op(x, y, w):
+        return eqtp.tensor_product_conv(*map(layout, (x, y, w)), plan, edges, "triton")
+
     expected = testing.derivatives(lambda *t: tensor_product_conv.reference(*t, plan, edges), values, torch.float64)
     with testing.poisoned():
         actual = testing.derivatives(op, values, dtype)
@@ -88,7 +115,12 @@ def test_conv():
 
 
 def test_rows():
-    small = TensorProductPlan("3x0e+2x1o", "0e+1o", "2x1o+3x1o+2x0e", [(1, 0, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 2, "uvu", False)])
+    small = TensorProductPlan(
+        "3x0e+2x1o",
+        "0e+1o",
+        "2x1o+3x1o+2x0e",
+        [(1, 0, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 2, "uvu", False)],
+    )
     testing.check_tensor_product(small, "triton")
 
 
@@ -96,7 +128,10 @@ def test_rows():
 def test_workloads(workload):
     """All paths of a named workload, with one or two channels."""
     full = problems.plan(workload)
-    cut = lambda irreps: [(1 + n % 2 if len(irreps) < 12 else 1, ir) for n, (_, ir) in enumerate(irreps)]  # noqa: E731
+
+    def cut(irreps):
+        return [(1 + n % 2 if len(irreps) < 12 else 1, ir) for n, (_, ir) in enumerate(irreps)]
+
     in1 = cut(full.irreps_in1)
     out = [(mul, ir) for mul, (_, ir) in zip(_channels(full, in1), full.irreps_out, strict=True)]
     small = TensorProductPlan(in1, full.irreps_in2, out, [(p.i1, p.i2, p.io, p.mode, p.has_weight) for p in full.paths])
@@ -145,13 +180,20 @@ def test_shared_weights():
 
 def test_slices():
     """Rows with a stride, and columns with one."""
-    sliced = lambda t: torch.cat([t, t], 1)[:, : t.shape[1]]  # noqa: E731
-    spread = lambda t: t.repeat_interleave(2, 1)[:, ::2]  # noqa: E731
+
+    def sliced(t):
+        return torch.cat([t, t], 1)[:, : t.shape[1]]
+
+    def spread(t):
+        return t.repeat_interleave(2, 1)[:, ::2]
+
     for layout in (sliced, spread):
         assert_all_orders(plan(), graph(), torch.float64, layout=layout)
 
 
-@pytest.mark.parametrize("arguments", [("4x0e", "0e", "", []), ("", "", "", []), ("2x1o", "1o", "3x0e", []), ("2x1o", "1o", "2x0e", None)])
+@pytest.mark.parametrize(
+    "arguments", [("4x0e", "0e", "", []), ("", "", "", []), ("2x1o", "1o", "3x0e", []), ("2x1o", "1o", "2x0e", None)]
+)
 def test_empty_products(arguments):
     """No paths, components or weights."""
     *irreps, instructions = arguments
@@ -162,7 +204,9 @@ def test_empty_products(arguments):
         out = eqtp.tensor_product_conv(x, y, w, empty, edges, "triton")
         gradients = torch.autograd.grad(out.sum(), (x, y, w))
     testing.assert_close(out, tensor_product_conv.reference(x, y, w, empty, edges))
-    testing.assert_close(eqtp.tensor_product(x[edges.src], y, w, empty, "triton"), tensor_product.reference(x[edges.src], y, w, empty))
+    testing.assert_close(
+        eqtp.tensor_product(x[edges.src], y, w, empty, "triton"), tensor_product.reference(x[edges.src], y, w, empty)
+    )
     assert all(t.isfinite().all() for t in gradients)
 
 
@@ -218,14 +262,22 @@ def test_harmonics_of_extreme_vectors():
     for dtype in FULL:
         info = torch.finfo(dtype)
         lengths = torch.tensor([info.tiny, 1e-30, 1e30, info.max / 4, torch.inf, torch.nan], dtype=dtype)
-        xyz = testing.random(1, 3, seed=5).sign().to(dtype) * torch.tensor([0.6, 0.5, 1.0], dtype=dtype) * lengths[:, None]
+        xyz = (
+            testing.random(1, 3, seed=5).sign().to(dtype)
+            * torch.tensor([0.6, 0.5, 1.0], dtype=dtype)
+            * lengths[:, None]
+        )
         out = eqtp.spherical_harmonics([0, 1, 2, 3], xyz, True, backend="triton")
         expected = spherical_harmonics.reference([0, 1, 2, 3], xyz, True, "integral")
         torch.testing.assert_close(out, expected, equal_nan=True)
         assert out[-2:, 1:].isnan().all() and not out[:-2].isnan().any() and not out[:, 0].isnan().any()
 
 
-REFERENCES = {"segment_sum": segment_sum.reference, "segment_max": segment_max.reference, "segment_softmax": segment_softmax.reference}
+REFERENCES = {
+    "segment_sum": segment_sum.reference,
+    "segment_max": segment_max.reference,
+    "segment_softmax": segment_softmax.reference,
+}
 
 
 def segment_orders(op, x, edges, g):
@@ -240,14 +292,19 @@ def segment_orders(op, x, edges, g):
 @pytest.mark.parametrize("columns", [1, 5, 130])
 def test_segments(op, dtype, columns):
     edges = graph(3, 6, 11)
-    ours = lambda x, edges: getattr(eqtp, op)(x, edges, backend="triton")  # noqa: E731
+
+    def ours(x, edges):
+        return getattr(eqtp, op)(x, edges, backend="triton")
+
     x = testing.random(11, columns, seed=1).bfloat16().to(dtype)
     x[4] = x[7]  # equal values
     g = testing.random(*REFERENCES[op](x, edges).shape, seed=2).bfloat16().to(dtype)
     half = dtype in HALF
     with testing.poisoned():
         actual = [ours(x, edges)] if half else segment_orders(ours, x, edges, g)
-    expected = [REFERENCES[op](x.double(), edges)] if half else segment_orders(REFERENCES[op], x.double(), edges, g.double())
+    expected = (
+        [REFERENCES[op](x.double(), edges)] if half else segment_orders(REFERENCES[op], x.double(), edges, g.double())
+    )
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == dtype
         testing.assert_close(a, b, tolerance=tolerance(dtype))

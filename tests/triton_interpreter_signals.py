@@ -1,4 +1,5 @@
-"""The Triton kernels for products of functions on the sphere, run as NumPy, against the slow evaluation of programs and tables (tests/programs.py).
+"""The Triton kernels for products of functions on the sphere, run as NumPy, against the slow evaluation of programs and
+tables (tests/programs.py).
 
 Not collected by itself: tests/test_triton.py runs it, as it does tests/triton_interpreter.py.
 """
@@ -9,9 +10,13 @@ import torch
 from programs import couple, evaluate
 from triton_interpreter import FULL, HALF, tolerance
 
-from eqtp import couplings, matrices, native, signals, testing
-from eqtp.kernels import KERNELS, cg_tensor_product, matrix_tensor_product
-from eqtp.kernels import gaunt_tensor_product as kernel
+from eqtp import testing
+from eqtp.backends.native import library
+from eqtp.kernels import KERNELS
+from eqtp.kernels import couplings as cg_tensor_product
+from eqtp.kernels import matrices as matrix_tensor_product
+from eqtp.kernels import signals as kernel
+from eqtp.plans import couplings, matrices, signals
 
 PASSES = {"fwd": 1, "bwd": 2, "bwdbwd": 3}  # and how many outputs they have
 DEGREES = (2, 1, 3)
@@ -47,7 +52,7 @@ def assert_couplings(table, **options):
 def multiply(program, inputs):
     """By the kernels for CPUs, which tests/test_matrix_tensor_product.py holds against the reference."""
     outputs = [inputs[0].new_empty(*inputs[0].shape[:2], (l + 1) ** 2) for l in program.lmax_out]
-    native.matrices(program, inputs, outputs)
+    library.matrices(program, inputs, outputs)
     return outputs
 
 
@@ -85,7 +90,11 @@ def test_in_several_kernels(monkeypatch, dtype):
         remembered.cache_clear()
     program = signals.product("odd", 1, 1, 2, "bwdbwd", (True, False, True))
     parts = kernel.parts(program, "float32")
-    assert len(parts) > 5 and any(s.adds for part in parts for s in part) and any(len(s.orders) < 3 for part in parts for s in part)
+    assert (
+        len(parts) > 5
+        and any(s.adds for part in parts for s in part)
+        and any(len(s.orders) < 3 for part in parts for s in part)
+    )
     assert_program(program, dtype=dtype)
     assert_program(signals.powers(1, 1, 2, 0), dtype=dtype)
     assert_couplings(couplings.gaunt("product", 1, 1, 2, "fwd", (True,)), dtype=dtype)
@@ -103,7 +112,15 @@ def test_long_tables(monkeypatch, dtype):
 
 def scaled():
     """Groups with a scale, one and two in a component; a component without entries; an input that is not used."""
-    entries = [[0, 3, 0, 1], [0, 3, 1, 2], [0, -1, 2, 2], [2, 4, 0, 0], [3, 3, 1, 1], [3, 4, 1, 0], *([4, -1, i % 3, i % 5] for i in range(15))]
+    entries = [
+        [0, 3, 0, 1],
+        [0, 3, 1, 2],
+        [0, -1, 2, 2],
+        [2, 4, 0, 0],
+        [3, 3, 1, 1],
+        [3, 4, 1, 0],
+        *([4, -1, i % 3, i % 5] for i in range(15)),
+    ]
     return couplings.Couplings((3, 2, 1), (4, 1), np.array(entries), np.linspace(-1, 1, len(entries)))
 
 
@@ -115,7 +132,10 @@ def test_scales():
 def test_sizes(shape):
     """No samples, one, and more than one program of them has."""
     batch, channels = shape
-    for data, check in ((signals.product("product", 1, 1, 1, "fwd", (True,)), assert_program), (scaled(), assert_couplings)):
+    for data, check in (
+        (signals.product("product", 1, 1, 1, "fwd", (True,)), assert_program),
+        (scaled(), assert_couplings),
+    ):
         check(data, batch=batch, channels=channels)
 
 
@@ -137,12 +157,15 @@ def test_shared_inputs():
 
 @pytest.fixture(params=["text", "loops"])
 def by(request, monkeypatch):
-    """Small matrices as text, and as larger ones are multiplied: by blocks of which some reach over the end, in one program for all samples."""
+    """Small matrices as text, and as larger ones are multiplied: by blocks of which some reach over the end, in one
+    program for all samples."""
     if request.param == "loops":
         for name, value in {"SMALL": 1, "BLOCK": 2, "PROGRAMS": 1}.items():
             monkeypatch.setattr(matrix_tensor_product, name, value)
     else:
-        monkeypatch.setattr(matrix_tensor_product, "MOST", {"float32": 50, "float64": 50})  # the second order in several kernels
+        monkeypatch.setattr(
+            matrix_tensor_product, "MOST", {"float32": 50, "float64": 50}
+        )  # the second order in several kernels
     remembered = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
     for cache in remembered:
         cache.cache_clear()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from eqtp.e3nn import exact_tables
+from eqtp.integrations.e3nn import exact_tables
 
 # Largest difference from the original in float64 that a module may show, relative to the scale of a tensor.
 # float64: what e3nn's own coefficients of high degree are worth. float32: rounding of the sums.

@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 
 import eqtp.nn
-from eqtp.e3nn import convert_tensor_product, exact_tables, keep_attributes, plan_from_e3nn
-from eqtp.graph import shared
-from eqtp.integrations import Seam, seam_of
+from eqtp.integrations.e3nn import convert_tensor_product, exact_tables, keep_attributes, plan_from_e3nn
+from eqtp.integrations.seam import Seam, seam_of
+from eqtp.ops.graph import shared
+
+LIBRARY = "sevenn"
 
 
 class Convolution(torch.nn.Module):
@@ -152,5 +154,7 @@ def _call(module, inputs) -> torch.Tensor:
 
 
 SEAMS = {
-    "IrrepsConvolution": Seam(_reason, lambda module: plan_from_e3nn(module.convolution), Convolution, _probe, _call),
+    "IrrepsConvolution": Seam(
+        "tensor_product_conv", _reason, lambda module: plan_from_e3nn(module.convolution), Convolution, _probe, _call
+    ),
 }

@@ -2,8 +2,9 @@
 
     out[l3, k] = sum over l1, l2, i, j of w[l1, l2, l3] sqrt(2 l3 + 1) w3j(l1, l2, l3)[i, j, k] x1[l1, i] x2[l2, j]
 
-One output per degree, the sum of its paths. Two routes to the same numbers: for each pair of degrees the outer product times a dense matrix
-(`dense`, plain torch), or the table of the coefficients that are not zero (`sparse`, kernels; `eqtp.couplings.cg`).
+One output per degree, the sum of its paths. Two routes to the same numbers: for each pair of degrees the outer product
+times a dense matrix (`dense`, plain torch), or the table of the coefficients that are not zero (`sparse`, kernels;
+`eqtp.plans.couplings.cg`).
 
 Source: e3nn.o3.TensorProduct (irrep_normalization="component", path_normalization="none", one channel).
 """
@@ -14,12 +15,22 @@ from math import sqrt
 
 import torch
 
-from eqtp import backend as backends
-from eqtp import couplings
-from eqtp.autograd import passes, register_multilinear, total
-from eqtp.constants import constants
-from eqtp.couplings import cg_paths
-from eqtp.ops.gaunt_tensor_product import check_alike, check_operands, degree_of, for_kernels, leading, lined, rows, scaled, single
+from eqtp.backends import registry as backends
+from eqtp.ops.autograd import passes, register_multilinear, total
+from eqtp.ops.constants import constants
+from eqtp.ops.gaunt_tensor_product import (
+    check_alike,
+    check_operands,
+    degree_of,
+    for_kernels,
+    leading,
+    lined,
+    rows,
+    scaled,
+    single,
+)
+from eqtp.plans import couplings
+from eqtp.plans.couplings import cg_paths
 
 METHODS = ("dense", "sparse")
 
@@ -32,8 +43,12 @@ def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: 
             met = range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
             if not met:
                 continue
-            pairs = x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]  # [..., 2 l1+1, 2 l2+1]
-            c = torch.cat([sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1)  # [2 l1+1, 2 l2+1, components]
+            pairs = (
+                x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]
+            )  # [..., 2 l1+1, 2 l2+1]
+            c = torch.cat(
+                [sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1
+            )  # [2 l1+1, 2 l2+1, components]
             part = pairs.flatten(-2) @ c.flatten(0, 1)
             if w is not None:
                 counts = torch.tensor([2 * l3 + 1 for l3 in met], device=w.device)
@@ -54,7 +69,9 @@ def _fake(x1, x2, w, lmax_out, family):
     return x1.new_empty(*x1.shape[:2], (lmax_out + 1) ** 2)
 
 
-_op = register_multilinear("cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", *passes(3, _run, _fake), _fake)  # [b, c, n] each
+_op = register_multilinear(
+    "cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", *passes(3, _run, _fake), _fake
+)  # [b, c, n] each
 
 
 def _relative(*degrees_and_odd) -> tuple[float, ...]:
@@ -67,16 +84,21 @@ _relative._dynamo_marked_constant = True  # torch.compiler.assume_constant_resul
 def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = False) -> torch.Tensor:
     """Weights of the Clebsch-Gordan product that are a sum of R products, as R Gaunt products can have.
 
-    a: [..., R, lmax1+1], b: [..., R, lmax2+1], c: [..., R, lmax_out+1]. Returns w [..., paths] with which `cg_tensor_product` is the sum over r of
-    `gaunt_tensor_product` with the weights w1 = a_r, w2 = b_r and w3 = c_r: a number between the 4 lmax + 1 degrees of freedom of one Gaunt product
-    (R = 1) and those of all its paths. odd: add the brackets of that product with the same weights; else the paths with an odd sum get 0.
-    Raises ValueError unless R agrees.
+    a: [..., R, lmax1+1], b: [..., R, lmax2+1], c: [..., R, lmax_out+1]. Returns w [..., paths] with which
+    `cg_tensor_product` is the sum over r of `gaunt_tensor_product` with the weights w1 = a_r, w2 = b_r and w3 = c_r: a
+    number between the 4 lmax + 1 degrees of freedom of one Gaunt product (R = 1) and those of all its paths. odd: add
+    the brackets of that product with the same weights; else the paths with an odd sum get 0. Raises ValueError unless R
+    agrees.
     """
     if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
-        raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {list(a.shape)}, {list(b.shape)} and {list(c.shape)}")
+        raise ValueError(
+            f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
+        )
     paths = cg_paths(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1)
     products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
-    return products * torch.tensor(_relative(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device)
+    return products * torch.tensor(
+        _relative(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device
+    )
 
 
 def _check_weights(op: str, x1, x2, w, paths: int) -> None:
@@ -101,16 +123,19 @@ def cg_tensor_product(
 ) -> torch.Tensor:
     """Clebsch-Gordan product of two sets of spherical-harmonic coefficients, every path with a weight.
 
-    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w: [..., paths], in the order of
-    `cg_paths(lmax1, lmax2, lmax_out)`; None: all 1. w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and
-    of what is returned. method: "dense", plain torch; "sparse", the kernels of the backend; "auto": these where there are some.
-    Returns [..., (lmax_out+1)^2]: the path (l1, l2, l3) has the coefficients sqrt(2 l3 + 1) wigner_3j(l1, l2, l3), so that inputs whose components
-    have variance 1 give such an output on each path. Half precision is calculated in float32.
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w:
+    [..., paths], in the order of `cg_paths(lmax1, lmax2, lmax_out)`; None: all 1. w1 [..., lmax1+1], w2 [..., lmax2+1],
+    w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. method: "dense", plain torch; "sparse",
+    the kernels of the backend; "auto": these where there are some. Returns [..., (lmax_out+1)^2]: the path (l1, l2, l3)
+    has the coefficients sqrt(2 l3 + 1) wigner_3j(l1, l2, l3), so that inputs whose components have variance 1 give such
+    an output on each path. Half precision is calculated in float32.
 
-    O(3): inputs with parities p (-1)^l and q (-1)^l give p q (-1)^l on the paths with l1 + l2 + l3 even and -p q (-1)^l on the others: their sum
-    has a parity only if the weights of one kind are 0. Inputs that have one parity for all degrees (such as all even) give one to the sum.
+    O(3): inputs with parities p (-1)^l and q (-1)^l give p q (-1)^l on the paths with l1 + l2 + l3 even and -p q (-1)^l
+    on the others: their sum has a parity only if the weights of one kind are 0. Inputs that have one parity for all
+    degrees (such as all even) give one to the sum.
 
-    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a method or a backend without kernels.
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a method or a
+    backend without kernels.
     """
     op = "cg_tensor_product"
     lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)

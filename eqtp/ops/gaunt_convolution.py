@@ -1,35 +1,48 @@
-"""Products of features with the harmonics of an edge's direction: the Gaunt convolution, and the SO(2) form of the Clebsch-Gordan one.
+"""Products of features with the harmonics of an edge's direction: the Gaunt convolution, and the SO(2) form of the
+Clebsch-Gordan one.
 
     Gaunt:            product of f_x with the filter  sum over l, m of h[l] Y_lm(r) Y_lm,     r the edge
-    Clebsch-Gordan:   out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r)    (Y: "component")
+    Clebsch-Gordan:   out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r)    (Y:
+                      "component")
 
-Rotated so that the edge lies along the polar axis +y, the filter has components with m = 0 only, and what was a product becomes one small
-matrix for each |m| (`eqtp.so2`), at the price of rotating x there and the result back:
+Rotated so that the edge lies along the polar axis +y, the filter has components with m = 0 only, and what was a product
+becomes one small matrix for each |m| (`eqtp.math.so2`), at the price of rotating x there and the result back:
 
     out = D(R)^T K D(R) x,    R r = |r| y.
 
-R is not unique, and no choice is continuous everywhere; but K commutes with rotations about y, so the result does not depend on the choice, and
-nor do its derivatives, as long as R is a smooth function near the edge. Hence two charts, each without a singularity where it serves:
+R is not unique, and no choice is continuous everywhere; but K commutes with rotations about y, so the result does not
+depend on the choice, and nor do its derivatives, as long as R is a smooth function near the edge. Hence two charts,
+each without a singularity where it serves:
 
     y >= 0:  the smallest rotation from r to +y, rational in r / |r|;      y < 0:  a half turn about x, then the same.
 
-Wigner's matrices D are polynomials of R by a recursion in l; there are no angles. Sources: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt
-convolution); Passaro, Zitnick, 2302.03655 (SO(2) form).
+Wigner's matrices D are polynomials of R by a recursion in l; there are no angles. Sources: Luo, Chen, Krishnapriyan,
+ICLR 2024 (Gaunt convolution); Passaro, Zitnick, 2302.03655 (SO(2) form).
 """
 
 from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp import so2
-from eqtp.constants import constants
-from eqtp.couplings import cg_paths
-from eqtp.ops.gaunt_tensor_product import check_alike, check_natural, degree_of, gaunt_tensor_product, lmax_of, scaled, single, widened
+from eqtp.backends import registry as backends
+from eqtp.math import so2
+from eqtp.ops.constants import constants
+from eqtp.ops.gaunt_tensor_product import (
+    check_alike,
+    check_natural,
+    degree_of,
+    gaunt_tensor_product,
+    lmax_of,
+    scaled,
+    single,
+    widened,
+)
 from eqtp.ops.spherical_harmonics import spherical_harmonics
+from eqtp.plans.couplings import cg_paths
 
 METHODS = ("product", "rotated")
-AUTO = "product"  # method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
+# method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
+AUTO = "product"
 
 
 def frame(unit: torch.Tensor) -> torch.Tensor:
@@ -42,7 +55,8 @@ def frame(unit: torch.Tensor) -> torch.Tensor:
 
 
 def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
-    """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] -> [..., 2 l+1, 2 l+1] each."""
+    """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] -> [..., 2
+    l+1, 2 l+1] each."""
     found = [torch.ones_like(rotation[..., :1, :1]), rotation]
     while len(found) <= lmax:
         c = constants("step", len(found), like=rotation)  # [2 l+1, (2 l-1) 3]
@@ -68,7 +82,9 @@ def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: 
         a = x[..., start : start + 2 * (lmax + 1 - m)].unflatten(-1, (-1, 2)) if m else x[..., : lmax + 1, None]
         if name == "V":
             a = torch.stack((-a[..., 1], a[..., 0]), -1)
-        part = torch.einsum("...oi,...ic->...oc", w[..., at].unflatten(-1, (lmax_out + 1 - m, lmax + 1 - m)), a).flatten(-2)
+        part = torch.einsum(
+            "...oi,...ic->...oc", w[..., at].unflatten(-1, (lmax_out + 1 - m, lmax + 1 - m)), a
+        ).flatten(-2)
         sums[m] = sums[m] + part if m in sums else part
     out = torch.cat([t.expand(*lead, t.shape[-1]) for t in sums.values()], -1)
     return widened(out, lmax_out)[..., constants("place", lmax_out, like=x)]
@@ -91,7 +107,8 @@ def _check(op: str, x, r, lmax_out: int, **weights) -> int:
 
 
 def _to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Whether r [..., 3] counts as zero, [..., 1], and Wigner's matrices of degrees 0..lmax of a rotation that takes it to +y (if zero: of none)."""
+    """Whether r [..., 3] counts as zero, [..., 1], and Wigner's matrices of degrees 0..lmax of a rotation that takes it
+    to +y (if zero: of none)."""
     unit = spherical_harmonics(1, r, True, "norm")  # r / |r|, or zero
     null = (unit == 0).all(-1, keepdim=True)
     return null, wigner(frame(torch.where(null, torch.tensor([0.0, 1.0, 0.0]).to(unit), unit)), lmax)
@@ -110,16 +127,19 @@ def gaunt_convolution(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gaunt product of features with the filter sum over l, m of h[l] Y_lm(r) Y_lm of each edge.
 
-    x: [..., (lmax+1)^2] coefficients in e3nn's order, normalization "integral". r: [..., 3] edges, of which the direction counts. h: [...,
-    lmax_filter+1] weight of each degree of the filter (radial functions of |r|), by default 1. lmax_filter: by default what h has, or all degrees
-    that meet x and the output, lmax + lmax_out. Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3]. Returns [..., (lmax_out+1)^2], as
-    `eqtp.gaunt_tensor_product(x, Y(r), lmax_out, w2=h)` does; with odd=True the pair (product, bracket).
+    x: [..., (lmax+1)^2] coefficients in e3nn's order, normalization "integral". r: [..., 3] edges, of which the
+    direction counts. h: [..., lmax_filter+1] weight of each degree of the filter (radial functions of |r|), by default
+    1. lmax_filter: by default what h has, or all degrees that meet x and the output, lmax + lmax_out. Leading
+    dimensions broadcast: x [e, C, n] takes r [e, 1, 3]. Returns [..., (lmax_out+1)^2], as `eqtp.gaunt_tensor_product(x,
+    Y(r), lmax_out, w2=h)` does; with odd=True the pair (product, bracket).
 
-    method: "product", that product; "rotated", by rotation to the polar axis; or "auto": the same numbers. Equivariance and parities are those of
-    the product, with q = 1 for r a vector. At r = 0 only Y_0 is not zero and all derivatives by r are zero, as in `eqtp.spherical_harmonics`.
+    method: "product", that product; "rotated", by rotation to the polar axis; or "auto": the same numbers. Equivariance
+    and parities are those of the product, with q = 1 for r a vector. At r = 0 only Y_0 is not zero and all derivatives
+    by r are zero, as in `eqtp.spherical_harmonics`.
 
-    Smooth everywhere else: values and derivatives of every order are right for edges along the axes too. Raises TypeError or ValueError, naming the
-    argument; RuntimeError for a backend without kernels for this. Source: Luo, Chen, Krishnapriyan, ICLR 2024.
+    Smooth everywhere else: values and derivatives of every order are right for edges along the axes too. Raises
+    TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this. Source: Luo,
+    Chen, Krishnapriyan, ICLR 2024.
     """
     op = "gaunt_convolution"
     lmax = _check(op, x, r, lmax_out, **({} if h is None else {"h": h}))
@@ -156,8 +176,9 @@ def _filter_degree(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -
 def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[tuple[int, int, int]]:
     """The paths (l1, l2, l3) of a Clebsch-Gordan convolution, in the order of their weights (lexicographic).
 
-    lmax, lmax_out, lmax_filter: largest l1, l3 and l2; by default all l2 there can be, lmax + lmax_out, so that there are as many paths as weights of
-    `so2_convolution`. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming the argument.
+    lmax, lmax_out, lmax_filter: largest l1, l3 and l2; by default all l2 there can be, lmax + lmax_out, so that there
+    are as many paths as weights of `so2_convolution`. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming
+    the argument.
     """
     return cg_paths(lmax, _filter_degree("so2_paths", lmax, lmax_out, lmax_filter), lmax_out)
 
@@ -174,34 +195,42 @@ def _mapped(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tens
 def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
     """Weights of `so2_convolution` for those of the paths of a Clebsch-Gordan convolution.
 
-    w: [..., paths] in the order of `so2_paths`, of which the arguments are; e3nn's weights of irrep_normalization="component" and
-    path_normalization="none" (others: times the path's coefficient). Returns [..., weights]: W_0, W_1, V_1, W_2, V_2, .. one after the other, W_m and
-    V_m [lmax_out+1-m, lmax+1-m]. With all l2 as many as paths, and the map has an inverse, `so2_path_weights`. Raises TypeError or ValueError.
+    w: [..., paths] in the order of `so2_paths`, of which the arguments are; e3nn's weights of
+    irrep_normalization="component" and path_normalization="none" (others: times the path's coefficient). Returns [...,
+    weights]: W_0, W_1, V_1, W_2, V_2, .. one after the other, W_m and V_m [lmax_out+1-m, lmax+1-m]. With all l2 as many
+    as paths, and the map has an inverse, `so2_path_weights`. Raises TypeError or ValueError.
     """
     degrees = lmax, _filter_degree("so2_weights", lmax, lmax_out, lmax_filter), lmax_out
     return _mapped("so2_weights", w, "from_paths", degrees)
 
 
 def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
-    """Weights of the paths for those of `so2_convolution`: the inverse of `so2_weights`, [..., weights] -> [..., paths].
+    """Weights of the paths for those of `so2_convolution`: the inverse of `so2_weights`, [..., weights] -> [...,
+    paths].
 
-    With fewer l2 than there can be the path weights that come nearest: an inverse from the left only. Raises TypeError or ValueError.
+    With fewer l2 than there can be the path weights that come nearest: an inverse from the left only. Raises TypeError
+    or ValueError.
     """
     degrees = lmax, _filter_degree("so2_path_weights", lmax, lmax_out, lmax_filter), lmax_out
     return _mapped("so2_path_weights", w, "to_paths", degrees)
 
 
-def so2_convolution(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out: int, *, backend: str = "auto") -> torch.Tensor:
+def so2_convolution(
+    x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out: int, *, backend: str = "auto"
+) -> torch.Tensor:
     """Channelwise Clebsch-Gordan convolution with all paths, odd ones included, in its SO(2) form.
 
-    x: [..., (lmax+1)^2] in e3nn's order. r: [..., 3] edges, of which the direction counts. w: [..., weights] as `so2_weights` gives them, or free.
-    Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3], and w per edge and channel, or shared. Returns [..., (lmax_out+1)^2]:
+    x: [..., (lmax+1)^2] in e3nn's order. r: [..., 3] edges, of which the direction counts. w: [..., weights] as
+    `so2_weights` gives them, or free. Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3], and w per edge and
+    channel, or shared. Returns [..., (lmax_out+1)^2]:
 
-        out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r),      Y in normalization "component",
+        out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r),      Y in normalization
+          "component",
 
-    which is e3nn's uvu product of x with the harmonics of r. At r = 0 only the paths with l2 = 0 are left, as Y says there. Equivariant under
-    rotations; the paths with an odd sum give pseudotensors. Smooth as `gaunt_convolution` is. Raises TypeError or ValueError, naming the argument;
-    RuntimeError for a backend without kernels for this. Source: Passaro, Zitnick, 2302.03655.
+    which is e3nn's uvu product of x with the harmonics of r. At r = 0 only the paths with l2 = 0 are left, as Y says
+    there. Equivariant under rotations; the paths with an odd sum give pseudotensors. Smooth as `gaunt_convolution` is.
+    Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this. Source:
+    Passaro, Zitnick, 2302.03655.
     """
     op = "so2_convolution"
     lmax = _check(op, x, r, lmax_out, w=w)

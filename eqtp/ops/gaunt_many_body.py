@@ -4,9 +4,11 @@
 
 Derivatives. With tangents t_1 .. t_k, functions like f, there are two ops,
 
-    M(x, t)_n = n! / (n - k)! P(f^(n - k) t_1 .. t_k),      A(x, t, g) = gradient by one more tangent of <g, M(x, t and that tangent)>
+    M(x, t)_n = n! / (n - k)! P(f^(n - k) t_1 .. t_k),      A(x, t, g) = gradient by one more tangent of <g, M(x, t and
+      that tangent)>
 
-M without tangents is the op itself, and each derivative of either, in any direction, is one of them with a tangent more, fewer or replaced.
+M without tangents is the op itself, and each derivative of either, in any direction, is one of them with a tangent
+more, fewer or replaced.
 
 Source: Luo, Chen, Krishnapriyan, ICLR 2024 (many-body interactions); as powers on one grid: Xie et al., 2506.13523.
 """
@@ -15,10 +17,9 @@ from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp import gaunt as tables
-from eqtp import signals
-from eqtp.autograd import define, differentiable, total
+from eqtp.backends import registry as backends
+from eqtp.math import sphere as tables
+from eqtp.ops.autograd import define, differentiable, total
 from eqtp.ops.gaunt_tensor_product import (
     butterflies,
     by_kind,
@@ -33,6 +34,7 @@ from eqtp.ops.gaunt_tensor_product import (
     single,
     widened,
 )
+from eqtp.plans import signals
 
 
 def reference(x: torch.Tensor, lmax_out: int, degree: int) -> torch.Tensor:
@@ -75,8 +77,12 @@ def _adjoint(x, along, g, family):
     return out
 
 
-_powers_op = define("gaunt_many_body", "(Tensor x, Tensor along, int lmax_out, int degree, str family) -> Tensor", _powers, _powers_fake)
-_adjoint_op = define("gaunt_many_body_bwd", "(Tensor x, Tensor along, Tensor g, str family) -> Tensor", _adjoint, _adjoint_fake)
+_powers_op = define(
+    "gaunt_many_body", "(Tensor x, Tensor along, int lmax_out, int degree, str family) -> Tensor", _powers, _powers_fake
+)
+_adjoint_op = define(
+    "gaunt_many_body_bwd", "(Tensor x, Tensor along, Tensor g, str family) -> Tensor", _adjoint, _adjoint_fake
+)
 
 
 def _more(along: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -137,8 +143,9 @@ _adjoint_call = differentiable(_adjoint_op, _adjoint_backward, _adjoint_jvp)
 def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str = "auto") -> torch.Tensor:
     """Coefficients of f, f^2, .. f^degree, all on one grid.
 
-    x: [..., (lmax+1)^2] as in `gaunt_tensor_product`. Returns [..., degree, (lmax_out+1)^2]. Exact; differentiable to every order.
-    Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    x: [..., (lmax+1)^2] as in `gaunt_tensor_product`. Returns [..., degree, (lmax_out+1)^2]. Exact; differentiable to
+    every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for
+    this.
     """
     op = "gaunt_many_body"
     lmax = lmax_of(op, "x", x)

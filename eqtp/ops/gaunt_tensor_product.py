@@ -3,13 +3,16 @@
     f(r) = sum over l, m of x[l, m] Y_lm(r)              out[l, m] = integral of f1 f2 Y_lm
     bracket[l, m] = integral of r . (grad f1 x grad f2) Y_lm
 
-    f1 f2:   coefficients gaunt(l1, l2, l3), the paths with l1 + l2 + l3 even;   bracket: `eqtp.gaunt.bracket`, those with an odd sum.
+    f1 f2:   coefficients gaunt(l1, l2, l3), the paths with l1 + l2 + l3 even;   bracket: `eqtp.math.sphere.bracket`,
+             those with an odd sum.
 
-Three routes to the same numbers: a table of the couplings (`sparse`), values at the points of a folded grid (`grid`), or a Fourier series on
-the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.gaunt`, where the symmetries they use are explained. The first two have
-kernels, which run the tables and programs of `eqtp.couplings` and `eqtp.signals`, derivatives too; here all three are in plain torch.
+Three routes to the same numbers: a table of the couplings (`sparse`), values at the points of a folded grid (`grid`),
+or a Fourier series on the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.math.sphere`, where
+the symmetries they use are explained. The first two have kernels, which run the tables and programs of
+`eqtp.plans.couplings` and `eqtp.plans.signals`, derivatives too; here all three are in plain torch.
 
-Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al., 2506.13523 (grid); 2605.15073 (bracket).
+Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al., 2506.13523 (grid); 2605.15073
+(bracket).
 """
 
 from __future__ import annotations
@@ -18,22 +21,25 @@ from math import prod
 
 import torch
 
-from eqtp import backend as backends
-from eqtp import couplings, signals
-from eqtp import gaunt as tables
-from eqtp.autograd import passes, register_multilinear
-from eqtp.constants import constants
+from eqtp.backends import registry as backends
+from eqtp.math import sphere as tables
+from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.constants import constants
+from eqtp.plans import couplings, signals
 
 METHODS = ("sparse", "grid", "fourier")
-# method="auto" takes the table where both degrees are at most the first number, or one of them at most the second; else the grid. Source: for native
-# `python -m bench products --rule` (AMD EPYC with AVX-512, one thread, batch 1,000, 1 and 32 channels, forward and with backward), for reference a
-# timing of this plain torch code; for families not named here (those of GPUs) nothing was timed yet: as the reference.
+# method="auto" takes the table where both degrees are at most the first number, or one of them at most the second; else
+# the grid. Source: for native `python -m bench products --rule` (AMD EPYC with AVX-512, one thread, batch 1,000, 1 and
+# 32 channels, forward and with backward), for reference a timing of this plain torch code; for families not named here
+# (those of GPUs) nothing was timed yet: as the reference.
 AUTO = {"native": (3, 1), "reference": (2, 0)}
-DIRECT_TERMS = 100  # fourier: terms of the convolution of two series up to which it is summed directly, without FFT; timed likewise
+# fourier: terms of the convolution of two series up to which it is summed directly, without FFT; timed likewise
+DIRECT_TERMS = 100
 
 
 def degree_of(x: torch.Tensor) -> int:
-    """lmax of [..., (lmax+1)^2], or the largest with at most that many. By comparisons: torch.compile understands them for sizes that may change."""
+    """lmax of [..., (lmax+1)^2], or the largest with at most that many. By comparisons: torch.compile understands them
+    for sizes that may change."""
     lmax = 0
     while (lmax + 2) ** 2 <= x.shape[-1]:
         lmax += 1
@@ -51,7 +57,10 @@ def _padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
     """By the table of couplings. Arguments as of `grid`."""
     pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)  # [..., (lmax1+1)^2 (lmax2+1)^2]
-    matrix = lambda odd: constants("coupling", degree_of(x1), degree_of(x2), lmax_out, odd, like=x1).flatten(0, 1)  # noqa: E731
+
+    def matrix(odd):
+        return constants("coupling", degree_of(x1), degree_of(x2), lmax_out, odd, like=x1).flatten(0, 1)
+
     return tuple(pairs @ matrix(half) for half in ((False, True) if odd else (False,)))
 
 
@@ -74,7 +83,8 @@ def project(values: torch.Tensor, octant: tables.Octant) -> torch.Tensor:
 
 
 def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
-    """By values on a folded grid. x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or (product, bracket), [..., (lmax_out+1)^2]."""
+    """By values on a folded grid. x1 [..., (lmax1+1)^2], x2 [..., (lmax2+1)^2] -> (product,) or (product, bracket),
+    [..., (lmax_out+1)^2]."""
     size = tables.folded_size(degree_of(x1) + degree_of(x2) + lmax_out)
     lead = torch.broadcast_shapes(x1.shape[:-1], x2.shape[:-1])
     flip_y, flip_x = (torch.arange(8, device=x1.device) ^ bit for bit in (1, 4))
@@ -125,7 +135,8 @@ def _from_series(c: torch.Tensor, lmax: int, shift: int) -> torch.Tensor:
 
 
 def _both_sides(c: torch.Tensor) -> torch.Tensor:
-    """Half spectrum of a real function [..., 2 lmax+1 (u as in an FFT), lmax+1] -> [..., (2 lmax+1) (2 lmax+1)], v from -lmax."""
+    """Half spectrum of a real function [..., 2 lmax+1 (u as in an FFT), lmax+1] -> [..., (2 lmax+1) (2 lmax+1)], v from
+    -lmax."""
     other = c[..., 1:].flip((-2, -1)).roll(1, -2).conj()  # at -u, -v
     return torch.cat((other, c), -1).flatten(-2)
 
@@ -156,13 +167,22 @@ def fourier(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tup
     empty = 0 in (x1.numel(), x2.numel())  # which MKL does not transform
     if empty or (umax + 1) * (lmax_out + 1) * (2 * lmax1 + 1) ** 2 <= DIRECT_TERMS:
         c1, c2 = (_series(x, 2 * degree_of(x) + 1, odd) for x in (x1, x2))
-        product = lambda a, b: _direct(c1[a], c2[b], lmax_out)  # noqa: E731
-        spectrum = lambda c: c  # noqa: E731
+
+        def product(a, b):
+            return _direct(c1[a], c2[b], lmax_out)
+
+        def spectrum(c):
+            return c
     else:  # all frequencies in beta are kept, the projection needs them; in alpha those above lmax_out may alias
         size = _length(2 * umax + 1), _length(umax + lmax_out + 1)
         f1, f2 = ([torch.fft.irfft2(c, size, norm="forward") for c in _series(x, size[0], odd)] for x in (x1, x2))
-        product = lambda a, b: f1[a] * f2[b]  # noqa: E731
-        spectrum = lambda f: torch.fft.rfft2(f, norm="forward")[..., : umax + 1, : lmax_out + 1]  # noqa: E731
+
+        def product(a, b):
+            return f1[a] * f2[b]
+
+        def spectrum(f):
+            return torch.fft.rfft2(f, norm="forward")[..., : umax + 1, : lmax_out + 1]
+
     even = _from_series(spectrum(product(0, 0)), lmax_out, 0)
     return (even, _from_series(spectrum(product(1, 2) - product(2, 1)), lmax_out, 1)) if odd else (even,)
 
@@ -171,12 +191,16 @@ ROUTES = {"sparse": sparse, "grid": grid, "fourier": fourier}
 
 
 def _crossed(route, x1: torch.Tensor, x2: torch.Tensor, lmax_out: int) -> torch.Tensor:
-    """x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2] -> their cross product at every point, [..., 3, (lmax_out+1)^2]"""
+    """x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2] -> their cross product at every point, [..., 3,
+    (lmax_out+1)^2]"""
     up, down = [1, 2, 0], [2, 0, 1]
-    return route(x1[..., up, :], x2[..., down, :], lmax_out, False)[0] - route(x1[..., down, :], x2[..., up, :], lmax_out, False)[0]
+    return (
+        route(x1[..., up, :], x2[..., down, :], lmax_out, False)[0]
+        - route(x1[..., down, :], x2[..., up, :], lmax_out, False)[0]
+    )
 
 
-# kernels: operands [b, c, signals, n], where a signal is a function on the sphere (`eqtp.signals.SIGNALS`)
+# kernels: operands [b, c, signals, n], where a signal is a function on the sphere (`eqtp.plans.signals.SIGNALS`)
 
 
 def lined(t: torch.Tensor) -> torch.Tensor:
@@ -187,13 +211,15 @@ def lined(t: torch.Tensor) -> torch.Tensor:
 def leading(*operands: torch.Tensor) -> torch.Size:
     """What the dimensions before the last broadcast to."""
     shapes = [t.shape[:-1] for t in operands]
-    alike = all(len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:])  # lengths first: what differs in them is not compared
+    alike = all(
+        len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:]
+    )  # lengths first: what differs in them is not compared
     return shapes[0] if alike else torch.broadcast_shapes(*shapes)  # which is slow
 
 
 def rows(*operands: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by rows is not copied if it is
-    shared by all of b or of c."""
+    """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by
+    rows is not copied if it is shared by all of b or of c."""
     lead = leading(*operands)
     size = (prod(lead[:-1]), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
     return [(t if t.shape[:-1] == lead else t.expand(*lead, t.shape[-1])).reshape(*size, t.shape[-1]) for t in operands]
@@ -217,7 +243,13 @@ def _fake(x1, x2, lmax_out, kind, method, family):
     return x1.new_empty(*x1.shape[:2], signals.SIGNALS[kind][2], (lmax_out + 1) ** 2)
 
 
-_op = register_multilinear("gaunt_tensor_product", ("x1", "x2"), "int lmax_out, str kind, str method, str family", *passes(2, _run, _fake), _fake)
+_op = register_multilinear(
+    "gaunt_tensor_product",
+    ("x1", "x2"),
+    "int lmax_out, str kind, str method, str family",
+    *passes(2, _run, _fake),
+    _fake,
+)
 
 
 def choose(op: str, method: str, backend: str, degrees: tuple[int, int], x: torch.Tensor) -> tuple[str, str]:
@@ -225,8 +257,13 @@ def choose(op: str, method: str, backend: str, degrees: tuple[int, int], x: torc
     if method not in (*METHODS, "auto"):
         raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     if method == "fourier":
-        if backends.resolve(backend, op, None, x.device, x.dtype) != "reference" and backend not in ("auto", "reference"):
-            raise RuntimeError(f"{op}: there are no kernels for the method 'fourier'; it is plain torch, backend 'reference'")
+        if backends.resolve(backend, op, None, x.device, x.dtype) != "reference" and backend not in (
+            "auto",
+            "reference",
+        ):
+            raise RuntimeError(
+                f"{op}: there are no kernels for the method 'fourier'; it is plain torch, backend 'reference'"
+            )
         return method, "reference"
     family = backends.resolve(backend, op, None, x.device, x.dtype)
     if method == "auto":
@@ -270,7 +307,8 @@ def check_natural(op: str, name: str, value, least: int = 0) -> int:
 
 
 def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
-    """Checks that tensors, by the names of their arguments, have the dtype and device of the first, and leading dimensions that broadcast."""
+    """Checks that tensors, by the names of their arguments, have the dtype and device of the first, and leading
+    dimensions that broadcast."""
     (first, like), *_ = given.items()
     for name, t in given.items():
         if t.dtype != like.dtype:
@@ -326,16 +364,18 @@ def gaunt_tensor_product(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of the pointwise product of two functions on the sphere.
 
-    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2] real spherical-harmonic coefficients in e3nn's order, normalization "integral"; leading
-    dimensions (batch, channels) broadcast. lmax_out: the result is cut there, or filled with zeros. w1 [..., lmax1+1], w2 [..., lmax2+1],
-    w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. method: "sparse", "grid", "fourier" or "auto": the same numbers.
-    Returns [..., (lmax_out+1)^2]; with odd=True the pair (product, bracket), bracket = r . (grad f1 x grad f2): the paths with l1 + l2 + l3 odd,
-    which a plain Gaunt product lacks. Both are exact (no aliasing). Half precision is calculated in float32.
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2] real spherical-harmonic coefficients in e3nn's order, normalization
+    "integral"; leading dimensions (batch, channels) broadcast. lmax_out: the result is cut there, or filled with zeros.
+    w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned.
+    method: "sparse", "grid", "fourier" or "auto": the same numbers. Returns [..., (lmax_out+1)^2]; with odd=True the
+    pair (product, bracket), bracket = r . (grad f1 x grad f2): the paths with l1 + l2 + l3 odd, which a plain Gaunt
+    product lacks. Both are exact (no aliasing). Half precision is calculated in float32.
 
-    O(3): inputs with parities p (-1)^l and q (-1)^l (p, q = 1 for a function of the direction) give a product with p q (-1)^l
-    and a bracket with -p q (-1)^l. For l = 1 x 1 -> 1 the bracket is sqrt(3 / 4 pi) times the cross product.
+    O(3): inputs with parities p (-1)^l and q (-1)^l (p, q = 1 for a function of the direction) give a product with p q
+    (-1)^l and a bracket with -p q (-1)^l. For l = 1 x 1 -> 1 the bracket is sqrt(3 / 4 pi) times the cross product.
 
-    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend
+    without kernels for this.
     """
     op = "gaunt_tensor_product"
     lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
@@ -355,9 +395,11 @@ def gaunt_tensor_product(
     return out if odd else out[0]
 
 
-def cross_signals(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, method: str, backend: str, op: str) -> torch.Tensor:
-    """Cross product, at every point, of vector signals in Cartesian components, for `op`: x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2]
-    -> [..., 3, (lmax_out+1)^2], lmax_out at most lmax1 + lmax2."""
+def cross_signals(
+    x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, method: str, backend: str, op: str
+) -> torch.Tensor:
+    """Cross product, at every point, of vector signals in Cartesian components, for `op`: x1 [..., 3, (lmax1+1)^2], x2
+    [..., 3, (lmax2+1)^2] -> [..., 3, (lmax_out+1)^2], lmax_out at most lmax1 + lmax2."""
     method, family = choose(op, method, backend, (degree_of(x1), degree_of(x2)), x1)
     if family == "reference":
         return _crossed(ROUTES[method], x1, x2, lmax_out)

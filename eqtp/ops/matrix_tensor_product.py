@@ -1,16 +1,19 @@
 """Matrix product: coefficients of the product of two matrices that stand for functions on the sphere.
 
-    X = sum over l, m of x[l, m] M_lm,    M_lm[a, b] = (-1)^(l // 2) sqrt((2 s + 1)(2 l + 1) / 4 pi) w3j(s, s, l)[b, a, m]
+    X = sum over l, m of x[l, m] M_lm,    M_lm[a, b] = (-1)^(l // 2) sqrt((2 s + 1)(2 l + 1) / 4 pi) w3j(s, s, l)[b, a,
+      m]
     s = ceil(max(lmax1, lmax2, lmax_out) / 2)
     out[l, m] = 4 pi / (2 s + 1) trace(M_lm^T X1 X2)
 
-The path (l1, l2, l3) has sqrt((2 s + 1)(2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) times the 6j symbol {l1 l2 l3; s s s} as its coefficient, to the
-sign: odd l1 + l2 + l3 included. Those with an even sum come from (X1 X2 + X2 X1) / 2, the odd ones from (X1 X2 - X2 X1) / 2. By the scale
-the constant function 1 stands for the unit matrix: 1 times f is f, as in the Gaunt product. For large s at fixed degrees the even paths tend to
-those of the Gaunt product, with a minus where l1 and l2 are odd, and the odd ones to those of the bracket / 2 sqrt(s (s + 1)), with a minus
-where l1 and l2 are even (the matrices of odd degree are antisymmetric).
+The path (l1, l2, l3) has sqrt((2 s + 1)(2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) times the 6j symbol {l1 l2 l3; s s s} as
+its coefficient, to the sign: odd l1 + l2 + l3 included. Those with an even sum come from (X1 X2 + X2 X1) / 2, the odd
+ones from (X1 X2 - X2 X1) / 2. By the scale the constant function 1 stands for the unit matrix: 1 times f is f, as in
+the Gaunt product. For large s at fixed degrees the even paths tend to those of the Gaunt product, with a minus where l1
+and l2 are odd, and the odd ones to those of the bracket / 2 sqrt(s (s + 1)), with a minus where l1 and l2 are even (the
+matrices of odd degree are antisymmetric).
 
-Source: e3x, FusedTensor (there each path has the scale that its own normalisation gives); Madore, Class. Quantum Grav. 9, 1992 (fuzzy sphere).
+Source: e3x, FusedTensor (there each path has the scale that its own normalisation gives); Madore, Class. Quantum Grav.
+9, 1992 (fuzzy sphere).
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from math import pi
 
 import torch
 
-from eqtp import backend as backends
-from eqtp import matrices
-from eqtp.autograd import passes, register_multilinear
-from eqtp.constants import constants
+from eqtp.backends import registry as backends
+from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, leading, lined, rows, scaled, single
+from eqtp.plans import matrices
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) -> tuple[torch.Tensor, ...]:
@@ -32,7 +35,10 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) ->
     s = (max(degrees) + 1) // 2
     m1, m2, m3 = (constants("matrices", l, s, like=x1) for l in degrees)
     a, b = torch.einsum("...i,iab->...ab", x1, m1), torch.einsum("...i,iab->...ab", x2, m2)  # [..., 2 s+1, 2 s+1]
-    back = lambda z: torch.einsum("...ab,iab->...i", z, 4 * pi / (2 * s + 1) * m3)  # noqa: E731
+
+    def back(z):
+        return torch.einsum("...ab,iab->...i", z, 4 * pi / (2 * s + 1) * m3)
+
     if not split:
         return (back(a @ b),)
     ab, ba = a @ b, b @ a
@@ -46,7 +52,10 @@ def _run(pass_: str, operands, outputs, lmax_out: int, split: bool, family: str)
     wanted = tuple(t is not None for t in outputs)
     if any(wanted):
         program = matrices.product(degree_of(operands[0]), degree_of(operands[1]), lmax_out, split, pass_, wanted)
-        signals = lambda tensors: [s for t in tensors if t is not None for s in (t.unbind(-2) if t.ndim == 4 else (t,))]  # noqa: E731
+
+        def signals(tensors):
+            return [s for t in tensors if t is not None for s in (t.unbind(-2) if t.ndim == 4 else (t,))]
+
         backends.family(family).matrices(program, signals(map(lined, operands)), signals(outputs))
 
 
@@ -54,7 +63,9 @@ def _fake(x1, x2, lmax_out, split, family):
     return x1.new_empty(*x1.shape[:2], 1 + split, (lmax_out + 1) ** 2)
 
 
-_op = register_multilinear("matrix_tensor_product", ("x1", "x2"), "int lmax_out, bool split, str family", *passes(2, _run, _fake), _fake)
+_op = register_multilinear(
+    "matrix_tensor_product", ("x1", "x2"), "int lmax_out, bool split, str family", *passes(2, _run, _fake), _fake
+)
 
 
 def matrix_tensor_product(
@@ -70,17 +81,20 @@ def matrix_tensor_product(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Matrix product of two sets of spherical-harmonic coefficients, as in e3x.
 
-    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w1 [..., lmax1+1],
-    w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. Returns [..., (lmax_out+1)^2]; with
-    split=True the pair (even, odd), whose sum it is: the paths with l1 + l2 + l3 even and odd. Half precision is calculated in float32.
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w1
+    [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. Returns
+    [..., (lmax_out+1)^2]; with split=True the pair (even, odd), whose sum it is: the paths with l1 + l2 + l3 even and
+    odd. Half precision is calculated in float32.
 
-    Each path has the coefficient of a 6j symbol, which depends on the largest of lmax1, lmax2 and lmax_out, and which is zero for a few paths
-    from degree 5 on, such as (3, 5, 5) where that largest degree is 5 or 6.
+    Each path has the coefficient of a 6j symbol, which depends on the largest of lmax1, lmax2 and lmax_out, and which
+    is zero for a few paths from degree 5 on, such as (3, 5, 5) where that largest degree is 5 or 6.
 
-    O(3): equivariant under rotations. With inputs of parities p (-1)^l and q (-1)^l the even part has p q (-1)^l and the odd part -p q (-1)^l,
-    so their sum has no parity: use split=True. Inputs that have one parity for all degrees (such as all even) give one to the sum.
+    O(3): equivariant under rotations. With inputs of parities p (-1)^l and q (-1)^l the even part has p q (-1)^l and
+    the odd part -p q (-1)^l, so their sum has no parity: use split=True. Inputs that have one parity for all degrees
+    (such as all even) give one to the sum.
 
-    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend
+    without kernels for this.
     """
     op = "matrix_tensor_product"
     check_operands(op, x1, x2, lmax_out, w1, w2, w3)

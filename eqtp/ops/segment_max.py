@@ -2,29 +2,36 @@
 
     out[n] = max over edges e with dst[e] = n of x[e],      zero where there are none.
 
-The gradient goes to one edge for each output, arg[n], so it is a scatter to arg, whose adjoint is the gather from arg: these two close
-every derivative order.
+The gradient goes to one edge for each output, arg[n], so it is a scatter to arg, whose adjoint is the gather from arg:
+these two close every derivative order.
 """
 
 from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp.autograd import define, differentiable
-from eqtp.graph import Graph
+from eqtp.backends import registry as backends
+from eqtp.ops.autograd import define, differentiable
+from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import as_rows, resolve
 
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [num_dst, ...]"""
     e, n = graph.num_edges, graph.num_dst
-    at = lambda t: t.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)  # noqa: E731
+
+    def at(t):
+        return t.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+
     dst, edge = at(graph.dst), at(torch.arange(e, device=x.device))
     values = x.detach()
-    largest = values.new_zeros(n, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)[graph.dst]  # [e, ...]
+    largest = values.new_zeros(n, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)[
+        graph.dst
+    ]  # [e, ...]
     taken = (values == largest) | (values.isnan() & largest.isnan())
-    arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(0, dst, torch.where(taken, edge, e), "amin")  # [num_dst, ...]; e: no edges
+    arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(
+        0, dst, torch.where(taken, edge, e), "amin"
+    )  # [num_dst, ...]; e: no edges
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).gather(0, arg)
 
 
@@ -42,19 +49,32 @@ def _gather(t, arg):
 
 
 def _scatter(g, arg, e):
-    return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[:e]  # an edge has one destination: nothing is added. Row e: of no edge
+    return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[
+        :e
+    ]  # an edge has one destination: nothing is added. Row e: of no edge
 
 
 _max_op = define(
     "segment_max",
     "(Tensor x, Tensor ptr, Tensor order, str family) -> (Tensor, Tensor)",
     _max,
-    lambda x, ptr, order, family: (x.new_empty(ptr.shape[0] - 1, x.shape[1]), ptr.new_empty(ptr.shape[0] - 1, x.shape[1])),
+    lambda x, ptr, order, family: (
+        x.new_empty(ptr.shape[0] - 1, x.shape[1]),
+        ptr.new_empty(ptr.shape[0] - 1, x.shape[1]),
+    ),
 )
-_gather_op = define("segment_max_gather", "(Tensor t, Tensor arg) -> Tensor", _gather, lambda t, arg: t.new_empty(arg.shape))
-_scatter_op = define("segment_max_scatter", "(Tensor g, Tensor arg, SymInt e) -> Tensor", _scatter, lambda g, arg, e: g.new_empty(e, g.shape[1]))
+_gather_op = define(
+    "segment_max_gather", "(Tensor t, Tensor arg) -> Tensor", _gather, lambda t, arg: t.new_empty(arg.shape)
+)
+_scatter_op = define(
+    "segment_max_scatter",
+    "(Tensor g, Tensor arg, SymInt e) -> Tensor",
+    _scatter,
+    lambda g, arg, e: g.new_empty(e, g.shape[1]),
+)
 
-# t [e, c], arg [num_dst, c] -> [num_dst, c], and its adjoint g [num_dst, c], arg, e -> [e, c]; arg is e where there are no edges
+# t [e, c], arg [num_dst, c] -> [num_dst, c], and its adjoint g [num_dst, c], arg, e -> [e, c]; arg is e where there are
+# no edges
 gather = differentiable(
     _gather_op,
     lambda args, needs, grads: [scatter(grads[0], args[1], args[0].shape[0]), None],
@@ -76,15 +96,18 @@ def _jvp(args, tangents):
     return gather(tangents[0], arg), None
 
 
-max_rows = differentiable(_max_op, _backward, _jvp, outputs=True)  # x [e, c], ptr, order, family -> out [num_dst, c], arg [num_dst, c]
+max_rows = differentiable(
+    _max_op, _backward, _jvp, outputs=True
+)  # x [e, c], ptr, order, family -> out [num_dst, c], arg [num_dst, c]
 
 
 def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Largest of the rows of x over the edges into each destination, column by column.
 
-    x: [e, ...]. Returns [graph.num_dst, ...]. A destination without edges gets 0, and no gradient comes from it (as in torch_scatter and
-    PyG). Among equal values the gradient goes to the first edge, in the order of the edges. NaN propagates: it is the result where one is
-    there, and the first one gets the gradient. Deterministic. Raises TypeError or ValueError, naming the argument.
+    x: [e, ...]. Returns [graph.num_dst, ...]. A destination without edges gets 0, and no gradient comes from it (as in
+    torch_scatter and PyG). Among equal values the gradient goes to the first edge, in the order of the edges. NaN
+    propagates: it is the result where one is there, and the first one gets the gradient. Deterministic. Raises
+    TypeError or ValueError, naming the argument.
     """
     family = resolve("segment_max", x, graph, backend)
     if family == "reference":

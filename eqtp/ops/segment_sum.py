@@ -1,6 +1,7 @@
 """Sum and mean of edge rows over the edges into each destination.
 
-    out[n] = sum over edges e with dst[e] = n of x[e],      mean: divided by the number of edges, zero where there are none.
+    out[n] = sum over edges e with dst[e] = n of x[e],      mean: divided by the number of edges, zero where there are
+      none.
 
 Sum and gather (g[dst]) are each other's adjoint, so the derivative of either is the other.
 """
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp.autograd import define, differentiable
-from eqtp.graph import Graph
+from eqtp.backends import registry as backends
+from eqtp.ops.autograd import define, differentiable
+from eqtp.ops.graph import Graph
 
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -78,9 +79,9 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Sum of the rows of x over the edges into each destination.
 
-    x: [e, ...]. Returns [graph.num_dst, ...], zeros where a destination has no edges. Deterministic: the same bits every time, and on the CPU
-    the rows of a destination are added in the order of the edges, whatever the number of threads. Raises TypeError or ValueError, naming the
-    argument.
+    x: [e, ...]. Returns [graph.num_dst, ...], zeros where a destination has no edges. Deterministic: the same bits
+    every time, and on the CPU the rows of a destination are added in the order of the edges, whatever the number of
+    threads. Raises TypeError or ValueError, naming the argument.
     """
     family = resolve("segment_sum", x, graph, backend)
     if family == "reference":
@@ -90,7 +91,8 @@ def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
 
 
 def segment_mean(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
-    """Mean of the rows of x over the edges into each destination, zero where there are none. Shapes and errors as `segment_sum`."""
+    """Mean of the rows of x over the edges into each destination, zero where there are none. Shapes and errors as
+    `segment_sum`."""
     count = graph.ptr.diff().clamp(min=1) if isinstance(graph, Graph) else None  # [num_dst]
     total = segment_sum(x, graph, backend)
     return total / count.to(total.dtype).reshape(-1, *[1] * (total.ndim - 1))

@@ -4,26 +4,29 @@ With Re, Im of (z + i x)^m and the polynomials P_lm(y, r^2) of the recursion in 
 
     r^l Y_l(+m) = P_lm Re (z + i x)^m,    r^l Y_l(-m) = P_lm Im (z + i x)^m,
 
-a polynomial in x, y, z for every l: no angles, so no pole and no special case along the axes. Normalizations: "integral" (the square
-integrates to 1 over the sphere), "component" (|Y_l|^2 = 2 l + 1), "norm" (|Y_l| = 1).
+a polynomial in x, y, z for every l: no angles, so no pole and no special case along the axes. Normalizations:
+"integral" (the square integrates to 1 over the sphere), "component" (|Y_l|^2 = 2 l + 1), "norm" (|Y_l| = 1).
 
-Derivatives of any order: the gradient of the solid harmonics S_l = r^l Y_l is a fixed linear map of S_(l-1) (`gradient_map`), so gradients
-of gradients are again harmonics and matrix products; kernels do the value, the gradient and the second order in one pass each.
+Derivatives of any order: the gradient of the solid harmonics S_l = r^l Y_l is a fixed linear map of S_(l-1)
+(`gradient_map`), so gradients of gradients are again harmonics and matrix products; kernels do the value, the gradient
+and the second order in one pass each.
 """
 
 from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp.autograd import define, differentiable, empty, present
-from eqtp.harmonics import NORMALIZATIONS, constants, gradient_map
-from eqtp.irreps import Irreps
+from eqtp.backends import registry as backends
+from eqtp.math.harmonics import NORMALIZATIONS, constants, gradient_map
+from eqtp.math.irreps import Irreps
+from eqtp.ops.autograd import define, differentiable, empty, present
 
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """xyz / |xyz| [n, 3] and 1 / |xyz| [n, 1]; both zero at the zero vector, with zero derivatives of every order."""
-    size = xyz.detach().abs().sum(-1, keepdim=True)  # a constant of each row that cancels: no square over- or underflows
+    size = (
+        xyz.detach().abs().sum(-1, keepdim=True)
+    )  # a constant of each row that cancels: no square over- or underflows
     null = size < torch.finfo(xyz.dtype).tiny
     scaled = xyz / torch.where(null, 1.0, size)
     unit = torch.where(null, 0.0, torch.where(null, 1.0, scaled.square().sum(-1, keepdim=True)).rsqrt())
@@ -89,28 +92,39 @@ _bwdbwd_op = define(
     "spherical_harmonics_bwdbwd",
     f"(Tensor g, Tensor xyz, Tensor c, bool[] wanted, {_CONSTANTS}) -> (Tensor, Tensor)",
     _bwdbwd,
-    lambda g, xyz, c, wanted, *_: tuple(t.new_empty(t.shape if w else 0) for t, w in zip((g, xyz), wanted, strict=True)),
+    lambda g, xyz, c, wanted, *_: tuple(
+        t.new_empty(t.shape if w else 0) for t, w in zip((g, xyz), wanted, strict=True)
+    ),
 )
 
 
 def _along(g, xyz, c, degrees, normalize, normalization, family):
-    """Derivative of the harmonics along c, and of their gradient gxyz (for the cotangent g; None: not asked for) along c.
+    """Derivative of the harmonics along c, and of their gradient gxyz (for the cotangent g; None: not asked for) along
+    c.
 
     Made of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
     """
     D = torch.as_tensor(gradient_map(tuple(degrees), normalization), dtype=xyz.dtype, device=xyz.device)
     lower = list(range(max([*degrees, 1])))
     n, inverse = _direction(xyz) if normalize else (xyz, None)
-    project = lambda v: (v - n * (n * v).sum(-1, keepdim=True)) * inverse  # noqa: E731
+
+    def project(v):
+        return (v - n * (n * v).sum(-1, keepdim=True)) * inverse
+
     pc = project(c) if normalize else c  # [n, 3] derivative of the argument
     along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral", family))
     if g is None:
         return along, None
-    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family)  # [n, 3] Hessian times pc
+    h = _call_bwd(
+        torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family
+    )  # [n, 3] Hessian times pc
     if not normalize:
         return along, h
     q = _call_bwd(g, n, degrees, False, normalization, family)  # [n, 3]
-    dot = lambda a, b: (a * b).sum(-1, keepdim=True)  # noqa: E731
+
+    def dot(a, b):
+        return (a * b).sum(-1, keepdim=True)
+
     bent = inverse * (dot(n, q) * pc + dot(c, n) * project(q)) + n * inverse**2 * (dot(c, q) - dot(c, n) * dot(n, q))
     return along, project(h) - bent
 
@@ -179,18 +193,24 @@ def parse_degrees(l) -> tuple[int, ...]:
     return degrees
 
 
-def spherical_harmonics(l, xyz: torch.Tensor, normalize: bool, normalization: str = "integral", backend: str = "auto") -> torch.Tensor:
+def spherical_harmonics(
+    l, xyz: torch.Tensor, normalize: bool, normalization: str = "integral", backend: str = "auto"
+) -> torch.Tensor:
     """Real spherical harmonics Y_l of the vectors xyz.
 
-    l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True for those of the
-    direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or "norm". Returns [..., sum of 2 l + 1].
+    l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True
+    for those of the direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or
+    "norm". Returns [..., sum of 2 l + 1].
 
-    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to every order). A vector
-    of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; where it is infinite or NaN, all but Y_0 are NaN.
+    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to
+    every order). A vector of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; where it is
+    infinite or NaN, all but Y_0 are NaN.
 
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
+    named cannot run.
 
-    Source: e3nn.o3.spherical_harmonics (order, sign and normalizations); recursion as Bigi et al., sphericart, 2023, eqs. 4-9.
+    Source: e3nn.o3.spherical_harmonics (order, sign and normalizations); recursion as Bigi et al., sphericart, 2023,
+    eqs. 4-9.
     """
     degrees = parse_degrees(l)
     if not isinstance(xyz, torch.Tensor) or not xyz.is_floating_point():
@@ -199,7 +219,9 @@ def spherical_harmonics(l, xyz: torch.Tensor, normalize: bool, normalization: st
     if xyz.ndim < 1 or xyz.shape[-1] != 3:
         raise ValueError(f"spherical_harmonics: xyz must be [..., 3], got {list(xyz.shape)}")
     if normalization not in NORMALIZATIONS:
-        raise ValueError(f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        raise ValueError(
+            f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
+        )
     points = xyz if xyz.ndim == 2 else xyz.reshape(xyz.shape[:-1].numel(), 3)
     family = backends.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype)
     if family == "reference":

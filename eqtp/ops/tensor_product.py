@@ -3,7 +3,7 @@
     y[z, w, k] = sum over paths of scale * sum over u, v, i, j of
                  weight[z, u, v, w] w3j[i, j, k] x1[z, u, i] x2[z, v, j]
 
-u, v, w are the multiplicities of the path's blocks, tied or summed as its mode says (`eqtp.plan.MODES`); i,
+u, v, w are the multiplicities of the path's blocks, tied or summed as its mode says (`eqtp.plans.plan.MODES`); i,
 j, k the components. Source: e3nn.o3.TensorProduct.
 """
 
@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import torch
 
-from eqtp import backend as backends
-from eqtp.autograd import empty, present, register_multilinear
-from eqtp.plan import MODES, TensorProductPlan, dims
+from eqtp.backends import registry as backends
+from eqtp.ops.autograd import empty, present, register_multilinear
+from eqtp.plans.plan import MODES, TensorProductPlan, dims
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan) -> torch.Tensor:
@@ -79,7 +79,8 @@ def _weighted(key: str) -> str:
 
 
 def part(s: int, constants: tuple) -> tuple:
-    """Constants (the last two are the plan and the family) of the part of a product that depends on operand s (x1, x2, w)."""
+    """Constants (the last two are the plan and the family) of the part of a product that depends on operand s (x1, x2,
+    w)."""
     *graph, plan, family = constants
     return (*graph, _weighted(plan), family) if s == 2 else constants
 
@@ -138,10 +139,12 @@ def tensor_product(
 ) -> torch.Tensor:
     """Tensor product of the rows of x1 and x2.
 
-    x1: [z, dim_in1]. x2: [z, dim_in2]. w: [z, weight_numel] weights per row, or [weight_numel] shared, or None for a plan without
-    weights. Layout mul_ir (channel-major, m fastest), as the plan's irreps say. Returns [z, dim_out]. z = 0 is valid.
+    x1: [z, dim_in1]. x2: [z, dim_in2]. w: [z, weight_numel] weights per row, or [weight_numel] shared, or None for a
+    plan without weights. Layout mul_ir (channel-major, m fastest), as the plan's irreps say. Returns [z, dim_out]. z =
+    0 is valid.
 
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
+    named cannot run.
 
     Source: e3nn.o3.TensorProduct (same coefficients, normalizations and weight order).
     """

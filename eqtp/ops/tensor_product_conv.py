@@ -2,23 +2,25 @@
 
     y[n] = sum over edges e with dst[e] = n of  tensor_product(x[src[e]], sh[e], w[e])
 
-with `eqtp.ops.tensor_product` as the product. The kernels walk the edges of one destination at a time (csrc/tensor_product_conv.cpp);
-gradients of any order need two kernels (`eqtp.autograd.register_multilinear`), and a third one does the second order at once.
+with `eqtp.ops.tensor_product` as the product. The kernels walk the edges of one destination at a time
+(csrc/channelwise/channelwise.cpp); gradients of any order need two kernels (`eqtp.ops.autograd.register_multilinear`),
+and a third one does the second order at once.
 """
 
 from __future__ import annotations
 
 import torch
 
-from eqtp import backend as backends
-from eqtp.autograd import empty, present, register_multilinear
-from eqtp.graph import Graph
+from eqtp.backends import registry as backends
 from eqtp.ops import tensor_product as rows
-from eqtp.plan import TensorProductPlan, dims
+from eqtp.ops.autograd import empty, present, register_multilinear
+from eqtp.ops.graph import Graph
+from eqtp.plans.plan import TensorProductPlan, dims
 
 
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
-    """The formula in plain torch: x [num_src, dim_in1], y [e, dim_in2], w [e, numel] or [numel] -> [num_dst, dim_out]."""
+    """The formula in plain torch: x [num_src, dim_in1], y [e, dim_in2], w [e, numel] or [numel] -> [num_dst,
+    dim_out]."""
     messages = rows.reference(x.index_select(0, graph.src), y, w, plan)  # [e, dim_out]
     return x.new_zeros(graph.num_dst, plan.dim_out).index_add(0, graph.dst, messages)
 
@@ -37,7 +39,9 @@ def _bwd(g, x, y, w, wanted, src, dst, ptr, order, tptr, torder, plan, family):
 
 def _bwdbwd(g, x, y, w, cx, cy, cw, wanted, src, dst, ptr, order, tptr, torder, plan, family):
     out, gx, gy, gw = empty((g, x, y, w), wanted)
-    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g, cx, cy, cw), (out, gx, gy, gw))
+    backends.family(family).convolve(
+        plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g, cx, cy, cw), (out, gx, gy, gw)
+    )
     return present(x, out, gx, gy, gw)
 
 
@@ -54,9 +58,13 @@ _op = register_multilinear(
 
 
 def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a graph that is to stay unsorted
-    order is empty, and ptr has its size only."""
-    if not graph.is_sorted and backends.family(family).adds_atomically(dtype) and not torch.are_deterministic_algorithms_enabled():
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a
+    graph that is to stay unsorted order is empty, and ptr has its size only."""
+    if (
+        not graph.is_sorted
+        and backends.family(family).adds_atomically(dtype)
+        and not torch.are_deterministic_algorithms_enabled()
+    ):
         none = graph.src.new_empty(0)
         return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none
     if backends.family(family).walks_transpose(graph.src.device):
@@ -76,14 +84,17 @@ def tensor_product_conv(
 ) -> torch.Tensor:
     """Sum over the edges into each destination of the tensor product of source features and edge features.
 
-    x: [num_src, dim_in1] features of the sources (atoms, including ghosts). y: [e, dim_in2] features of the edges, usually spherical
-    harmonics. w: [e, weight_numel] weights per edge, or [weight_numel] shared, or None for a plan without weights. graph: `eqtp.Graph`;
-    source and destination counts are independent. Returns [graph.num_dst, dim_out]; destinations without edges get zeros.
+    x: [num_src, dim_in1] features of the sources (atoms, including ghosts). y: [e, dim_in2] features of the edges,
+    usually spherical harmonics. w: [e, weight_numel] weights per edge, or [weight_numel] shared, or None for a plan
+    without weights. graph: `eqtp.Graph`; source and destination counts are independent. Returns [graph.num_dst,
+    dim_out]; destinations without edges get zeros.
 
     Zero edges and zero nodes are valid. Deterministic: repeats are equal bit by bit for a given number of threads.
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
+    named cannot run.
 
-    Source: Thomas et al., Tensor field networks, 2018, equation of the point convolution; Batzner et al., NequIP, 2022, eq. 6.
+    Source: Thomas et al., Tensor field networks, 2018, equation of the point convolution; Batzner et al., NequIP, 2022,
+    eq. 6.
     """
     if not isinstance(graph, Graph):
         raise TypeError(f"tensor_product_conv: graph must be an eqtp.Graph, got {type(graph).__name__}")

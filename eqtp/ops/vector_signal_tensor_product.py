@@ -3,12 +3,14 @@
     f_n(r)    = sum over j, m of x_n[j, m] V^(j, l)_m(r)              l = |j + leg_n|, leg -1, 0 or 1
     out[j, m] = integral of V^(j, l)_m . (f1 x f2)                    with the third leg
 
-V are the vector spherical harmonics of `eqtp.vector_signals`. The path (j1, j2, j3) has c w3j(j1, j2, j3) with
+V are the vector spherical harmonics of `eqtp.math.vector_signals`. The path (j1, j2, j3) has c w3j(j1, j2, j3) with
 
-    c = sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3}  to the sign,        g w3j = `eqtp.so3.gaunt`
+    c = sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3}  to the sign,        g w3j =
+      `eqtp.so3.gaunt`
 
-and can be there only if l1 + l2 + l3 is even. So an odd sum of the legs couples j1 + j2 + j3 odd, which a Gaunt product cannot, and an even one
-those with an even sum. The products of all legs together have every path of the Clebsch-Gordan product but (0, 0, 0).
+and can be there only if l1 + l2 + l3 is even. So an odd sum of the legs couples j1 + j2 + j3 odd, which a Gaunt product
+cannot, and an even one those with an even sum. The products of all legs together have every path of the Clebsch-Gordan
+product but (0, 0, 0).
 
 Calculated as a linear map to three functions each, a cross product of their values on a grid, and a linear map back.
 Source: Xie et al., 2602.21466.
@@ -20,8 +22,8 @@ from functools import lru_cache
 
 import torch
 
-from eqtp import vector_signals
-from eqtp.autograd import define, differentiable
+from eqtp.math import vector_signals
+from eqtp.ops.autograd import define, differentiable
 from eqtp.ops.gaunt_tensor_product import check_operands, cross_signals, degree_of, scaled, single, widened
 
 
@@ -37,7 +39,11 @@ def _signals(x: torch.Tensor, lmax: int, leg: int, back: bool) -> torch.Tensor:
 
 
 def _signals_fake(x, lmax, leg, back):
-    return x.new_empty(*x.shape[:-2], (lmax + 1) ** 2) if back else x.new_empty(*x.shape[:-1], 3, (vector_signals.top(lmax, leg) + 1) ** 2)
+    return (
+        x.new_empty(*x.shape[:-2], (lmax + 1) ** 2)
+        if back
+        else x.new_empty(*x.shape[:-1], 3, (vector_signals.top(lmax, leg) + 1) ** 2)
+    )
 
 
 _map = differentiable(
@@ -65,19 +71,23 @@ def vector_signal_tensor_product(
     w3: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Coefficients, in vector spherical harmonics, of the pointwise cross product of two vector functions on the sphere.
+    """Coefficients, in vector spherical harmonics, of the pointwise cross product of two vector functions on the
+    sphere.
 
-    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. legs: which vector harmonics
-    the degrees j of x1, x2 and of the result stand for: l = |j + leg| (j = 0 takes no part with leg 0). w1 [..., lmax1+1], w2 [..., lmax2+1], w3
-    [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. method: as of `gaunt_tensor_product`. Returns [..., (lmax_out+1)^2].
-    Half precision is calculated in float32.
+    x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. legs:
+    which vector harmonics the degrees j of x1, x2 and of the result stand for: l = |j + leg| (j = 0 takes no part with
+    leg 0). w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is
+    returned. method: as of `gaunt_tensor_product`. Returns [..., (lmax_out+1)^2]. Half precision is calculated in
+    float32.
 
-    The default legs couple all (j1, j2, j3) with an odd sum and nothing else; 1 x 1 -> 1 is the cross product divided by sqrt(4 pi). Other legs
-    give these or the paths with an even sum other coefficients, of which some are zero: the head of this file has the formula.
+    The default legs couple all (j1, j2, j3) with an odd sum and nothing else; 1 x 1 -> 1 is the cross product divided
+    by sqrt(4 pi). Other legs give these or the paths with an even sum other coefficients, of which some are zero: the
+    head of this file has the formula.
 
     O(3): inputs with parities p (-1)^j and q (-1)^j give p q (-1)^j if the sum of the legs is even, else -p q (-1)^j.
 
-    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this.
+    Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend
+    without kernels for this.
     """
     op = "vector_signal_tensor_product"
     check_operands(op, x1, x2, lmax_out, w1, w2, w3)

@@ -12,7 +12,8 @@ EQTP_VECTORS(int, int)
 EQTP_VECTORS(unsigned, uint)
 #undef EQTP_VECTORS
 
-// ---------------------------------------------------------------------------------------------------------------- barriers and warps
+// ----------------------------------------------------------------------------------------------------------------
+//   barriers and warps
 inline void __syncthreads() {
   EQTP_TSAN(void* order; {
     eqtp::cpu::Quiet quiet;
@@ -34,7 +35,8 @@ inline void __threadfence_block() { __threadfence(); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T v, int lane, int width = 32) {
-  return eqtp::cpu::shuffle("__shfl_sync", mask, v, (int(eqtp::cpu::self().lane) & ~(width - 1)) | (lane & (width - 1)));
+  return eqtp::cpu::shuffle("__shfl_sync", mask, v,
+                            (int(eqtp::cpu::self().lane) & ~(width - 1)) | (lane & (width - 1)));
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32) {
@@ -55,7 +57,8 @@ inline unsigned __ballot_sync(unsigned mask, int vote) { return eqtp::cpu::ballo
 inline int __any_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__any_sync", mask, vote) != 0; }
 inline int __all_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__all_sync", mask, !vote) == 0; }
 
-// ---------------------------------------------------------------------------------------------------------------- memory
+// ----------------------------------------------------------------------------------------------------------------
+//   memory
 namespace eqtp {
 namespace cpu {
 template <class T, class... Allowed>
@@ -117,7 +120,8 @@ void __stcs(T* p, eqtp::cpu::As<T> v) {
   *p = v;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- numbers; the others are those of math.h
+// ----------------------------------------------------------------------------------------------------------------
+//   numbers; the others are those of math.h
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
   return b < a ? b : a;

@@ -1,6 +1,7 @@
-// Kernels with planted bugs, each beside the right one, for tests/test_cuda_cpu.py: what is said to be found must be found.
+// Kernels with planted bugs, each beside the right one, for tests/test_cuda_cpu.py: what is said to be found must be
+// found.
 #pragma once
-#include "device.cuh"
+#include "common/device.cuh"
 
 namespace eqtp {
 

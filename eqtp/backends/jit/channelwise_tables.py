@@ -1,0 +1,272 @@
+"""Plans as compile-time tables: a C++ struct of numbers, nothing else, for csrc/channelwise/channelwise.cuh and
+csrc/harmonics/harmonics.cuh.
+
+A *unit* is a set of paths that share blocks of x or of the output: a connected component of the graph of blocks and
+paths, usually all paths of one block of x. All blocks of a unit have the same multiplicity.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from eqtp.math import harmonics
+from eqtp.plans.plan import TensorProductPlan
+
+MAX_BLOCKS = 2**31 - 1  # of one launch
+THREADS = 128  # of a block (csrc/channelwise/channelwise.cuh)
+# that a thread should get along with, of 255: so that enough threads fit a multiprocessor to hide the memory's latency
+REGISTERS = 150
+RESIDENT = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
+PASSES = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp::f16", torch.bfloat16: "eqtp::bf16"}
+
+
+class Unit(NamedTuple):
+    """Blocks and paths of a unit, as indices into the plan's."""
+
+    mul: int
+    in1: list[int]
+    out: list[int]
+    paths: list[int]
+
+
+class Layout(NamedTuple):
+    """How a unit is spread over threads."""
+
+    channels: int  # channels of a thread
+    ahead: bool  # the next edge's operands are fetched while this one's are used
+    lanes: int  # threads beside each other in the channels
+    chunks: int  # blocks of threads that share the unit's channels
+
+
+@lru_cache(maxsize=1024)
+def units(plan: TensorProductPlan) -> list[Unit]:
+    """The connected components of a channelwise plan, in the order of their first path."""
+    member: dict[tuple[str, int], list[int]] = {}  # block -> paths of its component
+    for n, p in enumerate(plan.paths):
+        if p.mul1 == 0:
+            continue
+        joined = [n]
+        for block in (("in1", p.i1), ("out", p.io)):
+            for other in member.get(block, []):
+                if other not in joined:
+                    joined.append(other)
+        for path in joined:
+            for block in (("in1", plan.paths[path].i1), ("out", plan.paths[path].io)):
+                member[block] = joined
+    found = {id(paths): sorted(paths) for paths in member.values()}
+    result = []
+    for paths in sorted(found.values()):
+        chosen = [plan.paths[n] for n in paths]
+        result.append(Unit(chosen[0].mul1, sorted({p.i1 for p in chosen}), sorted({p.io for p in chosen}), paths))
+    return result
+
+
+def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) -> Layout:
+    """The layout with the most work per thread that the registers allow."""
+    nx, no = (
+        sum(irreps[b].ir.dim for b in blocks)
+        for irreps, blocks in ((plan.irreps_in1, unit.in1), (plan.irreps_out, unit.out))
+    )
+    size, directions = (2 if dtype == torch.float64 else 1), (2 if pass_.endswith("tangent") else 1)
+    at1, _, out = plan.offsets
+    places = [
+        plan.dim_in1,
+        plan.dim_out,
+        plan.weight_numel,
+        unit.mul,
+        *(at1[b].start for b in unit.in1),
+        *(out[b].start for b in unit.out),
+    ]
+    places += [plan.paths[n].weight_offset for n in unit.paths if plan.paths[n].has_weight]
+    others = 40 + 18 * max(
+        0, len(units(plan)) - 4
+    )  # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
+    widest = 2 if unit.mul >= 64 else 1
+    choices = [
+        (c, ahead) for c in (2, 1) for ahead in (True, False) if c <= widest and all(place % c == 0 for place in places)
+    ]
+    for channels, ahead in choices:  # the last one, if none fits
+        if pass_.startswith("fwd"):
+            operands = (channels * (nx + len(unit.paths)) + plan.dim_in2) * directions
+            registers = channels * no + operands * (2 if ahead else 1)
+        else:
+            registers = channels * (nx * (1 + directions) + no + len(unit.paths) * directions) + plan.dim_in2 * (
+                1 + directions
+            )
+            ahead, others = False, 40
+        if registers * size + others + (56 if ahead else 0) <= REGISTERS:
+            break
+    threads = next(n for n in (4, 8, 16, 32) if n >= min(32, -(-unit.mul // channels)))
+    return Layout(channels, ahead, threads, -(-unit.mul // (threads * channels)))
+
+
+class Tables(NamedTuple):
+    """A plan, written for one pass and dtype."""
+
+    text: str  # struct eqtp::Plan
+    blocks: int  # blocks of threads per row
+    workers: list[int]  # threads of each unit's blocks that hold the same channels
+    idle: dict[str, list[slice]]  # columns of "x" and "out" that no path touches
+
+
+def _array(name: str, values, kind: str = "int") -> str:
+    values = list(values) or [0]
+    text = ", ".join(repr(float(v)) if kind == "double" else str(int(v)) for v in values)
+    return f"  static constexpr {kind} {name}[] = {{{text}}};\n"
+
+
+def _running(counts) -> list[int]:
+    return [0, *np.cumsum([*counts]).tolist()]
+
+
+def _coefficients(plan: TensorProductPlan, chosen: list[Unit]) -> str:
+    """Entries (i, k) of each path's M and the terms (j, c) of each entry."""
+    paths = [plan.paths[n] for u in chosen for n in u.paths]
+    at2 = plan.irreps_in2.slices()
+    i, k, terms, j, c, entries = [], [], [], [], [], []
+    for p in paths:
+        table = plan.coefficients(p)  # [d1, d2, d3]
+        pattern = np.argwhere((table != 0).any(axis=1))  # [entries, 2]
+        if len(pattern) == 0:  # a path of scale 0
+            pattern = np.zeros((1, 2), int)
+        for a, b in pattern:
+            which = np.flatnonzero(table[a, :, b]) if table[a, :, b].any() else [0]
+            i.append(a), k.append(b), terms.append(len(which))
+            j += [at2[p.i2].start + n for n in which]
+            c += [table[a, n, b] for n in which]
+        entries.append(len(pattern))
+    text = _array("ENTRY", _running(entries)) + _array("I", i) + _array("K", k) + _array("TERM", _running(terms))
+    return text + _array("J", j) + _array("C", c, "double")
+
+
+def _blocks(plan: TensorProductPlan, chosen: list[Unit], side: str) -> tuple[str, dict[int, int]]:
+    """Blocks of x or of the output by unit, and the first register of each."""
+    irreps, prefix = (plan.irreps_in1, "IN") if side == "in1" else (plan.irreps_out, "OUT")
+    slices, at, first = irreps.slices(), [], {}
+    for unit in chosen:
+        register = 0
+        for block in getattr(unit, side):
+            first[block] = register
+            at.append(register)
+            register += irreps[block].ir.dim
+    order = [block for unit in chosen for block in getattr(unit, side)]
+    text = _array(prefix, _running(len(getattr(unit, side)) for unit in chosen)) + _array(
+        f"{prefix}_OFFSET", (slices[b].start for b in order)
+    )
+    return text + _array(f"{prefix}_D", (irreps[b].ir.dim for b in order)) + _array(f"{prefix}_AT", at), first
+
+
+@lru_cache(maxsize=1024)
+def tables(key: str, pass_: str, dtype: torch.dtype) -> Tables:
+    """The tables of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent") and a dtype."""
+    plan = TensorProductPlan.from_key(key)
+    chosen = units(plan)
+    spread = [layout(plan, unit, pass_, dtype) for unit in chosen]
+    size = max(4, dtype.itemsize)
+    vec_y = next(n for n in (4, 2, 1) if plan.dim_in2 % n == 0 and n * size <= 16)
+    paths = [plan.paths[n] for unit in chosen for n in unit.paths]
+    ins, x = _blocks(plan, chosen, "in1")
+    outs, o = _blocks(plan, chosen, "out")
+    numbers = {
+        "DIM1": plan.dim_in1,
+        "DIM2": plan.dim_in2,
+        "DIM3": plan.dim_out,
+        "NUMEL": plan.weight_numel,
+        "UNITS": len(chosen),
+        "VEC_Y": vec_y,
+        "RESIDENT": RESIDENT[dtype == torch.float64],
+    }
+    text = "".join(f"  static constexpr int {name} = {value};\n" for name, value in numbers.items())
+    text += (
+        _array("MUL", (u.mul for u in chosen))
+        + _array("CPL", (s.channels for s in spread))
+        + _array("LANES", (s.lanes for s in spread))
+    )
+    text += _array("AHEAD", (s.ahead for s in spread), "bool")
+    text += ins + outs + _array("PATH", _running(len(u.paths) for u in chosen))
+    text += (
+        _array("W", (p.weight_offset for p in paths))
+        + _array("X", (x[p.i1] for p in paths))
+        + _array("O", (o[p.io] for p in paths))
+    )
+    text += _array("D1", (2 * p.l1 + 1 for p in paths)) + _coefficients(plan, chosen)
+    used = {"x": {b for u in chosen for b in u.in1}, "out": {b for u in chosen for b in u.out}}
+    slices = {"x": plan.irreps_in1.slices(), "out": plan.irreps_out.slices()}
+    idle = {side: [s for b, s in enumerate(slices[side]) if b not in used[side] and s.stop > s.start] for side in used}
+    text = f"namespace eqtp {{\nstruct Plan {{\n{text}}};\n}}\n"
+    return Tables(text, sum(s.chunks for s in spread), [THREADS // s.lanes for s in spread], idle)
+
+
+# ------------------------------------------------------------------------------------------------ spherical harmonics
+HARMONICS_UNROLLED = 8  # largest degree whose loops are unrolled
+SHARED = 48 * 1024  # bytes of a block; more must be asked for
+HARMONICS_PASSES = ("VALUES", "GRADIENT", "SECOND")
+
+
+@lru_cache(maxsize=256)
+def harmonics_source(degrees: tuple[int, ...], normalization: str) -> str:
+    """What follows the text of csrc/harmonics/harmonics.cuh: eqtp::Plan. Kernels: eqtp::harmonics_plan_kernel<T,
+    eqtp::PASS, eqtp::Plan>."""
+    constants, start, column = harmonics.tables(degrees, normalization)
+    rows = ",\n".join("{" + ", ".join(x.hex() for x in row) + "}" for row in constants.tolist())
+
+    def integers(values):
+        return ", ".join(map(str, values)) or "0"
+
+    lmax = max(degrees, default=0)
+    return f"""namespace eqtp {{
+__device__ constexpr double HARMONICS_CONSTANTS[][4] = {{{rows}}};
+__device__ constexpr int HARMONICS_START[] = {{{integers(start)}}}, HARMONICS_COLUMN[] = {{{integers(column)}}};
+struct Plan {{
+  static constexpr int DEGREE = {lmax}, WIDTH = {len(column)};
+  static constexpr bool UNROLL = {str(lmax <= HARMONICS_UNROLLED).lower()};
+  static __device__ constexpr double constant(int n, int i) {{ return HARMONICS_CONSTANTS[n][i]; }}
+  static __device__ constexpr int start(int k) {{ return HARMONICS_START[k]; }}
+  static __device__ constexpr int column(int j) {{ return HARMONICS_COLUMN[j]; }}
+}};
+}}  // namespace eqtp
+"""
+
+
+class HarmonicsShape(NamedTuple):
+    """How points are spread over warps. tile: points of a warp's tile (0: not even one row fits); warps of a block;
+    room: numbers of a warp in shared memory; itemsize: bytes of a number there."""
+
+    tile: int
+    warps: int
+    room: int
+    itemsize: int
+
+    def launch(self, points: int) -> tuple[int, int, int]:
+        """Blocks, threads of a block, bytes of shared memory."""
+        return (
+            min(-(-points // (self.tile * self.warps)), MAX_BLOCKS),
+            32 * self.warps,
+            self.warps * self.room * self.itemsize,
+        )
+
+
+def harmonics_shape(
+    degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None
+) -> HarmonicsShape:
+    """The shape for a pass (one of HARMONICS_PASSES). unrolled: whether the kernel's loops are (None: as
+    `harmonics_source` writes them)."""
+    lmax, columns, itemsize = (
+        max(degrees, default=0),
+        sum(2 * l + 1 for l in degrees),
+        8 if dtype == torch.float64 else 4,
+    )
+    unrolled = lmax <= HARMONICS_UNROLLED if unrolled is None else unrolled
+    numbers, stride = SHARED // itemsize, max(3, columns | 1)
+    line = 0 if unrolled or which == "VALUES" else 32 * (lmax + 1) * (2 if which == "SECOND" else 1)
+
+    def room(tile):
+        return -(-tile * stride // 4) * 4 + line
+
+    tile = next((t for t in (32, 16, 8, 4, 2, 1) if room(t) <= numbers), 0)
+    return HarmonicsShape(tile, min(4, numbers // room(tile)) if tile else 0, room(tile), itemsize)

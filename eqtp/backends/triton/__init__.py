@@ -1,0 +1,1 @@
+"""The family "triton": the kernels of the folder kernels/, on every GPU that Triton knows."""

@@ -1,0 +1,40 @@
+"""How a class of another library is replaced: a `Seam`, found by library and class name.
+
+A file of this folder that says `LIBRARY` (the package) and `SEAMS` (class name -> `Seam`) is a model library that eqtp
+knows; nothing else lists it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import eqtp.integrations
+
+
+class Seam(NamedTuple):
+    """How one class of another library is replaced."""
+
+    op: str  # the op of eqtp that takes over, whose kernels are asked for
+    reason: Callable  # (module) -> None, or why this one cannot be replaced, as a phrase
+    plan: Callable  # (module) -> TensorProductPlan, or None for an op without one
+    convert: Callable  # (module, backend) -> replacement that holds the same parameters and buffers
+    probe: Callable  # (module, generator) -> list of random float inputs of any size, for the self-check
+    call: Callable  # (module or replacement, inputs) -> output tensor
+
+
+@lru_cache
+def seams() -> dict[tuple[str, str], Seam]:
+    """(library, class) -> its seam. Imports eqtp's own files only."""
+    names = sorted(found.name for found in pkgutil.iter_modules(eqtp.integrations.__path__))
+    modules = [importlib.import_module(f"eqtp.integrations.{name}") for name in names]
+    return {(m.LIBRARY, cls): seam for m in modules if hasattr(m, "LIBRARY") for cls, seam in m.SEAMS.items()}
+
+
+def seam_of(module) -> Seam | None:
+    """The seam of this module, or None if it is of no class that eqtp knows; subclasses are included."""
+    known = ((cls.__module__.split(".")[0], cls.__name__) for cls in type(module).__mro__)
+    return next((seams()[name] for name in known if name in seams()), None)

@@ -1,0 +1,264 @@
+"""Autograd, written once for every op.
+
+`differentiable` makes a kernel a torch op with a fake (shapes), a backward, a forward-mode rule and a vmap rule.
+torch has two machineries and neither does everything: registered ops work under torch.compile and torch.export but give
+silent zeros in forward mode and fail in torch.func; autograd.Function with setup_context works in torch.func and
+forward mode but is silently wrong under torch.compile(torch.func.grad). So each op gets both, and its callable picks.
+
+`register_multilinear` closes every derivative order of a product. With the form
+
+    Phi(g, a_1 .. a_n) = <g, product(a_1 .. a_n)>,      linear in each of g, a_1 .. a_n,
+
+the product is dPhi/dg and the backward op is dPhi/da_s for all s. A derivative of either, along a direction t of one
+operand, is the same op with that operand replaced by t (and, for the backward op, without the output that does not
+depend on it). So two kernels, product and backward, suffice for any order; a third one, fused, may do the second order
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.autograd import forward_ad
+
+LIBRARY = torch.library.Library("eqtp", "DEF")
+
+
+def define(name: str, schema: str, kernel: Callable, fake: Callable):
+    """Registers eqtp::name with its kernel, which serves every device, and its fake; returns the op."""
+    LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA", "XPU"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"eqtp::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.eqtp, name).default
+
+
+def differentiable(
+    op, backward: Callable, jvp: Callable, vmap: Callable | None = None, outputs: bool = False
+) -> Callable:
+    """The callable of an op, with all derivatives.
+
+    backward(args, needs, grads) -> gradient (or None) per argument; grads: one per output, None where there is none.
+    With outputs=True it is backward(args, needs, grads, outputs) with the tuple of what the op returned. jvp(args,
+    tangents) -> tangent(s) of the output(s); tangents: one per argument, None where there is none. vmap(info, in_dims,
+    *args) as in torch.autograd.Function; by default the calls are made one by one.
+    """
+
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.is_tensor = [isinstance(a, torch.Tensor) for a in inputs]
+        ctx.constants = [None if isinstance(a, torch.Tensor) else a for a in inputs]
+        tensors = [a for a in inputs if isinstance(a, torch.Tensor)]
+        if hasattr(ctx, "save_for_forward"):
+            ctx.save_for_forward(*tensors)
+        if outputs:
+            tensors += [output] if isinstance(output, torch.Tensor) else output
+        ctx.save_for_backward(*tensors)
+
+    def arguments(ctx):
+        tensors = iter(ctx.saved_tensors)
+        return [next(tensors) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
+
+    def results(ctx):
+        return (ctx.saved_tensors[sum(ctx.is_tensor) :],) if outputs else ()
+
+    def run_backward(ctx, *grads):
+        if all(g is None for g in grads):
+            return tuple(None for _ in ctx.is_tensor)
+        return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads, *results(ctx)))
+
+    def one_by_one(info, in_dims, *args):
+        each = [
+            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
+            for n in range(info.batch_size)
+        ]
+        if isinstance(each[0], torch.Tensor):
+            return torch.stack(each), 0
+        return tuple(torch.stack(o) for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*args):
+            return op(*args)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            return jvp(arguments(ctx), tangents)
+
+    Function.setup_context = staticmethod(setup_context)
+    Function.backward = staticmethod(run_backward)
+    Function.vmap = staticmethod(vmap or one_by_one)
+    torch.library.register_autograd(op, run_backward, setup_context=setup_context, lib=LIBRARY)
+
+    name = op.name()
+
+    def call(*args):
+        return Function.apply(*args) if _transformed(name) else op(*args)
+
+    return call
+
+
+def _transformed(name: str) -> bool:
+    """Whether forward mode or a transform of torch.func is active; raises where torch would lose a tangent without an
+    error."""
+    forward = forward_ad._current_level >= 0
+    if not (forward or torch._C._are_functorch_transforms_active()):
+        return False
+    if torch.compiler.is_compiling():
+        if forward:
+            raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if (
+        sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
+    ):  # wrong with any autograd.Function
+        raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
+    return True
+
+
+def empty(tensors, wanted) -> list[torch.Tensor | None]:
+    """A contiguous output like each tensor; None where it is not wanted."""
+    return [t.new_empty(t.shape) if w else None for t, w in zip(tensors, wanted, strict=True)]
+
+
+def present(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
+    return tuple(like.new_empty(0) if t is None else t for t in outputs)
+
+
+def total(terms: Sequence):
+    """Sum of the terms that are not None; None if there are none."""
+    terms = [t for t in terms if t is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def passes(n: int, run: Callable, fake: Callable) -> tuple[Callable, Callable, Callable]:
+    """The product of n operands, its backward and its second order, as `register_multilinear` wants them, from one
+    function.
+
+    run(pass_, operands, outputs, *constants) fills the outputs that are not None. Operands are the n of the product,
+    then g ("bwd", "bwdbwd"), then the n cotangents ("bwdbwd"); outputs the product ("fwd"), the gradients of the n
+    operands ("bwd"), of g and these ("bwdbwd").
+    """
+
+    def product(*args):
+        out = fake(*args)
+        run("fwd", args[:n], [out], *args[n:])
+        return out
+
+    def product_bwd(g, *args):
+        outputs = empty(args[:n], args[n])
+        run("bwd", (*args[:n], g), outputs, *args[n + 1 :])
+        return present(g, *outputs)
+
+    def product_bwdbwd(g, *args):
+        outputs = empty((g, *args[:n]), args[2 * n])
+        run("bwdbwd", (*args[:n], g, *args[n : 2 * n]), outputs, *args[2 * n + 1 :])
+        return present(g, *outputs)
+
+    return product, product_bwd, product_bwdbwd
+
+
+def register_multilinear(
+    name: str,
+    operands: Sequence[str],
+    constants: str,
+    product,
+    product_bwd,
+    product_bwdbwd,
+    fake,
+    part=lambda s, constants: constants,
+):
+    """Registers eqtp::name and eqtp::name_bwd; returns the product's callable.
+
+    operands: names of the n tensor operands; constants: schema text of what follows them.
+    product(*operands, *constants) -> out
+    product_bwd(g, *operands, wanted, *constants) -> n gradients; wanted: list of bools; an unwanted gradient is empty,
+    [0] product_bwdbwd(g, *operands, *cotangents, wanted, *constants) -> gradients of g and of the n operands: the
+    second order
+        in one kernel. It is used where nobody differentiates further and at least two cotangents are given.
+    fake(*operands, *constants) -> empty output
+    part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it (a
+    path without a
+        weight does not depend on the weights)
+    """
+    n = len(operands)
+    tensors = ", ".join(f"Tensor {o}" for o in operands)
+
+    def like(t, want):
+        return torch.empty_like(t, memory_format=torch.contiguous_format) if want else t.new_empty(0)
+
+    def fake_bwd(g, *args):
+        return tuple(like(t, w) for t, w in zip(args[:n], args[n], strict=True))
+
+    def fake_bwdbwd(*args):
+        return tuple(like(t, w) for t, w in zip(args[: n + 1], args[2 * n + 1], strict=True))
+
+    product_op = define(name, f"({tensors}, {constants}) -> Tensor", product, fake)
+    results = ", ".join(["Tensor"] * n)
+    schema = f"(Tensor g, {tensors}, bool[] wanted, {constants}) -> ({results})"
+    bwd_op = define(f"{name}_bwd", schema, product_bwd, fake_bwd)
+    cotangents = ", ".join(f"Tensor c{o}" for o in operands)
+    schema = f"(Tensor g, {tensors}, {cotangents}, bool[] wanted, {constants}) -> (Tensor, {results})"
+    bwdbwd_op = define(f"{name}_bwdbwd", schema, product_bwdbwd, fake_bwdbwd)
+    return _closed(n, product_op, bwd_op, bwdbwd_op, part)
+
+
+def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
+    """The callable of a product of n operands: its derivatives are products and backward ops again. Arguments as
+    above."""
+
+    def replaced(operands, s, t):
+        return [t if i == s else a for i, a in enumerate(operands)]
+
+    def gradients(g, operands, wanted, rest):
+        """dPhi/da_s at (g, operands), None where unwanted."""
+        if not any(wanted):
+            return [None] * n
+        return [r if w else None for r, w in zip(bwd(g, *operands, list(wanted), *rest), wanted, strict=True)]
+
+    def backward(args, needs, grads):
+        return [*gradients(grads[0], args[:n], needs[:n], args[n:]), *(None for _ in args[n:])]
+
+    def jvp(args, tangents):
+        given = [(s, t) for s, t in enumerate(tangents[:n]) if t is not None]
+        return total([call(*replaced(args[:n], s, t), *part(s, args[n:])) for s, t in given])
+
+    def bwd_backward(args, needs, cotangents):
+        """Gradient of sum_s <c_s, dPhi/da_s> = sum_s Phi(g, a with a_s replaced by c_s)."""
+        g, operands, wanted, rest = args[0], args[1 : n + 1], args[n + 1], args[n + 2 :]
+        given = [s for s in range(n) if wanted[s] and cotangents[s] is not None]
+        if len(given) > 1 and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            full = [cotangents[s] if s in given else torch.zeros_like(operands[s]) for s in range(n)]
+            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *rest)
+            return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
+        gg, parts = [], [[] for _ in range(n)]
+        for s in given:
+            a, rest_s = replaced(operands, s, cotangents[s]), part(s, rest)
+            if needs[0]:
+                gg.append(call(*a, *rest_s))
+            for i, r in enumerate(gradients(g, a, [needs[i + 1] and i != s for i in range(n)], rest_s)):
+                parts[i].append(r)
+        return [total(gg), *map(total, parts), *(None for _ in args[n + 1 :])]
+
+    def bwd_jvp(args, tangents):
+        g, operands, wanted, rest = args[0], args[1 : n + 1], args[n + 1], args[n + 2 :]
+        parts = [[] for _ in range(n)]
+        for s, t in enumerate(tangents[: n + 1]):
+            if t is None:
+                continue
+            a, rest_s = (operands, rest) if s == 0 else (replaced(operands, s - 1, t), part(s - 1, rest))
+            for i, r in enumerate(
+                gradients(t if s == 0 else g, a, [wanted[i] and i != s - 1 for i in range(n)], rest_s)
+            ):
+                parts[i].append(r)
+
+        def zero(i):
+            return operands[i].new_zeros(operands[i].shape if wanted[i] else 0)
+
+        return tuple(zero(i) if (r := total(p)) is None else r for i, p in enumerate(parts))
+
+    call = differentiable(product_op, backward, jvp)
+    bwd = differentiable(bwd_op, bwd_backward, bwd_jvp)
+    return call

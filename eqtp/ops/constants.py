@@ -1,0 +1,66 @@
+"""Tables of `eqtp.math.sphere` and `eqtp.math.so2` as tensors: remembered, and safe in inference mode, in transforms of
+torch.func and in torch.compile."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from eqtp.math import so2
+from eqtp.math import sphere as tables
+from eqtp.ops.autograd import define
+
+# tables of `eqtp.math.sphere` that are a tuple of arrays; the others are one array
+TUPLES = {"blocks": tables.Blocks, "octant": tables.Octant, "series": tables.Series, "spectrum": tables.Spectrum}
+
+
+def _array(name: str, field: int, arguments) -> np.ndarray:
+    made = getattr(tables if hasattr(tables, name) else so2, name)(*arguments)
+    return np.ascontiguousarray(made[field] if name in TUPLES else made)
+
+
+def _dtype(array: np.ndarray, dtype: torch.dtype) -> torch.dtype:
+    return {"f": dtype, "c": dtype.to_complex(), "i": torch.int64}[array.dtype.kind]
+
+
+def _table_now(like, name, field, arguments):
+    array = _array(name, field, arguments)
+    return torch.tensor(array, dtype=_dtype(array, like.dtype), device=like.device)
+
+
+def _table_fake(like, name, field, arguments):
+    array = _array(name, field, arguments)
+    return like.new_empty(array.shape, dtype=_dtype(array, like.dtype))
+
+
+_table_op = define(
+    "gaunt_table", "(Tensor like, str name, int field, int[] arguments) -> Tensor", _table_now, _table_fake
+)
+
+
+@lru_cache(maxsize=256)
+def _table(name, field, arguments, device, dtype):
+    with torch.inference_mode(False):  # what is remembered may be used for training later
+        return _table_now(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
+
+
+def constants(name: str, *arguments: int, like: torch.Tensor):
+    """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
+    if torch.compiler.is_compiling():  # Dynamo does not see into the op
+
+        def make(field):
+            return _table_op(like.detach(), name, field, arguments)
+    elif (
+        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
+    ):  # a tensor made in one of these belongs to it
+
+        def make(field):
+            return _table.__wrapped__(name, field, arguments, str(like.device), like.dtype)
+    else:
+
+        def make(field):
+            return _table(name, field, arguments, str(like.device), like.dtype)
+
+    return TUPLES[name](*[make(field) for field in range(len(TUPLES[name]._fields))]) if name in TUPLES else make(0)

@@ -1,0 +1,2 @@
+"""What is to be computed, as data that every kernel reads: paths, coefficients, offsets. NumPy and float64; no
+torch."""

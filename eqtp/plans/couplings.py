@@ -1,0 +1,136 @@
+"""Sums of products of components, from tables of coupling coefficients, as data. No torch here.
+
+A `Couplings` gives each component of its outputs as a sum over groups of
+
+    (one component, or 1) times the sum over the group's entries of  c a b,        a, b: components of the inputs, which
+      stand in one row
+
+which is what a Clebsch-Gordan or Gaunt product by its table is, with a weight for each path, and what its derivatives
+are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+
+from eqtp.math import so3
+from eqtp.math.sphere import bracket as odd_coupling
+from eqtp.math.sphere import table
+from eqtp.plans.signals import OPERANDS, forms, layout
+
+
+class Couplings:
+    """Equal only to itself: made once for what it is (the functions below), so it serves as the key of what is compiled
+    from it."""
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], entries: np.ndarray, coefficients: np.ndarray):
+        """inputs, outputs: numbers of components. entries int [nnz, 4]: output component, scale (a component of the
+        inputs, or -1), a, b."""
+        order = np.lexsort(entries.T[::-1])
+        entries, self.c = entries[order], coefficients[order]
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.a, self.b = (
+            entries[:, 2].astype(np.int32),
+            entries[:, 3].astype(np.int32),
+        )  # [nnz] components of all inputs in a row
+        groups, first = np.unique(entries[:, :2], axis=0, return_index=True)
+        self.group_ptr = np.append(first, len(entries)).astype(np.int32)  # [groups + 1] into the entries
+        self.scale = groups[:, 1].astype(np.int32)  # [groups] component that multiplies the group's sum; -1: none
+        self.out_ptr = np.searchsorted(groups[:, 0], np.arange(sum(outputs) + 1)).astype(
+            np.int32
+        )  # [components of all outputs + 1] into the groups
+
+
+@lru_cache(maxsize=256)
+def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Couplings:
+    """The products of `eqtp.plans.signals.product`, with the same inputs and outputs, by the tables of
+    `eqtp.math.sphere`."""
+    lmax, (count, outputs), operands = (
+        (lmax1, lmax2, lmax_out, lmax1, lmax2),
+        layout(kind, pass_, wanted),
+        OPERANDS[pass_],
+    )
+    size = [(l + 1) ** 2 for l in lmax]
+    start = np.concatenate([[0], np.cumsum([size[n] * count[n] for n in range(operands)])])
+    entries, coefficients, first = [], [], 0
+    for o in outputs:
+        for s in range(count[o]):
+            for (i, a), (j, b), sign, bracket in forms(kind, pass_)[o, s]:
+                t = table(lmax[i], lmax[j], lmax[o], bracket)
+                ia, jb = start[i] + a * size[i] + t.i, start[j] + b * size[j] + t.j
+                entries.append(np.stack([first + t.k, np.full(len(t.k), -1), ia, jb], 1))
+                coefficients.append(sign * t.c)
+            first += size[o]
+    sizes = [[size[n] for n in which for _ in range(count[n])] for which in (range(operands), outputs)]
+    return Couplings(*sizes, np.concatenate(entries), np.concatenate(coefficients))
+
+
+def cg_paths(lmax1: int, lmax2: int, lmax_out: int) -> list[tuple[int, int, int]]:
+    """The paths (l1, l2, l3) of the Clebsch-Gordan product, in the order of its weights: l1, then l2, then l3,
+    increasing."""
+    pairs = ((l1, l2) for l1 in range(lmax1 + 1) for l2 in range(lmax2 + 1))
+    return [(l1, l2, l3) for l1, l2 in pairs for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)]
+
+
+@lru_cache(maxsize=64)
+def gaunt_weights(lmax1: int, lmax2: int, lmax_out: int, odd: bool) -> tuple[float, ...]:
+    """[paths]: weights with which the Clebsch-Gordan product is the Gaunt product, or (odd) the sum of that and its
+    bracket."""
+    factors = []
+    for l1, l2, l3 in cg_paths(lmax1, lmax2, lmax_out):
+        c = so3.gaunt(l1, l2, l3) if (l1 + l2 + l3) % 2 == 0 else odd_coupling(l1, l2, l3) * odd
+        factors.append(float((c * so3.wigner_3j(l1, l2, l3)).sum()) / sqrt(2 * l3 + 1))
+    return tuple(factors)
+
+
+@lru_cache(maxsize=64)
+def _cg_entries(lmax1: int, lmax2: int, lmax_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """(i, j, p, k) [nnz, 4] and c [nnz]: the product is the sum of c x1[i] x2[j] w[p] at k."""
+    found, coefficients = [np.zeros((0, 4), int)], [np.zeros(0)]
+    for p, (l1, l2, l3) in enumerate(cg_paths(lmax1, lmax2, lmax_out)):
+        c = so3.wigner_3j(l1, l2, l3)
+        i, j, k = np.nonzero(c)
+        found.append(np.stack([i + l1 * l1, j + l2 * l2, np.full(len(i), p), k + l3 * l3], 1))
+        coefficients.append(sqrt(2 * l3 + 1) * c[i, j, k])
+    return np.concatenate(found), np.concatenate(coefficients)
+
+
+@lru_cache(maxsize=256)
+def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Couplings:
+    """A pass ("fwd", "bwd", "bwdbwd") of the Clebsch-Gordan product with a weight for each path.
+
+    Inputs: x1, x2, w [, g [, c1, c2, cw]]; outputs: the product (fwd), the wanted ones of the gradients of x1, x2, w
+    (bwd), of those of g, x1, x2, w (bwdbwd). Operands are 0..6 in this order. A pass differentiates sums of <g,
+    product>, each with one operand replaced by its cotangent (bwdbwd).
+    """
+    replaced = (
+        (4, 1, 2, 3),
+        (0, 5, 2, 3),
+        (0, 1, 6, 3),
+    )  # what stands in the places x1, x2, w, g; one of them is the output
+    terms = {
+        "fwd": {3: [(0, 1, 2, 3)]},
+        "bwd": {o: [(0, 1, 2, 3)] for o in (0, 1, 2)},
+        "bwdbwd": {o: [t for t in replaced if o in t] for o in (3, 0, 1, 2)},
+    }[pass_]
+    outputs = [o for o, want in zip(terms, wanted, strict=True) if want]
+    n1, n2, n3 = ((l + 1) ** 2 for l in (lmax1, lmax2, lmax_out))
+    paths = len(cg_paths(lmax1, lmax2, lmax_out))
+    size = (n1, n2, paths, n3, n1, n2, paths)
+    inputs = size[: {"fwd": 3, "bwd": 4, "bwdbwd": 7}[pass_]]
+    start, components, c = np.concatenate([[0], np.cumsum(size)]), *_cg_entries(lmax1, lmax2, lmax_out)
+    entries, coefficients, first = [np.zeros((0, 4), int)], [np.zeros(0)], 0
+    for o in outputs:
+        for term in terms[o]:
+            column = {place: start[operand] + components[:, place] for place, operand in enumerate(term)}
+            out = first + components[:, term.index(o)]
+            del column[term.index(o)]
+            scale = column.pop(2 if 2 in column else 3)  # w scales a sum over a path; of the gradient of w itself, g
+            entries.append(np.stack([out, scale, *column.values()], 1))
+            coefficients.append(c)
+        first += size[o]
+    return Couplings(inputs, [size[o] for o in outputs], np.concatenate(entries), np.concatenate(coefficients))

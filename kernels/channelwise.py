@@ -1,0 +1,214 @@
+"""Tensor product convolution (and the row-wise product): one program per node, unit of paths and block of channels; no
+atomics.
+
+The output is summed by programs that walk the edges into a destination, the gradients of x by programs that walk the
+edges out of a source; these also write the gradients of w, one row per edge, and their block's share of the gradients
+of y, which are added in a fixed order. The lines that do an edge come from tensor_product.py; here they get their walk,
+are compiled once per plan and pass, and launched.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+
+from eqtp import kernels
+from eqtp.backends.native.library import row
+from eqtp.kernels import channelwise_text as rows
+from eqtp.plans.plan import TensorProductPlan
+
+HEAD = """\
+def {name}(
+    x, y, w, g, cx, cy, cw,  # rows of [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions like the first three
+    out, gx, gy, gw,  # [num_dst, out], [num_src, in1], [blocks, e, in2], [e, weights], contiguous
+    far, ptr, order,  # [e] the other end of an edge, [nodes + 1], [e]
+    sx, sy, sw, sg, scx, scy, scw, num_edges, first_block, B: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    u = tl.program_id(1) * B + tl.arange(0, B)
+    mask = u < {mul}
+"""
+WALK = """\
+    for p in range(tl.load(ptr + n), tl.load(ptr + n + 1)):
+        e = tl.load(order + p)
+        r = tl.load(far + e)
+"""
+ROW = """\
+    if True:
+        e = n
+        r = n
+"""
+
+
+def _indent(lines: list[str], depth: int) -> str:
+    return "".join(f"{'    ' * depth}{line}\n" for line in lines)
+
+
+def _forward_text(unit: rows.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool) -> str:
+    sums = rows.outputs(unit, plan)
+    pointers = ["xr = x + r * sx", "yr = y + e * sy", "wr = w + e * sw"]
+    pointers += ["cxr = cx + r * scx", "cyr = cy + e * scy", "cwr = cw + e * scw"] if second else []
+    stores = [
+        f"tl.store(out + n * {plan.dim_out} + (u * {dim} + {start + k}), {o}.to(out.dtype.element_ty), mask=mask)"
+        for o, (start, dim, k) in sums.items()
+    ]
+    return (
+        HEAD.format(name=name, mul=unit.mul)
+        + _indent([f"{o} = tl.zeros([B], REAL)" for o in sums], 1)
+        + (WALK if graph else ROW)
+        + _indent([*pointers, *rows.edge_scalars(unit, plan, second), *rows.forward(unit, plan, second)], 2)
+        + _indent(stores, 1)
+    )
+
+
+def _backward_text(
+    unit: rows.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool, wanted: tuple[bool, bool, bool]
+) -> str:
+    p = unit.paths[0]
+    dim, start = 2 * p.l1 + 1, plan.offsets[0][p.i1].start
+    before = rows.components("x", "x + n * sx", start, dim)
+    before += rows.components("tx", "cx + n * scx", start, dim) if second else []
+    if wanted[0]:
+        before += (
+            rows.components("gx", f"gx + n * {plan.dim_in1}", start, dim)
+            if unit.adds
+            else [f"gx{i} = tl.zeros([B], REAL)" for i in range(dim)]
+        )
+    pointers = ["yr = y + e * sy", "wr = w + e * sw", "gr = g + r * sg"]
+    pointers += ["cyr = cy + e * scy", "cwr = cw + e * scw"] if second else []
+    pointers += (
+        [f"gyr = gy + ((first_block + tl.program_id(1).to(tl.int64)) * num_edges + e) * {plan.dim_in2}"]
+        if wanted[1]
+        else []
+    )
+    pointers += [f"gwr = gw + e * {plan.weight_numel}"] if wanted[2] else []
+    stores = [
+        f"tl.store(gx + n * {plan.dim_in1} + (u * {dim} + {start + i}), gx{i}.to(gx.dtype.element_ty), mask=mask)"
+        for i in range(dim)
+    ]
+    return (
+        HEAD.format(name=name, mul=unit.mul)
+        + _indent(before, 1)
+        + (WALK if graph else ROW)
+        + _indent([*pointers, *rows.edge_scalars(unit, plan, second), *rows.backward(unit, plan, second, wanted)], 2)
+        + _indent(stores if wanted[0] else [], 1)
+    )
+
+
+@lru_cache(maxsize=1024)
+def source(
+    key: str, pass_: str, real: str, graph: bool, wanted: tuple[bool, bool, bool] = (False,) * 3
+) -> tuple[tuple[str, str, rows.Unit], ...]:
+    """Name, text and unit of each kernel of a pass: "fwd", "fwd2" (its derivative along a direction), "bwd", "bwd2".
+    real: "float32" or "float64"."""
+    plan = TensorProductPlan.from_key(key)
+    forward, second = pass_.startswith("fwd"), pass_.endswith("2")
+    found = []
+    for number, unit in enumerate(rows.forward_units(plan) if forward else rows.backward_units(plan)):
+        name = f"tensor_product{'_conv' if graph else ''}_{pass_}_{number}"
+        if forward:
+            text = _forward_text(unit, plan, name, second, graph)
+        else:
+            text = _backward_text(unit, plan, name, second, graph, wanted)
+        found.append((name, text.replace("REAL", f"tl.{real}"), unit))
+    return tuple(found)
+
+
+def configurations(unit: rows.Unit, pass_: str) -> list[tuple[dict, int]]:
+    """Channels of a program and warps that are tried, the most channels for a lane first.
+
+    Backward kernels keep to one block, for which their share of the gradients of y has room, and to few warps: each sum
+    over channels between warps costs a barrier.
+    """
+    full = triton.next_power_of_2(unit.mul)
+    sizes = [min(full, 64)] if pass_.startswith("bwd") else [min(full, 128), min(full, 64)]
+    most = 4 if pass_ == "fwd" else 2  # channels of a lane
+    tried = [
+        (block, warps)
+        for block in sizes
+        for warps in (1, 2, 4)
+        if block <= 32 * most * warps and (warps == 1 or block >= 32 * warps)
+    ]
+    return [({"B": block}, warps) for block, warps in dict.fromkeys(tried)]
+
+
+def blocks(unit: rows.Unit) -> int:
+    """Blocks of channels of a backward unit."""
+    return triton.cdiv(unit.mul, configurations(unit, "bwd")[0][0]["B"])
+
+
+@lru_cache(maxsize=1024)
+def _kernels(key: str, pass_: str, real: str, graph: bool, wanted: tuple[bool, bool, bool]) -> list:
+    """(launchable, unit) of each kernel of a pass."""
+    return [
+        (
+            kernels.tuned(
+                kernels.function(name, text), configurations(unit, pass_), ["gx"] if unit.adds and wanted[0] else None
+            ),
+            unit,
+        )
+        for name, text, unit in source(key, pass_, real, graph, wanted)
+    ]
+
+
+def _launch(key: str, pass_: str, walk: tuple, num_rows: int, inputs: list, outputs: tuple) -> None:
+    """One program per row and block of channels, unit after unit. walk: (far, ptr, order), or () where a row is its own
+    and only edge."""
+    real = "float64" if inputs[0].dtype == torch.float64 else "float32"
+    tensors = [*inputs, *[None] * (7 - len(inputs))]
+    strides = [0 if t is None else t.stride(0) for t in tensors]
+    first_block = 0
+    for kernel, unit in _kernels(key, pass_, real, bool(walk), tuple(t is not None for t in outputs[1:])):
+
+        def grid(meta, mul=unit.mul):
+            return (num_rows, triton.cdiv(mul, meta["B"]))
+
+        kernel[grid](*tensors, *outputs, *(walk or (None,) * 3), *strides, len(inputs[1]), first_block)
+        first_block += blocks(unit)
+
+
+def _complete(offsets: list[slice], used: set[int]) -> bool:
+    """Whether every slot of a row has a path, which writes it."""
+    return all(i in used or s.start == s.stop for i, s in enumerate(offsets))
+
+
+def _gradients(key: str, pass_: str, walk: tuple, inputs: list, gx, gy, gw) -> None:
+    """Gradients (each perhaps None) by a walk over the edges out of the rows of x. Sums that several kernels add to are
+    in full precision."""
+    plan, x = TensorProductPlan.from_key(key), inputs[0]
+    real = torch.float64 if x.dtype == torch.float64 else torch.float32
+    units = rows.backward_units(plan)
+    sums = (
+        gx
+        if gx is None or gx.dtype == real or not any(unit.adds for unit in units)
+        else torch.empty_like(gx, dtype=real)
+    )
+    if sums is not None and not _complete(plan.offsets[0], {p.i1 for p in plan.paths}):
+        sums.zero_()
+    share = (
+        None if gy is None else torch.zeros(sum(map(blocks, units)), *gy.shape, dtype=real, device=gy.device)
+    )  # [blocks, e, in2]
+    if len(x):
+        _launch(key, pass_, walk, len(x), inputs, (None, sums, share, gw))
+    if sums is not gx:
+        gx.copy_(sums)
+    if gy is not None:
+        gy.copy_(share.sum(0))
+
+
+def convolve(key: str, graph, inputs, outputs) -> None:
+    """One pass over the edges. Arguments as in `eqtp.backends.native.library.convolve`."""
+    plan = TensorProductPlan.from_key(key)
+    inputs = [row(t) for t in inputs]
+    out, *gradients = outputs
+    order = "2" if len(inputs) == 7 else ""
+    src, dst, ptr, edges, tptr, tedges = graph or [None] * 6
+    if out is not None:
+        if not _complete(plan.offsets[2], {p.io for p in plan.paths}):
+            out.zero_()
+        if len(out):
+            _launch(key, f"fwd{order}", (src, ptr, edges) if graph else (), len(out), inputs, (out, None, None, None))
+    if any(t is not None for t in gradients):
+        _gradients(key, f"bwd{order}", (dst, tptr, tedges) if graph else (), inputs, *gradients)

@@ -1,0 +1,335 @@
+"""Products of the matrices that stand for functions on the sphere (`eqtp.plans.matrices`): one sample per lane.
+
+Small matrices are straight-line text, with the coefficients of the conversions as constants and every number in a
+register. Larger ones stand in a scratch [number, sample] of each program, through which loops take components to
+matrices, sum products by blocks of rows and columns that stay in registers, and take the sums back. As a program has as
+many samples as lanes, a lane reads only what it wrote itself: nothing waits for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+import triton
+
+from eqtp import kernels
+from eqtp.kernels.couplings import HEAD
+from eqtp.kernels.signals import indent, lanes
+from eqtp.plans.matrices import Program, conversion
+
+SMALL = 5  # rows of matrices that become text
+MOST = {"float32": 130, "float64": 90}  # numbers that a lane keeps at once, by our count: more take a compiler long
+BLOCK = 8  # rows and columns of the sums in registers, at most
+SCRATCH = 1 << 26  # numbers of all programs that run at once
+PROGRAMS = 2048  # enough of them for any GPU
+
+LOOPS = """\
+def {name}(
+    {inputs},  # [batch, channels, (lmax+1)^2] each
+    {outputs},  # [batch, channels, (lmax_out+1)^2] each
+    ptr, at, coefficient,  # the entries of all conversions: ptr of each place or component, then [entries]
+    scratch,  # [programs, {numbers}, B]
+    {strides}, num, channels, B: tl.constexpr,
+):
+    own = scratch + tl.program_id(0).to(tl.int64) * {numbers} * B + tl.arange(0, B)
+    first = tl.program_id(0).to(tl.int64) * B
+    while first < num:
+        n = first + tl.arange(0, B)
+        first += tl.num_programs(0) * B
+        mask = n < num
+        b = n // channels
+        c = n - b * channels
+"""
+
+
+def _together(pair: int, n: int) -> tuple[int, ...]:
+    """Signal n, or both of a pair that it belongs to."""
+    return (pair, pair + 1) if 0 <= pair <= n <= pair + 1 else (n,)
+
+
+def _half(pair: int, n: int, of: Callable[[int], str]) -> str:
+    """Signal n, or of a pair half the sum or half the difference. of: what a signal is called."""
+    names = [of(m) for m in _together(pair, n)]
+    return f"0.5 * ({names[0]} {'+-'[n - pair]} {names[1]})" if len(names) == 2 else names[0]
+
+
+def _used(program: Program, outputs: tuple[int, ...]) -> list[int]:
+    """The inputs that some outputs take, both of a pair."""
+    used = {n for o in outputs for left, _, right, _ in program.terms[o] for n in (left, right)}
+    return sorted({m for n in used for m in _together(program.pair_in, n)})
+
+
+def _join(terms: list[str]) -> str:
+    return " + ".join(terms) or "tl.zeros([B], REAL)"
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+#   text
+@lru_cache(maxsize=1024)
+def parts(program: Program, real: str) -> tuple[tuple[int, ...], ...]:
+    """The outputs of each kernel: as many as a lane has room for, both of a pair."""
+    found: list[tuple[int, ...]] = []
+    for o in range(len(program.terms)):
+        joined = (*(found[-1] if found else ()), o)
+        pair = _together(program.pair_out, o)[0] < o
+        if found and (pair or (len(_used(program, joined)) + 1) * program.size**2 <= MOST[real]):
+            found[-1] = joined
+        else:
+            found.append((o,))
+    return tuple(found)
+
+
+def _load_matrix(program: Program, i: int) -> list[str]:
+    """Lines that make m<input>_<row>_<column> of the components x<input>_<component>."""
+    size = program.size
+    lines = [
+        f"h{k} = {_half(program.pair_in, i, lambda n, k=k: f'x{n}_{k}')}" for k in range((program.lmax_in[i] + 1) ** 2)
+    ]
+    sums: dict[int, list[str]] = {place: [] for place in range(size * size)}
+    for place, k, to, _ in zip(*(a.tolist() for a in conversion(program.lmax_in[i], size)), strict=True):
+        sums[place].append(f"{to!r} * h{k}")
+    for a in range(size):
+        lines.append(f"m{i}_{a}_{a} = {_join(sums[a * size + a])}")
+        for b in range(a + 1, size):
+            lines += [f"u = {_join(sums[a * size + b])}", f"v = {_join(sums[b * size + a])}"]
+            lines += [f"m{i}_{a}_{b} = u + v", f"m{i}_{b}_{a} = u - v"]
+    return lines
+
+
+def _multiply(program: Program, o: int, matrix: Callable[[int], list[str]]) -> list[str]:
+    """Lines that make s<output>_<row>_<column>. matrix: lines that make that of an input, if there is none yet."""
+    size = range(program.size)
+    lines = [f"s{o}_{a}_{b} = tl.zeros([B], REAL)" for a in size for b in size]
+    for left, left_t, right, right_t in program.terms[o]:
+        lines += [*matrix(left), *matrix(right)]
+
+        def at(m, t, a, b):
+            return f"m{m}_{b}_{a}" if t else f"m{m}_{a}_{b}"
+
+        for a in size:
+            for b in size:
+                lines += [f"s{o}_{a}_{b} += {at(left, left_t, a, k)} * {at(right, right_t, k, b)}" for k in size]
+    return lines
+
+
+def _store(program: Program, o: int) -> list[str]:
+    """Lines that take the sum back to components of an output."""
+    size, lmax = program.size, program.lmax_out[o]
+
+    def entry(a, b):
+        return _half(program.pair_out, o, lambda n: f"s{n}_{a}_{b}")
+
+    lines = []
+    for a in range(size):
+        lines.append(f"y{a * size + a} = {entry(a, a)}")
+        for b in range(a + 1, size):
+            lines += [
+                f"u = {entry(a, b)}",
+                f"v = {entry(b, a)}",
+                f"y{a * size + b} = u + v",
+                f"y{b * size + a} = u - v",
+            ]
+    sums: list[list[str]] = [[] for _ in range((lmax + 1) ** 2)]
+    for place, k, _, back in zip(*(a.tolist() for a in conversion(lmax, size)), strict=True):
+        sums[k].append(f"{back!r} * y{place}")
+    return lines + [
+        f"tl.store(out{o} + {k}, ({_join(total)}).to(out{o}.dtype.element_ty), mask=mask)"
+        for k, total in enumerate(sums)
+    ]
+
+
+def _text(program: Program, outputs: tuple[int, ...], name: str) -> str:
+    there: set[str] = set()
+
+    def once(what: str, lines: list[str]) -> list[str]:
+        new = [] if what in there else lines
+        there.add(what)
+        return new
+
+    def matrix(i: int) -> list[str]:
+        lines = []
+        for n in _together(program.pair_in, i):
+            loads = [
+                f"x{n}_{k} = tl.load(in{n} + {k}, mask=mask, other=0.0).to(REAL)"
+                for k in range((program.lmax_in[n] + 1) ** 2)
+            ]
+            lines += once(f"x{n}", loads)
+        return lines + once(f"m{i}", _load_matrix(program, i))
+
+    of_inputs, of_outputs = [f"in{i}" for i in _used(program, outputs)], [f"out{o}" for o in outputs]
+    tensors = [*of_inputs, *of_outputs]
+    lines = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors]
+    for o in outputs:
+        lines += _multiply(program, o, matrix)
+        if o != program.pair_out:  # else with the other one
+            lines += [line for n in _together(program.pair_out, o) for line in _store(program, n)]
+    strides = ", ".join(f"b_{t}, c_{t}" for t in tensors)
+    return HEAD.format(name=name, inputs=", ".join(of_inputs), outputs=", ".join(of_outputs), strides=strides) + indent(
+        lines
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------------------
+#   loops
+class _Conversions:
+    """The entries of the conversions of a program, and where those of each begin."""
+
+    def __init__(self, program: Program):
+        self.ptr, self.at, self.coefficient, self.begin = [], [], [], {}
+        for lmax in sorted({*program.lmax_in, *program.lmax_out}):
+            c = conversion(lmax, program.size)
+            self._add(("to", lmax), program.size**2, c.place, c.component, c.to)
+            self._add(("back", lmax), (lmax + 1) ** 2, c.component, c.place, c.back)
+
+    def _add(self, name, count: int, to: np.ndarray, at: np.ndarray, coefficient: np.ndarray) -> None:
+        order = np.argsort(to, kind="stable")
+        self.begin[name] = len(self.ptr)
+        self.ptr += (len(self.at) + np.searchsorted(to[order], np.arange(count + 1))).tolist()
+        self.at += at[order].tolist()
+        self.coefficient += coefficient[order].tolist()
+
+
+def _gather(count: int, begin: int, value: str, store: str) -> list[str]:
+    """Lines that store each sum, total, of the entries of a conversion times value."""
+    return [
+        f"for i in range({count}):",
+        "    total = tl.zeros([B], REAL)",
+        f"    for e in range(tl.load(ptr + {begin} + i), tl.load(ptr + {begin + 1} + i)):",
+        "        of = tl.load(at + e)",
+        f"        total += tl.load(coefficient + e) * {value}",
+        f"    {store}",
+    ]
+
+
+def _butterflies(matrix: int, size: int) -> list[str]:
+    """Lines that take the parts of a matrix in the scratch to the matrix, or the adjoint."""
+    first, second = (f"own + ({matrix * size * size} + {at}) * B" for at in (f"i * {size} + j", f"j * {size} + i"))
+    return [
+        f"for i in range({size}):",
+        f"    for j in range(i + 1, {size}):",
+        f"        u = tl.load({first})",
+        f"        v = tl.load({second})",
+        f"        tl.store({first}, u + v)",
+        f"        tl.store({second}, u - v)",
+    ]
+
+
+def _multiply_blocks(program: Program, o: int, matrices: dict[str, int]) -> list[str]:
+    """Lines that sum the products of an output in the scratch. Blocks that reach over the end have its last row or
+    column again."""
+    size = program.size
+    block = range(-(-size // -(-size // BLOCK)))
+
+    def address(name, a, b):
+        return f"own + ({matrices[name] * size * size} + {a} * {size} + {b}) * B"
+
+    inner = [
+        *(f"i{r} = tl.minimum(i + {r}, {size - 1})" for r in block),
+        *(f"j{s} = tl.minimum(j + {s}, {size - 1})" for s in block),
+    ]
+    inner += [f"s{r}_{s} = tl.zeros([B], REAL)" for r in block for s in block]
+    for left, left_t, right, right_t in program.terms[o]:
+
+        def at(n, t, a, b):
+            return address(f"in{n}", b, a) if t else address(f"in{n}", a, b)
+
+        inner.append(f"for k in range({size}):")
+        inner += [f"    a{r} = tl.load({at(left, left_t, f'i{r}', 'k')})" for r in block]
+        for s in block:
+            inner.append(f"    y = tl.load({at(right, right_t, 'k', f'j{s}')})")
+            inner += [f"    s{r}_{s} += a{r} * y" for r in block]
+    inner += [f"tl.store({address(f'out{o}', f'i{r}', f'j{s}')}, s{r}_{s})" for r in block for s in block]
+    step = len(block)
+    return [
+        f"for i in range(0, {size}, {step}):",
+        f"    for j in range(0, {size}, {step}):",
+        *("        " + line for line in inner),
+    ]
+
+
+def _matrices(program: Program) -> dict[str, int]:
+    """The matrices in the scratch."""
+    used = _used(program, tuple(range(len(program.terms))))
+    return {
+        name: n for n, name in enumerate([*(f"in{i}" for i in used), *(f"out{o}" for o in range(len(program.terms)))])
+    }
+
+
+def _loops(program: Program, name: str) -> str:
+    size, matrices = program.size, _matrices(program)
+    square = size * size
+    tensors, begin = list(matrices), _Conversions(program).begin
+    lines = [f"x_{t} = {t} + b * b_{t} + c * c_{t}" for t in tensors]
+    inputs = [t for t in tensors if t.startswith("in")]
+    for t in inputs:
+        i, own = int(t[2:]), matrices[t]
+        value = _half(program.pair_in, i, lambda n: f"tl.load(x_in{n} + of, mask=mask, other=0.0).to(REAL)")
+        lines += _gather(
+            square, begin["to", program.lmax_in[i]], value, f"tl.store(own + ({own * square} + i) * B, total)"
+        )
+        lines += _butterflies(own, size)
+    for o in range(len(program.terms)):
+        lines += [*_multiply_blocks(program, o, matrices), *_butterflies(matrices[f"out{o}"], size)]
+    for o, lmax in enumerate(program.lmax_out):
+        value = _half(program.pair_out, o, lambda n: f"tl.load(own + ({matrices[f'out{n}'] * square} + of) * B)")
+        store = f"tl.store(x_out{o} + i, total.to(out{o}.dtype.element_ty), mask=mask)"
+        lines += _gather((lmax + 1) ** 2, begin["back", lmax], value, store)
+    outputs = ", ".join(t for t in tensors if t not in inputs)
+    strides = ", ".join(f"b_{t}, c_{t}" for t in tensors)
+    head = LOOPS.format(
+        name=name, inputs=", ".join(inputs), outputs=outputs, numbers=len(matrices) * square, strides=strides
+    )
+    return head + indent("    " + line for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+#   run
+@lru_cache(maxsize=1024)
+def source(program: Program, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Name, text and outputs of each kernel of a program. real: "float32" or "float64"."""
+    if program.size > SMALL:
+        made = [("matrices", _loops(program, "matrices"), tuple(range(len(program.terms))))]
+    else:
+        made = [
+            (f"matrices_{n}", _text(program, outputs, f"matrices_{n}"), outputs)
+            for n, outputs in enumerate(parts(program, real))
+        ]
+    return tuple((name, text.replace("REAL", f"tl.{real}"), outputs) for name, text, outputs in made)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(program: Program, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor]]:
+    """(kernel, its inputs, its outputs) of each part; the tables of a program by loops."""
+    made = [
+        (kernels.function(name, text, None), _used(program, o), o)
+        for name, text, o in source(program, str(real).removeprefix("torch."))
+    ]
+    if program.size <= SMALL:
+        return made, []
+    c = _Conversions(program)
+    with torch.inference_mode(False):  # what is remembered may be used outside of it
+        numbers = [torch.tensor(t, dtype=torch.int64, device=device) for t in (c.ptr, c.at)]
+        return made, [*numbers, torch.tensor(c.coefficient, dtype=real, device=device)]
+
+
+def matrices(program: Program, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+    """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each,
+    their components contiguous."""
+    like = outputs[0]
+    batch, channels = like.shape[:2]
+    num, real = batch * channels, torch.float64 if like.dtype == torch.float64 else torch.float32
+    if num == 0:
+        return
+    made, tables = _compiled(program, real, str(like.device))
+    count = triton.cdiv(num, lanes())
+    if tables:
+        numbers = len(_matrices(program)) * program.size**2 * lanes()
+        count = min(count, PROGRAMS, max(1, SCRATCH // numbers))
+        tables = [*tables, torch.empty(count, numbers, dtype=real, device=like.device)]
+    for kernel, of_inputs, of_outputs in made:
+        tensors = [*(inputs[n] for n in of_inputs), *(outputs[n] for n in of_outputs)]
+        strides = [stride for t in tensors for stride in t.stride()[:2]]
+        kernel[(count,)](*tensors, *tables, *strides, num, channels, B=lanes(), num_warps=1)
