@@ -132,8 +132,8 @@ def convolve(key: str, graph, inputs, outputs) -> None:
 
 
 class Walk(NamedTuple):
-    """What the kernels of csrc/channelwise/tables.cuh read (its structs say what the columns mean), for the walk over
-    destinations or sources."""
+    """What the kernels of csrc/channelwise/table_driven.cuh read (its structs say what the columns mean), for the walk
+    over destinations or sources."""
 
     units: np.ndarray  # int32 [units, 10]
     paths: np.ndarray  # int32 [paths, 4]
