@@ -1,4 +1,4 @@
-"""Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to
+"""Builds eqtp._native with CMake. Needs a C++20 compiler, and nvcc for the CUDA kernels; torch is not needed to
 build."""
 
 import importlib.util
@@ -20,7 +20,7 @@ def require_compiler() -> None:
     """Stops with one sentence if something is missing that pip cannot bring."""
     if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         sys.exit(
-            "eqtp: no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX"
+            "eqtp: no C++ compiler found; install one with C++20 (on Debian and Ubuntu: g++), or name yours in CXX"
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():

@@ -123,7 +123,7 @@ def test_nvcc_takes_the_same_text(tmp_path):
     source.write_text(
         channelwise._source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n"
     )
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "plan.o").stat().st_size > 10_000
@@ -232,6 +232,6 @@ def test_nvcc_takes_the_text_of_products(file, tmp_path):
         kernel = sample_tables.signals(signals.product(*arguments), torch.float32)
     source = tmp_path / "plan.cu"
     source.write_text(channelwise._source(file) + kernel.text)
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
