@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,11 @@ def under(row: dict) -> str:
     return f"{where['machine']['cpu']}; {threads}; {row['dtype']}; {versions}."
 
 
+def wrapped(text: str) -> list[str]:
+    """A caption in lines of at most 120 characters."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def sweep_table(rows: list[dict], names: tuple[str, ...], title: str) -> list[str]:
     """MIMO: a line per lmax, a column per method."""
     rows = [row for row in rows if row["layout"] == "mimo"]
@@ -127,12 +133,8 @@ def sweep_table(rows: list[dict], names: tuple[str, ...], title: str) -> list[st
             f"{number(here[name]['ms'])} ({number(here[name]['us_per_dof'])})" if name in here else "-" for name in who
         ]
         lines.append(f"| {l} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}",
-        "",
-    ]
+    caption = f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}"
+    return [*lines, "", *wrapped(caption), ""]
 
 
 def target_table(rows: list[dict]) -> list[str]:
@@ -149,7 +151,12 @@ def target_table(rows: list[dict]) -> list[str]:
     caption = (
         "k x name: the time of that code over ours, both medians of one run. ?: nobody to compare with, or not decided."
     )
-    return [*lines, "", f"{caption} {under(goals[0])}"]
+    if any("symmetric-contraction" in row["target"] for row in goals):
+        caption += (
+            " symmetric-contraction: written for this project in plain torch, even paths only"
+            " (`bench/symmetric_contraction.py`); not MACE's own code."
+        )
+    return [*lines, "", *wrapped(f"{caption} {under(goals[0])}")]
 
 
 def content(rows: list[dict], channels: int | None = None) -> str:
