@@ -55,7 +55,9 @@ def test_reasons(monkeypatch):
 
 def test_import_is_lazy():
     """Neither the package nor the question whether it can run imports Triton."""
-    script = "import sys, torch, eqtp.kernels; eqtp.kernels.why_not('', None, torch.device('cuda'), torch.float32); print('triton' in sys.modules)"
+    script = """import sys, torch, eqtp.kernels
+eqtp.kernels.why_not('', None, torch.device('cuda'), torch.float32)
+print('triton' in sys.modules)"""
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
     )
