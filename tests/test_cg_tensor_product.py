@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import programs
 import pytest
 import torch
 
@@ -14,7 +15,6 @@ from eqtp.math.so3 import wigner_3j
 from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product, rank_weights
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.plans import couplings
-from tests import programs
 
 DEGREES = [(0, 0, 0), (1, 1, 1), (2, 1, 3), (1, 3, 2), (3, 3, 3), (2, 2, 5)]
 METHODS = ["dense", "sparse"]

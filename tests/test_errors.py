@@ -151,7 +151,7 @@ CASES = [
     (
         rows(x1=torch.zeros(4, 2), x2=torch.zeros(4, 2), w=torch.zeros(4, 12), plan=MIXING, backend="native"),
         RuntimeError,
-        "backend 'native' cannot run this: path 0 (2x0e x 2x0e -> 3x0e) has mode uvw; the native kernels do uvu",
+        "backend 'native' cannot run this: path 0 (2x0e x 2x0e -> 3x0e) has mode uvw; the channelwise kernels do uvu",
     ),
     (
         rows(x1=torch.zeros(4, 5).half(), x2=torch.zeros(4, 4).half(), w=torch.zeros(4).half(), backend="native"),
