@@ -38,7 +38,8 @@ template <class K> static int cudaFuncSetAttribute(K*, int, int) { return 0; }
 """
 ENTRY = """
 using namespace eqtp;
-extern "C" __attribute__((visibility("default"))) const char* convolve(const table_driven::P* a, const Index* n, int graph, int inputs) {
+extern "C" __attribute__((visibility("default")))
+const char* convolve(const table_driven::P* a, const Index* n, int graph, int inputs) {
   static std::string error;
   auto take = [](auto& from, int count) { from += count; return from - count; };
   auto list = [&](int count) { auto p = take(a, count); return std::vector<table_driven::P>(p, p + count); };
@@ -49,8 +50,8 @@ extern "C" __attribute__((visibility("default"))) const char* convolve(const tab
     table_driven::Call c{rest[0], rest[1], rest[2], list(graph), {}, {}, 0, {d, d + 4}};
     for (int i = 0; i < inputs; ++i) c.in.push_back({list(1)[0], rest[4 + i]});
     c.out = list(4), c.shares = list(1)[0];
-    table_driven::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])}, {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c,
-                     int(rest[3]), 0, 0);
+    table_driven::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])},
+                     {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c, int(rest[3]), 0, 0);
     return nullptr;
   } catch (const std::exception& e) {
     return (error = e.what()).c_str();
