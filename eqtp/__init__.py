@@ -9,6 +9,7 @@ Ops, plans and modules are listed in `__all__`; `python -m eqtp` says what this 
 import sys
 
 from eqtp import nn
+from eqtp.backends import registry
 from eqtp.backends.registry import backends, explain, set_backend
 from eqtp.integrations import e3nn
 from eqtp.integrations.accelerate import Report, accelerate
@@ -33,6 +34,7 @@ from eqtp.testing import problems
 
 __version__ = "0.1.0"
 
+registry.load()
 for _module in (so3, e3nn, problems):  # public modules that stand in a room: import eqtp.so3, from eqtp.so3 import ...
     sys.modules[f"eqtp.{_module.__name__.rpartition('.')[2]}"] = _module
 

@@ -15,8 +15,8 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.backends.native.library import row
 from eqtp.kernels import channelwise_text as rows
+from eqtp.plans.calls import EdgeKind, Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan
 
 HEAD = """\
@@ -198,17 +198,18 @@ def _gradients(key: str, pass_: str, walk: tuple, inputs: list, gx, gy, gw) -> N
         gy.copy_(share.sum(0))
 
 
-def convolve(key: str, graph, inputs, outputs) -> None:
-    """One pass over the edges. Arguments as in `eqtp.backends.native.library.convolve`."""
-    plan = TensorProductPlan.from_key(key)
-    inputs = [row(t) for t in inputs]
+def run(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+    """A pass of the product of the plan with this key; operands with contiguous rows."""
+    plan, graph = TensorProductPlan.from_key(key), inputs.edges
     out, *gradients = outputs
-    order = "2" if len(inputs) == 7 else ""
-    src, dst, ptr, edges, tptr, tedges = graph or [None] * 6
+    second, tensors = "2" if pass_ == Pass.BWDBWD else "", inputs.tensors
+    forward, backward = (graph.src, graph.ptr, graph.order), (graph.dst, graph.tptr, graph.torder)
+    if graph.kind is EdgeKind.ROWS:
+        forward = backward = ()
     if out is not None:
         if not _complete(plan.offsets[2], {p.io for p in plan.paths}):
             out.zero_()
         if len(out):
-            _launch(key, f"fwd{order}", (src, ptr, edges) if graph else (), len(out), inputs, (out, None, None, None))
+            _launch(key, f"fwd{second}", forward, len(out), tensors, (out, None, None, None))
     if any(t is not None for t in gradients):
-        _gradients(key, f"bwd{order}", (dst, tptr, tedges) if graph else (), inputs, *gradients)
+        _gradients(key, f"bwd{second}", backward, tensors, *gradients)

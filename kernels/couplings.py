@@ -15,7 +15,8 @@ import triton.language as tl
 
 from eqtp import kernels
 from eqtp.kernels.signals import indent, lanes
-from eqtp.plans.couplings import Couplings
+from eqtp.plans.calls import Pass
+from eqtp.plans.couplings import CouplingTable
 
 ENTRIES = 700  # of a table that is text: compiled within seconds
 COMPONENTS = {"float32": 160, "float64": 80}  # of the inputs of a table that is text: these stay in registers
@@ -34,7 +35,7 @@ def {name}(
 """
 
 
-def is_text(couplings: Couplings, real: str) -> bool:
+def is_text(couplings: CouplingTable, real: str) -> bool:
     """Whether the table becomes text."""
     return len(couplings.c) <= ENTRIES and sum(couplings.inputs) <= COMPONENTS[real]
 
@@ -45,7 +46,7 @@ def _names(name: str, sizes: tuple[int, ...]) -> list[tuple[str, int]]:
 
 
 @lru_cache(maxsize=256)
-def source(couplings: Couplings, real: str) -> tuple[str, str]:
+def source(couplings: CouplingTable, real: str) -> tuple[str, str]:
     """Name and text of the kernel of a short table. real: "float32" or "float64"."""
     tensors = [*(f"in{n}" for n in range(len(couplings.inputs))), *(f"out{n}" for n in range(len(couplings.outputs)))]
     lines = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors]
@@ -69,7 +70,7 @@ def source(couplings: Couplings, real: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=256)
-def _kernel(couplings: Couplings, real: str):
+def _kernel(couplings: CouplingTable, real: str):
     return kernels.function(*source(couplings, real), None)
 
 
@@ -92,7 +93,7 @@ def _walk(rows, sums, out_ptr, group_ptr, scale, a, b, coefficient, num, B: tl.c
 
 
 @lru_cache(maxsize=256)
-def _tables(couplings: Couplings, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+def _tables(couplings: CouplingTable, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
     """out_ptr, group_ptr, scale, a, b as int64 and c."""
     scale = couplings.scale.astype("int64")
     scale[scale < 0] = sum(couplings.inputs)
@@ -105,7 +106,7 @@ def _tables(couplings: Couplings, device: str, dtype: torch.dtype) -> list[torch
 
 
 def _couple_by_walk(
-    couplings: Couplings, inputs: list[torch.Tensor], outputs: list[torch.Tensor], real: torch.dtype
+    couplings: CouplingTable, inputs: list[torch.Tensor], outputs: list[torch.Tensor], real: torch.dtype
 ) -> None:
     batch, channels = outputs[0].shape[:2]
     num, components = batch * channels, sum(couplings.inputs)
@@ -119,7 +120,7 @@ def _couple_by_walk(
         out.copy_(total.movedim(0, -1))
 
 
-def couple(couplings: Couplings, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+def run(couplings: CouplingTable, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
     """Sums products by a table. inputs: [batch, channels, n] each, outputs: [batch, channels, n] each; the last
     dimension contiguous."""
     batch, channels = outputs[0].shape[:2]

@@ -13,8 +13,8 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.backends.native.library import row
 from eqtp.math.harmonics import constants
+from eqtp.plans.calls import Harmonics, Pass
 
 HEAD = """\
 def {name}(
@@ -238,27 +238,26 @@ def _kernel(*arguments):
     return kernels.tuned(kernels.function(*source(*arguments)), CONFIGURATIONS)
 
 
-def spherical_harmonics(degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
-    """out from xyz; gxyz from g; or both, along c. Outputs contiguous or None. As
-    `eqtp.backends.native.library.spherical_harmonics`."""
+def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
+    """Inputs and outputs as in `eqtp.backends.native.harmonics.run`; rows of g contiguous."""
+    (xyz, g, c), (out, gxyz) = inputs, outputs
     if not len(xyz) or (out is None and gxyz is None):
         return
-    second = c is not None
-    if gxyz is not None and (g is None or g.shape[1] == 0):
+    second = pass_ == Pass.BWDBWD
+    if gxyz is not None and g.shape[1] == 0:
         gxyz.zero_()
-        return spherical_harmonics(degrees, normalize, normalization, xyz, g, c, out, None)
+        return run(what, pass_, inputs, (out, None))
     real = "float64" if xyz.dtype == torch.float64 else "float32"
     kernel = _kernel(
-        tuple(degrees),
-        normalize,
-        normalization,
+        what.degrees,
+        what.normalize,
+        what.normalization,
         second,
         out is not None,
         gxyz is not None,
         real,
         torch.finfo(xyz.dtype).tiny,
     )
-    g = None if g is None else row(g)
     strides = (*xyz.stride(), 0 if g is None else g.stride(0), *(c.stride() if second else (0, 0)))
     kernel[lambda meta: (triton.cdiv(len(xyz), meta["B"]),)](
         xyz, g if gxyz is not None else None, c, out, gxyz, len(xyz), *strides

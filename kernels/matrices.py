@@ -18,7 +18,8 @@ import triton
 from eqtp import kernels
 from eqtp.kernels.couplings import HEAD
 from eqtp.kernels.signals import indent, lanes
-from eqtp.plans.matrices import Program, conversion
+from eqtp.plans.calls import Pass
+from eqtp.plans.matrices import MatrixProgram, conversion
 
 SMALL = 5  # rows of matrices that become text
 MOST = {"float32": 130, "float64": 90}  # numbers that a lane keeps at once, by our count: more take a compiler long
@@ -56,7 +57,7 @@ def _half(pair: int, n: int, of: Callable[[int], str]) -> str:
     return f"0.5 * ({names[0]} {'+-'[n - pair]} {names[1]})" if len(names) == 2 else names[0]
 
 
-def _used(program: Program, outputs: tuple[int, ...]) -> list[int]:
+def _used(program: MatrixProgram, outputs: tuple[int, ...]) -> list[int]:
     """The inputs that some outputs take, both of a pair."""
     used = {n for o in outputs for left, _, right, _ in program.terms[o] for n in (left, right)}
     return sorted({m for n in used for m in _together(program.pair_in, n)})
@@ -69,7 +70,7 @@ def _join(terms: list[str]) -> str:
 # --------------------------------------------------------------------------------------------------------------------------
 #   text
 @lru_cache(maxsize=1024)
-def parts(program: Program, real: str) -> tuple[tuple[int, ...], ...]:
+def parts(program: MatrixProgram, real: str) -> tuple[tuple[int, ...], ...]:
     """The outputs of each kernel: as many as a lane has room for, both of a pair."""
     found: list[tuple[int, ...]] = []
     for o in range(len(program.terms)):
@@ -82,7 +83,7 @@ def parts(program: Program, real: str) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def _load_matrix(program: Program, i: int) -> list[str]:
+def _load_matrix(program: MatrixProgram, i: int) -> list[str]:
     """Lines that make m<input>_<row>_<column> of the components x<input>_<component>."""
     size = program.size
     lines = [
@@ -99,7 +100,7 @@ def _load_matrix(program: Program, i: int) -> list[str]:
     return lines
 
 
-def _multiply(program: Program, o: int, matrix: Callable[[int], list[str]]) -> list[str]:
+def _multiply(program: MatrixProgram, o: int, matrix: Callable[[int], list[str]]) -> list[str]:
     """Lines that make s<output>_<row>_<column>. matrix: lines that make that of an input, if there is none yet."""
     size = range(program.size)
     lines = [f"s{o}_{a}_{b} = tl.zeros([B], REAL)" for a in size for b in size]
@@ -115,7 +116,7 @@ def _multiply(program: Program, o: int, matrix: Callable[[int], list[str]]) -> l
     return lines
 
 
-def _store(program: Program, o: int) -> list[str]:
+def _store(program: MatrixProgram, o: int) -> list[str]:
     """Lines that take the sum back to components of an output."""
     size, lmax = program.size, program.lmax_out[o]
 
@@ -141,7 +142,7 @@ def _store(program: Program, o: int) -> list[str]:
     ]
 
 
-def _text(program: Program, outputs: tuple[int, ...], name: str) -> str:
+def _text(program: MatrixProgram, outputs: tuple[int, ...], name: str) -> str:
     there: set[str] = set()
 
     def once(what: str, lines: list[str]) -> list[str]:
@@ -177,7 +178,7 @@ def _text(program: Program, outputs: tuple[int, ...], name: str) -> str:
 class _Conversions:
     """The entries of the conversions of a program, and where those of each begin."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: MatrixProgram):
         self.ptr, self.at, self.coefficient, self.begin = [], [], [], {}
         for lmax in sorted({*program.lmax_in, *program.lmax_out}):
             c = conversion(lmax, program.size)
@@ -217,7 +218,7 @@ def _butterflies(matrix: int, size: int) -> list[str]:
     ]
 
 
-def _multiply_blocks(program: Program, o: int, matrices: dict[str, int]) -> list[str]:
+def _multiply_blocks(program: MatrixProgram, o: int, matrices: dict[str, int]) -> list[str]:
     """Lines that sum the products of an output in the scratch. Blocks that reach over the end have its last row or
     column again."""
     size = program.size
@@ -250,7 +251,7 @@ def _multiply_blocks(program: Program, o: int, matrices: dict[str, int]) -> list
     ]
 
 
-def _matrices(program: Program) -> dict[str, int]:
+def _matrices(program: MatrixProgram) -> dict[str, int]:
     """The matrices in the scratch."""
     used = _used(program, tuple(range(len(program.terms))))
     return {
@@ -258,7 +259,7 @@ def _matrices(program: Program) -> dict[str, int]:
     }
 
 
-def _loops(program: Program, name: str) -> str:
+def _loops(program: MatrixProgram, name: str) -> str:
     size, matrices = program.size, _matrices(program)
     square = size * size
     tensors, begin = list(matrices), _Conversions(program).begin
@@ -288,7 +289,7 @@ def _loops(program: Program, name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------------
 #   run
 @lru_cache(maxsize=1024)
-def source(program: Program, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+def source(program: MatrixProgram, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Name, text and outputs of each kernel of a program. real: "float32" or "float64"."""
     if program.size > SMALL:
         made = [("matrices", _loops(program, "matrices"), tuple(range(len(program.terms))))]
@@ -301,7 +302,7 @@ def source(program: Program, real: str) -> tuple[tuple[str, str, tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
-def _compiled(program: Program, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor]]:
+def _compiled(program: MatrixProgram, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor]]:
     """(kernel, its inputs, its outputs) of each part; the tables of a program by loops."""
     made = [
         (kernels.function(name, text, None), _used(program, o), o)
@@ -315,7 +316,7 @@ def _compiled(program: Program, real: torch.dtype, device: str) -> tuple[list, l
         return made, [*numbers, torch.tensor(c.coefficient, dtype=real, device=device)]
 
 
-def matrices(program: Program, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+def run(program: MatrixProgram, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
     """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each,
     their components contiguous."""
     like = outputs[0]

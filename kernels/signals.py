@@ -27,7 +27,8 @@ import triton
 
 from eqtp import kernels
 from eqtp.math.sphere import fold
-from eqtp.plans.signals import DOWN, EAST, VALUE, Program, Term
+from eqtp.plans.calls import Pass
+from eqtp.plans.signals import DOWN, EAST, VALUE, SignalProgram, Term
 
 # Numbers that a part keeps at once, by our count, for which the compiler finds registers.
 MOST = {"float32": 200, "float64": 90}
@@ -66,7 +67,7 @@ def _fields(part: Part) -> list[tuple[int, int]]:
     return sorted({factor for s in part for term in s.terms for factor in term.factors})
 
 
-def numbers(program: Program, part: Part) -> int:
+def numbers(program: SignalProgram, part: Part) -> int:
     """How many numbers a lane keeps at once: the outputs, legs and waves of a row, and the values at the images of a
     point."""
     fields = _fields(part)
@@ -80,7 +81,7 @@ def numbers(program: Program, part: Part) -> int:
     return legs + sums + outputs + 8 * (len(fields) + 1)
 
 
-def _split(program: Program, output: int, terms: tuple[Term, ...], adds: bool, most: int) -> list[Sum]:
+def _split(program: SignalProgram, output: int, terms: tuple[Term, ...], adds: bool, most: int) -> list[Sum]:
     """Sums that a lane has room for: half of the terms until their fields leave some for sums, then as few parts of the
     orders as it takes."""
     orders = _orders(program.lmax_out[output])
@@ -100,7 +101,7 @@ def _split(program: Program, output: int, terms: tuple[Term, ...], adds: bool, m
 
 
 @lru_cache(maxsize=1024)
-def parts(program: Program, real: str) -> tuple[Part, ...]:
+def parts(program: SignalProgram, real: str) -> tuple[Part, ...]:
     """The program as kernels; those of an output whose terms are split come one after the other."""
     found: list[Part] = []
     for output, terms in enumerate(program.terms):
@@ -123,7 +124,7 @@ def _table_at(field: int, lmax: int, m: int, l: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def tables(program: Program) -> tuple[np.ndarray, np.ndarray]:
+def tables(program: SignalProgram) -> tuple[np.ndarray, np.ndarray]:
     """[rows / 2, 4, M, M (l)] Legendre functions, their derivatives, and their projection; [columns / 4, 2, M] their
     cosines and sines."""
     lmax = max(*program.lmax_in, *program.lmax_out)
@@ -136,7 +137,7 @@ def tables(program: Program) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _legs(
-    program: Program, fields: list[tuple[int, int]]
+    program: SignalProgram, fields: list[tuple[int, int]]
 ) -> tuple[list[str], dict[tuple[int, int], list[tuple[int, int, int]]]]:
     """Lines that make f<input>_<field>_<x>_<m>_<y>, and which of them there are.
 
@@ -215,7 +216,7 @@ def _products(lines: list[str], terms: tuple[Term, ...], values: dict, image: in
     )
 
 
-def _column(program: Program, part: Part, legs: dict) -> list[str]:
+def _column(program: SignalProgram, part: Part, legs: dict) -> list[str]:
     """What is done at one column of a row."""
     top = max(*program.lmax_in, *program.lmax_out)
     waves = {at for s in part for at in _waves(s, program.lmax_out[s.output])}.union(*legs.values())
@@ -267,7 +268,7 @@ def _names(part: Part) -> tuple[list[int], list[int]]:
     return sorted({n for n, _ in _fields(part)}), sorted({s.output for s in part})
 
 
-def _text(program: Program, part: Part, name: str) -> str:
+def _text(program: SignalProgram, part: Part, name: str) -> str:
     inputs, outputs = _names(part)
     tensors = [*(f"in{n}" for n in inputs), *(f"out{n}" for n in outputs)]
     table, around = tables(program)
@@ -313,14 +314,14 @@ def indent(lines: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def source(program: Program, real: str) -> tuple[tuple[str, str, Part], ...]:
+def source(program: SignalProgram, real: str) -> tuple[tuple[str, str, Part], ...]:
     """Name, text and part of each kernel of a program. real: "float32" or "float64"."""
     named = [(f"signals_{n}", part) for n, part in enumerate(parts(program, real))]
     return tuple((name, _text(program, part, name).replace("REAL", f"tl.{real}"), part) for name, part in named)
 
 
 @lru_cache(maxsize=1024)
-def _compiled(program: Program, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor], set[int]]:
+def _compiled(program: SignalProgram, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor], set[int]]:
     """(kernel, its inputs, its outputs) of each part; the tables; the outputs that several kernels add to."""
     made = source(program, str(real).removeprefix("torch."))
     with torch.inference_mode(False):  # what is remembered may be used outside of it
@@ -334,7 +335,7 @@ def lanes() -> int:
     return 64 if torch.version.hip else 32
 
 
-def signals(program: Program, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+def run(program: SignalProgram, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
     """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each,
     their components contiguous."""
     like = outputs[0]

@@ -3,11 +3,16 @@
 
 import re
 
+import calls
 import emulation
 import torch
 
 from eqtp.backends import registry
-from eqtp.backends.jit import channelwise
+from eqtp.backends.jit import channelwise, couplings, harmonics, matrices, signals
+from eqtp.backends.jit.toolchain import Toolchain
+from eqtp.plans.calls import Pass
+
+ENGINES = channelwise, harmonics, signals, couplings, matrices
 
 _ROWS = ["T*"] * 6 + ["eqtp::Index"] * 6
 # Parameters of each kernel; T is its storage type, R the type it calculates in
@@ -44,19 +49,32 @@ def together(names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def family(sanitize: str | None = None, source: str | None = None) -> channelwise.Kernels:
+class Family:
     """The kernels of csrc/, or of `source` in their place, under a sanitizer ("address", "thread") or none."""
-    built = {}
 
-    def build(file, text, names, device):
-        key = (text, *together(names))
-        if key not in built:
-            built[key] = emulation.build(
-                (source or f'#include "{file}"\n') + text, {name: types_of(name, text) for name in key[1:]}, sanitize
-            )
-        return built[key]
+    def __init__(self, sanitize: str | None = None, source: str | None = None):
+        built = {}
 
-    return channelwise.Kernels(build, launch, unavailable)
+        def build(file, text, names, device):
+            key = (text, *together(names))
+            if key not in built:
+                kinds = {name: types_of(name, text) for name in key[1:]}
+                built[key] = emulation.build((source or f'#include "{file}"\n') + text, kinds, sanitize)
+            return built[key]
+
+        toolchain = Toolchain(build, launch, unavailable, "emulated", ("cpu",))
+        self.kernels = {module.FILE.partition("/")[0]: module.kernel(toolchain) for module in ENGINES}
+
+    def convolve(self, key, graph, inputs, outputs):
+        calls.convolve(self.kernels["channelwise"], key, graph, inputs, outputs)
+
+    def run(self, engine, descriptor, inputs, outputs):
+        self.kernels[engine].run(descriptor, Pass.FWD, inputs, outputs)
+
+
+def family(sanitize: str | None = None, source: str | None = None) -> Family:
+    """The kernels, built anew."""
+    return Family(sanitize, source)
 
 
 def launch(kernel, grid, block, shared, *arguments):
@@ -81,4 +99,5 @@ def unavailable(device):
     return emulation.why_not(None) if device.type == "cpu" else "the emulated kernels run on CPU tensors"
 
 
-registry._others["emulated"] = family()
+for _kernel in family().kernels.values():
+    registry.register(_kernel)

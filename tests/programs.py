@@ -1,10 +1,10 @@
 """Programs of `eqtp.plans.signals` the slow way: values at all points of the grid, by dense tables, in torch,
 differentiable. And what tests of kernels of samples share."""
 
+import calls
 import torch
 
 from eqtp import testing
-from eqtp.backends import registry
 from eqtp.math import sphere as tables
 
 
@@ -55,8 +55,8 @@ def squares(degrees):
     return [(l + 1) ** 2 for l in degrees]
 
 
-def run(name, what, inputs, sizes, target):
-    """Outputs of a function of a family, as views of one tensor, which are NaN before; checks that nothing beside them
+def run(engine, what, inputs, sizes, target):
+    """Outputs of an engine of a family, as views of one tensor, which are NaN before; checks that nothing beside them
     is written.
 
     target: (family, device); inputs [b, c, n], b and c broadcast; sizes: of the outputs."""
@@ -65,7 +65,7 @@ def run(name, what, inputs, sizes, target):
     inputs = [t.to(device).expand(batch, channels, -1) for t in inputs]
     memory = torch.full((batch, channels, 3 + sum(sizes) + 2), torch.nan, dtype=inputs[0].dtype, device=device)
     outputs = memory[..., 3:-2].split(list(sizes), -1)
-    getattr(registry.family(family), name)(what, inputs, outputs)
+    calls.run(family, engine, what, inputs, outputs)
     assert memory[..., :3].isnan().all() and memory[..., -2:].isnan().all()
     return [t.cpu() for t in outputs]
 

@@ -218,8 +218,10 @@ def test_a_sweep(run):
     code, out, _, conditions, lines = run(*arguments)
     assert code == 0 and conditions["machine"] == RATES.row() and set(conditions["versions"]) >= {"eqtp", "torch"}
     timed = {(line["layout"], line["lmax"], line["channels"], line["pass"], line["backend"]) for line in lines}
-    for layout, l, who, there in (("mimo", 1, "gaunt", True), ("siso", 1, "gaunt", False), ("siso", 2, "gaunt-grid", True),
-                                  ("siso", 1, "gaunt+odd", True), ("mimo", 2, "published-fft", True), ("mimo", 2, "pof-grid", False)):  # fmt: skip
+    for layout, l, who, there in (("mimo", 1, "gaunt", True), ("siso", 1, "gaunt", False),
+                                  ("siso", 2, "gaunt-grid", True),
+                                  ("siso", 1, "gaunt+odd", True), ("mimo", 2, "published-fft", True),
+                                  ("mimo", 2, "pof-grid", False)):  # fmt: skip
         assert all(((layout, l, c, pass_, who) in timed) == there for c in (1, 2) for pass_ in ("fwd", "bwd"))
     for line in lines:
         assert line["us_per_dof"] == pytest.approx(1e3 * line["ms"] / line["dof"])
@@ -319,8 +321,8 @@ def test_targets_as_a_rehearsal(run):
 def test_goals_are_judged_by_hand():
     ms = {"gaunt": 0.2, "e3nn-even": 4.0, "published-fft": 3.0}
     goals = (product_targets.Goal("ms", 0.2), product_targets.Goal("times", 15, ("e3nn-even", "published-fft", "away")),
-             product_targets.Goal("times", 16, ("e3nn-even", "published-fft")), product_targets.Goal("times", 5, ("away",)),
-             product_targets.Goal("peak", 0.4))  # fmt: skip
+             product_targets.Goal("times", 16, ("e3nn-even", "published-fft")),
+             product_targets.Goal("times", 5, ("away",)), product_targets.Goal("peak", 0.4))  # fmt: skip
     found = product_targets.judged("a", "fwd", goals, "gaunt", ms, 9e6, RATES)  # 9e6 in 0.2 ms: 45 of 100 GFLOP/s
     assert [goal["met"] for goal in found] == [True, True, False, None, True]
     assert [goal["reached"] for goal in found] == [
@@ -330,6 +332,23 @@ def test_goals_are_judged_by_hand():
         "nobody there",
         "45%",
     ]
+
+
+@pytest.mark.parametrize(
+    "degree, used, timed, met",
+    [
+        (3, 3, [1, 2, 3, 4], True),
+        (2, 3, [1, 2, 3, 4], False),
+        (4, 3, [1, 2, 3, 4], False),
+        (0, 3, [1], False),  # the grid wins where auto takes the table
+        (1, 3, [1], None),  # nothing speaks against it, but 3 and 4 were not timed
+        (3, 3, [1, 2, 3], None),
+    ],
+)
+def test_a_missed_crossover_prints_no(degree, used, timed, met):
+    goal = product_targets.judged_crossover(degree, used, timed)
+    assert goal["met"] is met and goal["reached"] == f"sparse to {degree}; auto uses it to {used}"
+    assert product_targets.summary([goal]).split()[-1] == {True: "yes", False: "NO", None: "?"}[met]
 
 
 def test_the_rule_is_the_degree_that_loses_the_least(run, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from eqtp import testing
-from eqtp.backends.jit import sample_tables
+from eqtp.backends.jit import couplings as jit
+from eqtp.backends.jit import samples
 from eqtp.plans import couplings
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
@@ -37,7 +38,7 @@ def scaled():
     components = np.array([0, 1, 2, *range(9, 20)])  # of the first and the third input
     entries = np.stack([rng.integers(6, size=90) * 2, *rng.choice(components, (3, 90))], 1)
     entries[::3, 1] = -1
-    return couplings.Couplings([3, 6, 11], [5, 8], entries, rng.normal(size=90))
+    return couplings.CouplingTable([3, 6, 11], [5, 8], entries, rng.normal(size=90))
 
 
 def operands(p, batch, channels, dtype):
@@ -45,7 +46,7 @@ def operands(p, batch, channels, dtype):
 
 
 def ours(p, inputs, target):
-    return programs.run("couple", p, inputs, p.outputs, target)
+    return programs.run("couplings", p, inputs, p.outputs, target)
 
 
 def check(p, inputs, target):
@@ -64,21 +65,21 @@ def test_gaunt(target, kind, pass_, degrees):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_long_tables_are_data(target, degrees, loops, dtype):
     c = gaunt("odd", degrees, "fwd")
-    assert ("UNROLL = 0" in sample_tables.couple(c, dtype).text) == loops
+    assert ("UNROLL = 0" in jit.specialise(c, dtype).text) == loops
     check(c, operands(c, 3, 12, dtype), target)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_scaled(target, dtype):
     c = scaled()
-    assert sample_tables.couple(c, dtype).inputs == (0, 2)
+    assert jit.specialise(c, dtype).inputs == (0, 2)
     check(c, operands(c, 9, 4, dtype), target)
 
 
 def test_scaled_as_data(target, monkeypatch):
-    monkeypatch.setattr(sample_tables, "COUPLED", 0)
+    monkeypatch.setattr(jit, "UNROLLED_ENTRIES", 0)
     c = scaled()
-    assert "UNROLL = 0" in sample_tables.couple(c, torch.float64).text
+    assert "UNROLL = 0" in jit.specialise(c, torch.float64).text
     check(c, operands(c, 9, 4, torch.float64), target)
 
 
@@ -90,7 +91,7 @@ def test_shared_and_strided_inputs(target):
 
 
 def test_no_entries(target):
-    c = couplings.Couplings([2], [3, 1], np.zeros((0, 4), int), np.zeros(0))
+    c = couplings.CouplingTable([2], [3, 1], np.zeros((0, 4), int), np.zeros(0))
     assert all(not t.any() for t in ours(c, operands(c, 5, 7, torch.float64), target))
 
 
@@ -103,13 +104,13 @@ def test_sizes(target, shape):
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(samples, "MAX_BLOCKS", 2)
     c = scaled()
     check(c, operands(c, 30, 10, torch.float64), target)
 
 
 def test_too_large():
     """The shared memory of a GPU is the limit."""
-    c = couplings.Couplings([30_000], [1], np.array([[0, -1, 0, 29_999]]), np.ones(1))
+    c = couplings.CouplingTable([30_000], [1], np.array([[0, -1, 0, 29_999]]), np.ones(1))
     with pytest.raises(RuntimeError, match=r"couple: .* do not fit"):
-        sample_tables.couple(c, torch.float32)
+        jit.specialise(c, torch.float32)

@@ -10,8 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eqtp.backends.jit import channelwise, nvrtc, runtime, sample_tables
+from eqtp.backends.jit import channelwise, nvrtc, runtime
+from eqtp.backends.jit import couplings as jit_couplings
+from eqtp.backends.jit import matrices as jit_matrices
+from eqtp.backends.jit import signals as jit_signals
 from eqtp.backends.jit.channelwise_tables import PASSES
+from eqtp.backends.jit.toolchain import source
 from eqtp.plans import couplings, matrices, signals
 from eqtp.testing import problems
 
@@ -39,11 +43,9 @@ pytestmark = pytest.mark.usefixtures("compiler")
 def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:
     """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not
     spill."""
-    programs = [channelwise.program(problems.plan(name).key, p, dtype, mode) for p in PASSES]
+    programs = [channelwise.kernels_of(problems.plan(name).key, p, dtype, mode) for p in PASSES]
     with ThreadPoolExecutor(2) as pool:
-        compiled = list(
-            pool.map(lambda p: runtime.compile(channelwise._source(FILE) + p.tables.text, p.names, arch), programs)
-        )
+        compiled = list(pool.map(lambda p: runtime.compile(source(FILE) + p.tables.text, p.names, arch), programs))
     rows = []
     for pass_, p, c in zip(PASSES, programs, compiled, strict=True):
         usage = {u.kernel: u for u in runtime.usage(c.log)}
@@ -102,10 +104,10 @@ def test_half_precision(dtype):
 
 def test_the_table_shows_spills():
     """With a quarter of the registers there are some."""
-    p = channelwise.program(problems.plan("mace-medium").key, "fwd", torch.float32, "GRAPH")
+    p = channelwise.kernels_of(problems.plan("mace-medium").key, "fwd", torch.float32, "GRAPH")
     squeezed = p.tables.text.replace("RESIDENT = 3", "RESIDENT = 12")
     assert squeezed != p.tables.text
-    (usage,) = runtime.usage(runtime.compile(channelwise._source(FILE) + squeezed, (p.main,), "90").log)
+    (usage,) = runtime.usage(runtime.compile(source(FILE) + squeezed, (p.main,), "90").log)
     assert usage.spill_stores > 0 and usage.registers <= 40
 
 
@@ -114,16 +116,14 @@ def test_nvcc_takes_the_same_text(tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
     programs = [
-        channelwise.program(problems.plan("mace-medium").key, p, torch.float32, "GRAPH") for p in ("fwd", "bwd")
+        channelwise.kernels_of(problems.plan("mace-medium").key, p, torch.float32, "GRAPH") for p in ("fwd", "bwd")
     ]
     tables = [p.tables.text.replace("struct Plan", f"struct Plan{n}") for n, p in enumerate(programs)]
     names = [name.replace("eqtp::Plan", f"eqtp::Plan{n}") for n, p in enumerate(programs) for name in p.names]
     kernels = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
-    source = tmp_path / "plan.cu"
-    source.write_text(
-        channelwise._source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n"
-    )
-    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
+    file_cu = tmp_path / "plan.cu"
+    file_cu.write_text(source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n")
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "plan.o").stat().st_size > 10_000
@@ -148,16 +148,15 @@ def usage_of_signals(
     kind: str, degrees, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32
 ) -> nvrtc.Usage:
     """Registers and spills of the kernel; prints them."""
-    kernel = sample_tables.signals(signals.product(kind, *degrees, pass_, WANTED[pass_]), dtype)
+    kernel = jit_signals.specialise(signals.product(kind, *degrees, pass_, WANTED[pass_]), dtype)
     return usage_of(kernel, "signals/signals.cuh", f"signals {kind} {degrees} {pass_}", arch, dtype)
 
 
 def usage_of(kernel, file, what, arch, dtype=torch.float32):
-    (row,) = runtime.usage(runtime.compile(channelwise._source(file) + kernel.text, (kernel.name,), arch).log)
+    (row,) = runtime.usage(runtime.compile(source(file) + kernel.text, (kernel.name,), arch).log)
     shape = f"{kernel.samples} samples, {kernel.threads} threads, {kernel.shared} bytes of shared memory"
-    print(
-        f"{what} sm_{arch} {dtype}: {row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack; {shape}"
-    )
+    taken = f"{row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack"
+    print(f"{what} sm_{arch} {dtype}: {taken}; {shape}")
     return row
 
 
@@ -190,7 +189,7 @@ def test_halves_of_signals():
 )
 def test_registers_of_couplings(kind, degrees, pass_, arch):
     """Short tables as instructions, a long one as data."""
-    kernel = sample_tables.couple(couplings.gaunt(kind, *degrees, pass_, WANTED[pass_]), torch.float32)
+    kernel = jit_couplings.specialise(couplings.gaunt(kind, *degrees, pass_, WANTED[pass_]), torch.float32)
     row = usage_of(kernel, "couplings/couplings.cuh", f"couple {kind} {degrees} {pass_}", arch)
     assert not (row.spill_stores or row.spill_loads or row.stack)
 
@@ -215,7 +214,7 @@ def usage_of_matrices(
     degrees, split: bool, pass_: str, arch: str = "90", dtype: torch.dtype = torch.float32
 ) -> nvrtc.Usage:
     """Registers and spills of the kernel; prints them."""
-    kernel = sample_tables.matrices(matrices.product(*degrees, split, pass_, WANTED[pass_]), dtype)
+    kernel = jit_matrices.specialise(matrices.product(*degrees, split, pass_, WANTED[pass_]), dtype)
     return usage_of(kernel, "matrices/matrices.cuh", f"matrices {degrees} {'split ' * split}{pass_}", arch, dtype)
 
 
@@ -225,13 +224,13 @@ def test_nvcc_takes_the_text_of_products(file, tmp_path):
         pytest.skip("nvcc is not installed")
     arguments = "odd", 2, 2, 2, "fwd", (True,)
     if file == "couplings/couplings.cuh":
-        kernel = sample_tables.couple(couplings.gaunt(*arguments), torch.float32)
+        kernel = jit_couplings.specialise(couplings.gaunt(*arguments), torch.float32)
     elif file == "matrices/matrices.cuh":
-        kernel = sample_tables.matrices(matrices.product(2, 2, 2, True, "bwd", (True,) * 2), torch.float32)
+        kernel = jit_matrices.specialise(matrices.product(2, 2, 2, True, "bwd", (True,) * 2), torch.float32)
     else:
-        kernel = sample_tables.signals(signals.product(*arguments), torch.float32)
-    source = tmp_path / "plan.cu"
-    source.write_text(channelwise._source(file) + kernel.text)
-    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", source, "-o", tmp_path / "plan.o"]
+        kernel = jit_signals.specialise(signals.product(*arguments), torch.float32)
+    file_cu = tmp_path / "plan.cu"
+    file_cu.write_text(source(file) + kernel.text)
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -11,7 +11,7 @@ import eqtp
 from eqtp import testing
 from eqtp.math import sphere as tables
 from eqtp.math.so3 import gaunt
-from eqtp.ops import constants
+from eqtp.ops import constants, gaunt_fourier
 from eqtp.ops import gaunt_tensor_product as module
 from eqtp.ops.gaunt_tensor_product import METHODS, gaunt_tensor_product
 from eqtp.plans import signals
@@ -47,7 +47,7 @@ def method(request, monkeypatch):
     """Each route in plain torch, and the kernels of those that have some."""
     name, _, how = request.param.partition(", ")
     if how in ("direct", "FFT"):
-        monkeypatch.setattr(module, "DIRECT_TERMS", math.inf if how == "direct" else 0)
+        monkeypatch.setattr(gaunt_fourier, "DIRECT_TERMS", math.inf if how == "direct" else 0)
     eqtp.set_backend("native" if how == "native" else "reference")
     yield name
     eqtp.set_backend(None)
@@ -256,7 +256,7 @@ def test_auto_takes_the_rule(monkeypatch):
     x = torch.zeros(1)
 
     def rule(*degrees):
-        return module.choose("op", "auto", "native", degrees, x)
+        return module.choose("gaunt_tensor_product", "auto", "native", degrees, x)
 
     assert [rule(3, 3), rule(4, 1), rule(4, 2)] == [("sparse", "native"), ("sparse", "native"), ("grid", "native")]
 

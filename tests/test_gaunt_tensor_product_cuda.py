@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from eqtp import testing
-from eqtp.backends.jit import sample_tables
+from eqtp.backends.jit import samples
+from eqtp.backends.jit import signals as jit
 from eqtp.plans import signals
 
 KINDS = ["product", "odd", "cross"]
@@ -95,7 +96,7 @@ def test_a_sum_of_nothing(target):
 def test_one_gradient(target, wanted, used):
     """The operand itself is not read."""
     p = signals.product("odd", 2, 1, 3, "bwd", wanted)
-    assert sample_tables.signals(p, torch.float64).inputs == used
+    assert jit.specialise(p, torch.float64).inputs == used
     check(p, operands(p, 5, 7, torch.float64), target)
 
 
@@ -119,7 +120,7 @@ def test_sizes(target, shape):
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(samples, "MAX_BLOCKS", 2)
     p = program("product", (1, 1, 2), "fwd")
     check(p, operands(p, 30, 10, torch.float64), target)
 
@@ -138,4 +139,4 @@ def test_the_order_of_threads_does_not_matter(order, monkeypatch):
 def test_too_large():
     """The shared memory of a GPU is the limit."""
     with pytest.raises(RuntimeError, match=r"signals: .* do not fit"):
-        sample_tables.signals(signals.product("cross", 60, 60, 60, "bwdbwd", (True,) * 3), torch.float64)
+        jit.specialise(signals.product("cross", 60, 60, 60, "bwdbwd", (True,) * 3), torch.float64)

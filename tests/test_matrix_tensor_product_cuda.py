@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from eqtp import testing
-from eqtp.backends.jit import sample_tables
+from eqtp.backends.jit import matrices as jit
+from eqtp.backends.jit import samples
 from eqtp.math import sphere
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 from eqtp.plans import matrices
@@ -112,7 +113,7 @@ def test_every_size(target, size):
 def test_one_gradient(target, wanted, used, split):
     """The operand itself is not read."""
     p = matrices.product(2, 1, 3, split, "bwd", wanted)
-    assert sample_tables.matrices(p, torch.float64).inputs == (used if split else used[:2])
+    assert jit.specialise(p, torch.float64).inputs == (used if split else used[:2])
     check(p, operands(p, 5, 7, torch.float64), target)
 
 
@@ -145,7 +146,7 @@ def test_sizes(target, shape):
 
 
 def test_blocks_take_several_tiles(target, monkeypatch):
-    monkeypatch.setattr(sample_tables, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(samples, "MAX_BLOCKS", 2)
     p = program((1, 1, 2), False, "fwd")
     check(p, operands(p, 30, 10, torch.float64), target)
 
@@ -188,4 +189,4 @@ def test_the_op(target, degrees, split):
 def test_too_large():
     """The shared memory of a GPU is the limit."""
     with pytest.raises(RuntimeError, match=r"matrices: .* do not fit"):
-        sample_tables.matrices(program((60, 60, 60), True, "bwdbwd"), torch.float64)
+        jit.specialise(program((60, 60, 60), True, "bwdbwd"), torch.float64)

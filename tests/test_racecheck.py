@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from eqtp import testing
-from eqtp.backends.jit import nvrtc, sample_tables
+from eqtp.backends.jit import couplings as jit_couplings
+from eqtp.backends.jit import matrices as jit_matrices
+from eqtp.backends.jit import nvrtc, samples
+from eqtp.backends.jit import signals as jit_signals
 from eqtp.backends.jit.channelwise_tables import PASSES, layout, units
 from eqtp.plans import couplings, matrices, signals
 from eqtp.plans.plan import TensorProductPlan
@@ -129,33 +132,36 @@ def products(family):
             testing.random(5, 9, (p.lmax_in[1] + 1) ** 2 + 2).float(),
         )
         results = [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
-        family.signals(p, [x1.expand(5, 9, -1), x2[..., 1:-1]], results)
+        family.run("signals", p, [x1.expand(5, 9, -1), x2[..., 1:-1]], results)
         outputs += results
     c = couplings.gaunt("product", 1, 1, 2, "fwd", (True,))
     results = [torch.full((5, 60, 9), torch.nan)]
-    family.couple(
-        c, [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]], results
+    family.run(
+        "couplings",
+        c,
+        [testing.random(5, 1, 4).float().expand(5, 60, -1), testing.random(5, 60, 6).float()[..., 1:-1]],
+        results,
     )
     p = matrices.product(6, 1, 2, True, "bwdbwd", (True,) * 3)
     x1, *others = (testing.random(5, 9, (l + 1) ** 2).float() for l in p.lmax_in)
     outputs += [torch.full((5, 9, (l + 1) ** 2), torch.nan) for l in p.lmax_out]
-    family.matrices(p, [x1[:, :1].expand(5, 9, -1), *others], outputs[-len(p.lmax_out) :])
+    family.run("matrices", p, [x1[:, :1].expand(5, 9, -1), *others], outputs[-len(p.lmax_out) :])
     return outputs + results
 
 
 @pytest.mark.parametrize("kind", ["thread", "address"])
 def test_products_are_clean(monkeypatch, kind):
     family = sanitized(kind)
-    monkeypatch.setattr(sample_tables, "MAX_THREADS", 64)  # 2 workers
+    monkeypatch.setattr(samples, "MAX_THREADS", 64)  # 2 workers
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
-    for memory in (sample_tables.signals, sample_tables.couple, sample_tables.matrices):
+    for memory in [module.specialise for module in (jit_signals, jit_couplings, jit_matrices)]:
         memory.cache_clear()
-    several = sample_tables.signals(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
+    several = jit_signals.specialise(signals.product("product", 5, 5, 10, "fwd", (True,)), torch.float32)
     assert several.threads == 2 * several.samples < 90  # 6 rows in 3 rounds; 45 samples in 2 tiles
     plain = products(emulated.family())
     checked = products(family)
-    for memory in (sample_tables.signals, sample_tables.couple, sample_tables.matrices):
+    for memory in [module.specialise for module in (jit_signals, jit_couplings, jit_matrices)]:
         memory.cache_clear()
     assert all(t.isfinite().all() for t in plain)
     assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
@@ -172,7 +178,7 @@ def test_a_missing_barrier_of_signals_is_a_race(missing):
     family = sanitized("thread", "__syncthreads();".join(parts))
     p = signals.product("product", 1, 1, 2, "fwd", (True,))
     with pytest.raises(RuntimeError, match="data race"):
-        family.signals(p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])
+        family.run("signals", p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])
 
 
 @pytest.mark.parametrize("missing", [1, 4, 5, 6], ids=["inputs", "matrices", "sums", "parts"])
@@ -183,7 +189,9 @@ def test_a_missing_barrier_of_matrices_is_a_race(missing):
     parts[missing : missing + 2] = [parts[missing] + ";" + parts[missing + 1]]
     family = sanitized("thread", "__syncthreads();".join(parts))
     p = matrices.product(6, 1, 2, False, "fwd", (True,))
-    kernel = sample_tables.matrices(p, torch.float32)
+    kernel = jit_matrices.specialise(p, torch.float32)
     assert kernel.threads > kernel.samples
     with pytest.raises(RuntimeError, match="data race"):
-        family.matrices(p, [testing.random(5, 8, (l + 1) ** 2).float() for l in p.lmax_in], [torch.empty(5, 8, 9)])
+        family.run(
+            "matrices", p, [testing.random(5, 8, (l + 1) ** 2).float() for l in p.lmax_in], [torch.empty(5, 8, 9)]
+        )

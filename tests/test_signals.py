@@ -1,16 +1,17 @@
 """Programs and tables of couplings: the compiled CPU kernels against values at the points of the grid
 (tests/programs.py)."""
 
+import functools
 import os
 import subprocess
 import sys
 
+import calls
 import pytest
 import torch
 from programs import couple, evaluate, squares
 
 from eqtp import testing
-from eqtp.backends.native import library
 from eqtp.plans import couplings, signals
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -28,6 +29,9 @@ POWERS = [
     signals.powers_adjoint(3, 2, 3, 0),
     signals.powers_adjoint(2, 2, 4, 2),
 ]
+
+SIGNALS = functools.partial(calls.run, "native", "signals")
+COUPLINGS = functools.partial(calls.run, "native", "couplings")
 
 
 def coefficients(sizes, b, c, dtype, seed):
@@ -54,8 +58,8 @@ def test_products(kind, degrees, dtype):
         program, table = (module(kind, *degrees, pass_, wanted) for module in (signals.product, couplings.gaunt))
         sizes = squares(program.lmax_in), squares(program.lmax_out)
         assert (table.inputs, table.outputs) == tuple(map(tuple, sizes))
-        check(library.signals, evaluate, program, *sizes, dtype)
-        check(library.couple, lambda _, x, program=program: evaluate(program, x), table, *sizes, dtype)
+        check(SIGNALS, evaluate, program, *sizes, dtype)
+        check(COUPLINGS, lambda _, x, program=program: evaluate(program, x), table, *sizes, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -63,7 +67,7 @@ def test_products(kind, degrees, dtype):
     "program", POWERS, ids=["powers", "tangents of powers", "gradient of powers", "second gradient of powers"]
 )
 def test_powers(program, dtype):
-    check(library.signals, evaluate, program, squares(program.lmax_in), squares(program.lmax_out), dtype)
+    check(SIGNALS, evaluate, program, squares(program.lmax_in), squares(program.lmax_out), dtype)
 
 
 def test_couplings_with_a_scale():
@@ -79,12 +83,12 @@ def test_couplings_with_a_scale():
         [2, 3, 2, 4],
         [2, 3, 0, 3],
     ]
-    table = couplings.Couplings(
+    table = couplings.CouplingTable(
         (3, 3), (2, 1), torch.tensor(entries).numpy(), testing.random(len(entries), seed=3).numpy()
     )
     assert table.scale.tolist() == [-1, 5, 3, 4]
     for dtype in TOLERANCE:
-        check(library.couple, couple, table, (3, 3), (2, 1), dtype)
+        check(COUPLINGS, couple, table, (3, 3), (2, 1), dtype)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (40, 1), (1, 33), (5, 16)], ids=str)
@@ -93,7 +97,7 @@ def test_any_number_of_samples(shape, lmax):
     program, table = (
         module("product", lmax, lmax, lmax, "fwd", (True,)) for module in (signals.product, couplings.gaunt)
     )
-    for what, run, slowly in ((program, library.signals, evaluate), (table, library.couple, couple)):
+    for what, run, slowly in ((program, SIGNALS, evaluate), (table, COUPLINGS, couple)):
         sizes = [(lmax + 1) ** 2] * 3
         if 0 in shape:
             run(
@@ -112,7 +116,7 @@ def test_strides_and_what_is_not_ours():
     wide = testing.random(5, 4, 3, 9, seed=1)
     x1, x2 = wide[:, ::2, 1], testing.random(5, 1, 4, seed=2).expand(5, 2, 4)  # [5, 2, 9], [5, 2, 4]
     out = torch.full((5, 2, 3, 16), 7.0, dtype=torch.float64)
-    library.signals(program, [x1, x2], [out[:, :, 1]])
+    calls.run("native", "signals", program, [x1, x2], [out[:, :, 1]])
     testing.assert_close(out[:, :, 1], evaluate(program, [x1, x2])[0], "middle one", 1e-12)
     assert (out[:, :, ::2] == 7).all()
 
@@ -123,7 +127,7 @@ def test_results_do_not_depend_on_threads_or_on_the_batch():
 
     def run(inputs):
         out = [torch.empty(*inputs[0].shape[:2], (l + 1) ** 2) for l in program.lmax_out]
-        library.signals(program, inputs, out)
+        calls.run("native", "signals", program, inputs, out)
         return out
 
     threads, results = torch.get_num_threads(), []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eqtp import testing
-from eqtp.backends.jit import channelwise_tables
+from eqtp.backends.jit import harmonics as jit
 from eqtp.math import harmonics
 from eqtp.ops.spherical_harmonics import reference
 
@@ -18,15 +18,16 @@ SIZES = [0, 1, 31, 129, 1000]
 NORMALIZE = pytest.mark.parametrize("normalize", [True, False], ids=["direction", "solid"])
 
 # The kernels ahead of time take structs; here their members are arguments
-ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row, const T* c, Index c_row,
-  Index c_col, T* out, T* gxyz, int tile, int room"""
+ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row,
+  const T* c, Index c_row, Index c_col, T* out, T* gxyz, int tile, int room"""
 ARRAYS = (
     "HarmonicsArrays<T>{normalize, points, xyz, g, c, xyz_row, xyz_col, g_row, c_row, c_col, out, gxyz, tile, room}"
 )
 AHEAD = f"""#include "harmonics/harmonics.cuh"
 namespace eqtp {{
 template <class T, int PASS>
-__global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width, {ARGUMENTS}) {{
+__global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width,
+                      {ARGUMENTS}) {{
   harmonics<T, PASS>(GivenTable<Real<T>>{{constants, start, column, degree, width}}, {ARRAYS});
 }}
 template <class T, int PASS, int L>
@@ -71,12 +72,10 @@ def kernels(kind, degrees, dtype, sanitize=None):
     elif kind == "fixed":
         text, before, name = AHEAD, [pointer], f"eqtp::fixed<{T}, eqtp::%s, {max(degrees)}>"
     else:
-        text, before = '#include "harmonics/harmonics.cuh"\n' + channelwise_tables.harmonics_source(*degrees), []
+        text, before = '#include "harmonics/harmonics.cuh"\n' + jit.source(*degrees), []
         name = f"eqtp::harmonics_plan_kernel<{T}, eqtp::%s, eqtp::Plan>"
-    built = emulation.build(
-        text, {name % p: [*before, *types(dtype)] for p in channelwise_tables.HARMONICS_PASSES}, sanitize
-    )
-    return {p: built[name % p] for p in channelwise_tables.HARMONICS_PASSES}
+    built = emulation.build(text, {name % p: [*before, *types(dtype)] for p in jit.PASSES.values()}, sanitize)
+    return {p: built[name % p] for p in jit.PASSES.values()}
 
 
 def flat(t):
@@ -109,7 +108,7 @@ def run(
     constants, start, column = harmonics.tables(degrees, normalization)
     columns, which = len(column), "SECOND" if c is not None else "GRADIENT" if g is not None else "VALUES"
     unrolled = kind == "fixed" or (kind == "specialised" and lmax <= 8)
-    shape = channelwise_tables.harmonics_shape(degrees, which, dtype, unrolled)
+    shape = jit.shape_of(degrees, which, dtype, unrolled)
     memory, results = zip(*(framed((n, k), dtype, shift) for k in (columns, 3)), strict=True)
     wanted = [w and which in (one, "SECOND") for w, one in zip(wanted, ("VALUES", "GRADIENT"), strict=True)]
     numbers, integers = (
@@ -283,9 +282,9 @@ def test_only_what_is_wanted():
 def test_many_columns_have_smaller_tiles():
     """Rows that do not fit 32 times into shared memory."""
     degrees = (3,) * 200
-    assert 0 < channelwise_tables.harmonics_shape(degrees, "SECOND", torch.float32, False).tile < 32
+    assert 0 < jit.shape_of(degrees, "SECOND", torch.float32, False).tile < 32
     check("given", degrees, True, "component", *operands(degrees, 21, torch.float32))
-    assert channelwise_tables.harmonics_shape((3,) * 1900, "VALUES", torch.float32).tile == 0
+    assert jit.shape_of((3,) * 1900, "VALUES", torch.float32).tile == 0
 
 
 # zero vectors, extremes

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from unittest import mock
 
+import calls
 import emulation
 import pytest
 import torch
@@ -13,10 +14,13 @@ import torch
 import eqtp
 from eqtp import testing
 from eqtp.backends import registry
-from eqtp.backends.native import library
+from eqtp.backends.native import channelwise, library
+from eqtp.backends.tensors import contiguous_rows
 from eqtp.math.so3 import wigner_3j
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
+from eqtp.plans import channelwise as plans
+from eqtp.plans.calls import Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
 
@@ -34,7 +38,8 @@ template <class K> static int cudaFuncSetAttribute(K*, int, int) { return 0; }
 """
 ENTRY = """
 using namespace eqtp;
-extern "C" __attribute__((visibility("default"))) const char* convolve(const table_driven::Address* a, const Index* n, int graph, int inputs) {
+extern "C" __attribute__((visibility("default")))
+const char* convolve(const table_driven::Address* a, const Index* n, int graph, int inputs) {
   static std::string error;
   auto take = [](auto& from, int count) { from += count; return from - count; };
   auto list = [&](int count) { auto p = take(a, count); return std::vector<table_driven::Address>(p, p + count); };
@@ -45,8 +50,8 @@ extern "C" __attribute__((visibility("default"))) const char* convolve(const tab
     table_driven::Call c{rest[0], rest[1], rest[2], list(graph), {}, {}, 0, {d, d + 4}};
     for (int i = 0; i < inputs; ++i) c.in.push_back({list(1)[0], rest[4 + i]});
     c.out = list(4), c.shares = list(1)[0];
-    table_driven::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])}, {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c,
-                     int(rest[3]), 0, 0);
+    table_driven::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])},
+                     {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c, int(rest[3]), 0, 0);
     return nullptr;
   } catch (const std::exception& e) {
     return (error = e.what()).c_str();
@@ -95,24 +100,25 @@ class Launchers:
             raise RuntimeError(error.decode())
 
 
-class Emulated:
-    """The family "native" as it is on CUDA tensors, on CPU tensors."""
+def emulated_kernel(module) -> registry.Kernel:
+    """The native channelwise kernels as they are on CUDA tensors, on CPU tensors."""
 
-    def __init__(self, module):
-        self.module = module
-
-    def convolve(self, key, graph, inputs, outputs):
+    def run(key, pass_, inputs, outputs):
         with (
-            mock.patch.object(library, "_native", self.module),
+            mock.patch.object(library, "_native", module),
             mock.patch.object(library, "place", lambda device: (0, 0)),
         ):
-            library.convolve_cuda(key, graph, [library.row(t) for t in inputs], outputs)
+            channelwise._run_cuda(key, pass_, inputs.map(contiguous_rows), outputs)
 
-    def walks_transpose(self, device):
-        return True
-
-    def why_not(self, op, plan, device, dtype):
-        return library.why_not_plan(plan)
+    return registry.Kernel(
+        engine="channelwise",
+        family="emulated-native",
+        devices=("cpu",),
+        why_not=lambda plan, device, dtype: plans.why_not(plan),
+        run=run,
+        sources=(),
+        transposes=("cpu",),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +126,8 @@ def emulated():
     """Name of the family."""
     if emulation.why_not(None):
         pytest.skip(emulation.why_not(None))
-    registry._others["emulated-native"] = Emulated(Launchers())
-    yield "emulated-native"
-    del registry._others["emulated-native"]
+    yield registry.register(emulated_kernel(Launchers())).family
+    del registry._kernels["emulated-native", "channelwise"]
     registry._resolve.cache_clear()
 
 
@@ -228,7 +233,7 @@ def all_passes(family, plan, graph, rows, edges, shared, dtype=torch.float32):
             torch.full(t.shape, torch.nan, dtype=dtype) if n in wanted else None
             for n, t in zip("oxyw", (g, x, y, w), strict=True)
         ]
-        family.convolve(plan.key, graph, inputs, outputs)
+        calls.convolve(family, plan.key, graph, inputs, outputs)
         results += [t for t in outputs if t is not None]
     return results
 
@@ -246,16 +251,14 @@ def test_sizes(emulated, random_graph, nodes, edges, shared):
     """R19: any number of nodes and edges; operands with any row stride. The C++ kernels are the measure."""
     graph = columns(random_graph(*nodes, edges))
     for plan in (UNEVEN, UNWEIGHTED):
-        ours, theirs = (all_passes(f, plan, graph, nodes, edges, shared) for f in (registry.family(emulated), library))
+        ours, theirs = (all_passes(f, plan, graph, nodes, edges, shared) for f in (emulated, "native"))
         for a, b in zip(ours, theirs, strict=True):
             testing.assert_close(a, b.double())
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 6])
 def test_rows(emulated, count):
-    ours, theirs = (
-        all_passes(f, UNEVEN, (), (count, count), count, False) for f in (registry.family(emulated), library)
-    )
+    ours, theirs = (all_passes(f, UNEVEN, (), (count, count), count, False) for f in (emulated, "native"))
     for a, b in zip(ours, theirs, strict=True):
         testing.assert_close(a, b.double())
 
@@ -266,22 +269,22 @@ def test_rows(emulated, count):
     ids=["no paths", "nothing"],
 )
 def test_plans_without_paths_give_zeros(emulated, random_graph, plan):
-    results = all_passes(registry.family(emulated), plan, columns(random_graph(3, 4, 9)), (3, 4), 9, False)
+    results = all_passes(emulated, plan, columns(random_graph(3, 4, 9)), (3, 4), 9, False)
     assert all((t == 0).all() for t in results)
 
 
 def test_only_what_is_wanted(emulated, random_graph):
     """Outputs that are None are left out and change nothing."""
-    graph, family = columns(random_graph(3, 4, 9)), registry.family(emulated)
+    graph, family = columns(random_graph(3, 4, 9)), emulated
     x, y, w, g = (
         testing.random(n, d).float()
         for n, d in ((3, UNEVEN.dim_in1), (9, UNEVEN.dim_in2), (9, UNEVEN.weight_numel), (4, UNEVEN.dim_out))
     )
     every = [torch.empty_like(t) for t in (x, y, w)]
-    family.convolve(UNEVEN.key, graph, (x, y, w, g), (None, *every))
+    calls.convolve(family, UNEVEN.key, graph, (x, y, w, g), (None, *every))
     for n, t in enumerate((x, y, w)):
         alone = [torch.empty_like(t) if k == n else None for k in range(3)]
-        family.convolve(UNEVEN.key, graph, (x, y, w, g), (None, *alone))
+        calls.convolve(family, UNEVEN.key, graph, (x, y, w, g), (None, *alone))
         assert torch.equal(alone[n], every[n])
 
 
@@ -291,7 +294,7 @@ def test_any_order_of_threads(emulated, random_graph, monkeypatch, order):
     graph = columns(random_graph(3, 4, 30))
 
     def run():
-        return all_passes(registry.family(emulated), UNEVEN, graph, (3, 4), 30, False)
+        return all_passes(emulated, UNEVEN, graph, (3, 4), 30, False)
 
     first = run()
     monkeypatch.setenv("EQTP_CPU_ORDER", order)
@@ -317,9 +320,8 @@ def test_the_binding_is_called_as_it_asks():
         mock.patch.object(library, "place", lambda device: (0, 0)),
         pytest.raises(RuntimeError, match=r"tensor_product_conv: .*(driver|device)"),
     ):
-        library.convolve_cuda(
-            UNWEIGHTED.key, (), (x, y, x[:, :0]), (torch.zeros(2, UNWEIGHTED.dim_out), None, None, None)
-        )
+        outputs = Outputs(torch.zeros(2, UNWEIGHTED.dim_out))
+        channelwise._run_cuda(UNWEIGHTED.key, Pass.FWD, Operands(x, y, x[:, :0]), outputs)
 
 
 @pytest.mark.parametrize("op", ["tensor_product", "tensor_product_conv"])
@@ -327,7 +329,7 @@ def test_why_not(op):
     """A sentence that says what to do, on machines and builds without CUDA; None where it runs."""
 
     def why_not(dtype):
-        return library.why_not(op, UNEVEN, torch.device("cuda"), dtype)
+        return registry.why_not("native", op, UNEVEN, torch.device("cuda"), dtype)
 
     build = mock.Mock(has_cuda=False)
     with mock.patch.object(library, "_native", build):

@@ -1,8 +1,10 @@
 """Launches of the specialised kernels (csrc/channelwise/channelwise.cuh): sizes beyond 32 bits, and what only a GPU
 has: streams, graphs, devices."""
 
+import functools
 import itertools
 
+import calls
 import emulated
 import emulation
 import numpy as np
@@ -14,6 +16,7 @@ from test_tensor_product_conv_cuda import PLANS, SMALL, on, ours
 import eqtp
 from eqtp import testing
 from eqtp.backends.jit import channelwise, channelwise_tables
+from eqtp.backends.jit.toolchain import Toolchain
 from eqtp.ops import tensor_product_conv as conv_op
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
@@ -21,7 +24,7 @@ from eqtp.testing import problems
 
 # ---------------------------------------------------------------------------------------------------------------- large
 #   sizes (R20)
-def passes(family, plan, graph, sizes, new):
+def passes(convolve, plan, graph, sizes, new):
     """Runs all kernels: forward, backward, both along a direction. sizes: sources, destinations, edges; new(rows,
     columns) makes a tensor."""
     num_src, num_dst, edges = sizes
@@ -35,7 +38,7 @@ def passes(family, plan, graph, sizes, new):
     outputs = []
     for inputs, wanted in (((x, y, w), "g"), ((x, y, w, g), "xyw"), ((x, y, w, g, x, y, w), "gxyw")):
         results = [torch.empty(shapes[n], dtype=x.dtype, device=x.device) if n in wanted else None for n in "gxyw"]
-        family.convolve(plan.key, graph, inputs, results)
+        convolve(plan.key, graph, inputs, results)
         outputs += [t for t in results if t is not None]
     return outputs
 
@@ -46,10 +49,12 @@ def test_launches_are_never_too_large(size, rows):
     """Grids within CUDA's limit however many rows there are; sizes and strides are passed as 64 bits. Nothing is run,
     nothing allocated."""
     launches = []
-    record = channelwise.Kernels(
-        lambda file, text, names, device: {n: n for n in names},
-        lambda *launch: launches.append(launch),
-        lambda device: None,
+    kernels = channelwise.kernel(
+        Toolchain(
+            lambda file, text, names, device: {n: n for n in names},
+            lambda *launch: launches.append(launch),
+            lambda device: None,
+        )
     )
     plan = TensorProductPlan("256x0e", "0e+1o", "256x0e+256x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
     assert {
@@ -60,9 +65,15 @@ def test_launches_are_never_too_large(size, rows):
         return torch.empty(n, dtype=torch.int64, device="meta")
 
     graph = () if rows else (index(size), index(size), index(size + 1), index(size), index(size + 1), index(size))
-    passes(record, plan, graph, (size,) * 3, lambda *shape: torch.empty(shape, device="meta"))
-    kernels = {kernel.split("::")[1].split("<")[0] for kernel, *_ in launches}
-    assert kernels == {"conv_fwd_kernel", "conv_bwd_kernel", "sum_units_kernel", *([] if rows else ["planar_kernel"])}
+    passes(
+        functools.partial(calls.convolve, kernels),
+        plan,
+        graph,
+        (size,) * 3,
+        lambda *shape: torch.empty(shape, device="meta"),
+    )
+    launched = {kernel.split("::")[1].split("<")[0] for kernel, *_ in launches}
+    assert launched == {"conv_fwd_kernel", "conv_bwd_kernel", "sum_units_kernel", *([] if rows else ["planar_kernel"])}
     for kernel, grid, block, _, *arguments in launches:
         blocks = {
             "conv": 4 * -(-size // 4) if rows else 4 * size,
@@ -86,7 +97,7 @@ def test_fewer_blocks_than_work(random_graph, monkeypatch, rows):
         else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
     )
     for name in ("small", "two"):
-        run = lambda: passes(family, PLANS[name], graph, sizes, lambda *shape: testing.random(*shape).float())  # noqa: B023, E731
+        run = lambda: passes(family.convolve, PLANS[name], graph, sizes, lambda *shape: testing.random(*shape).float())  # noqa: B023, E731
         whole = run()
         for blocks in (1, 7):
             with monkeypatch.context() as limit:
@@ -125,7 +136,11 @@ def test_offsets_beyond_32_bits(random_graph, sparse, rows):
     def far(*shape):
         return sparse(*shape, stride=2**30 + 4).copy_(near(*shape))
 
-    for a, b in zip(passes(family, SMALL, graph, sizes, far), passes(family, SMALL, graph, sizes, near), strict=True):
+    for a, b in zip(
+        passes(family.convolve, SMALL, graph, sizes, far),
+        passes(family.convolve, SMALL, graph, sizes, near),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 

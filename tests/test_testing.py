@@ -1,5 +1,6 @@
 """The checks can fail: a kernel with one wrong coefficient, in one pass, in one path, is caught."""
 
+import calls
 import e3nn.o3
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import eqtp
 from eqtp import testing
-from eqtp.backends.native import library
+from eqtp.backends.native import channelwise
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
 
@@ -20,14 +21,14 @@ def wrong_scale(number):
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.scale**2) for p in PLAN.paths]
     instructions[number] = (*instructions[number][:5], (path.scale * 1.01) ** 2)
     plan = TensorProductPlan(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, instructions, "none", "none")
-    return library.plan(plan.key)
+    return channelwise.plan(plan.key)
 
 
 @pytest.mark.parametrize("number", range(len(PLAN.paths)))
 @pytest.mark.parametrize("check", [testing.check_tensor_product, testing.check_tensor_product_conv])
 def test_one_wrong_path_is_caught(monkeypatch, check, number):
     wrong = wrong_scale(number)
-    monkeypatch.setattr(library, "plan", lambda key: wrong)
+    monkeypatch.setattr(channelwise, "plan", lambda key: wrong)
     with pytest.raises(AssertionError, match=rf"slot {PLAN.paths[number].io} .*path {number}\b"):
         check(PLAN)
 
@@ -43,33 +44,30 @@ KERNEL_OUTPUTS = [
 @pytest.mark.parametrize(("kernel", "name"), KERNEL_OUTPUTS)
 def test_one_wrong_gradient_is_caught(monkeypatch, kernel, name):
     """R1: one block of one operand's gradient wrong by 3 %, in one kernel."""
-    convolve, path = library.convolve, PLAN.paths[5]
-    num_inputs, output = {"bwd": 4, "bwdbwd": 7}[kernel], ("out", "gx", "gy", "gw").index(name)
+    path, output = PLAN.paths[5], ("out", "gx", "gy", "gw").index(name)
     in1, in2, out = PLAN.offsets
     weight = slice(path.weight_offset, path.weight_offset + path.weight_numel)
     block = [out[path.io], in1[path.i1], in2[path.i2], weight][output]
 
-    def wrong(key, graph, inputs, outputs):
-        convolve(key, graph, inputs, outputs)
-        if len(inputs) == num_inputs and outputs[output] is not None:
+    def wrong(run, key, pass_, inputs, outputs):
+        run(key, pass_, inputs, outputs)
+        if pass_ == kernel and outputs[output] is not None:
             outputs[output][:, block] *= 1.03
 
-    monkeypatch.setattr(library, "convolve", wrong)
+    calls.wrap(monkeypatch, "channelwise", wrong)
     with pytest.raises(AssertionError, match="1e-12"):
         testing.check_tensor_product_conv(PLAN)
 
 
 def test_an_element_that_is_not_written_is_caught(monkeypatch):
-    convolve = library.convolve
-
-    def lazy(key, graph, inputs, outputs):
-        if outputs[0] is None or len(inputs) != 3:
-            return convolve(key, graph, inputs, outputs)
+    def lazy(run, key, pass_, inputs, outputs):
+        if pass_ != "fwd":
+            return run(key, pass_, inputs, outputs)
         full = torch.empty_like(outputs[0])
-        convolve(key, graph, inputs, (full, *outputs[1:]))
+        run(key, pass_, inputs, outputs._replace(out=full))
         outputs[0][:-1] = full[:-1]
 
-    monkeypatch.setattr(library, "convolve", lazy)
+    calls.wrap(monkeypatch, "channelwise", lazy)
     with pytest.raises(AssertionError, match=r"out, all.*nan"):
         testing.check_tensor_product_conv(PLAN)
 
@@ -125,20 +123,14 @@ def test_broken_equivariance_is_caught():
 
 def test_second_order_runs_the_fused_kernel_and_the_closure(monkeypatch):
     """check_op's two second orders take the two routes they are meant to take."""
-    convolve, case = library.convolve, testing.rows_case(PLAN)
-    calls = []
-
-    def spy(key, graph, inputs, outputs):
-        calls.append(len(inputs))
-        convolve(key, graph, inputs, outputs)
-
-    monkeypatch.setattr(library, "convolve", spy)
+    case, made = testing.rows_case(PLAN), calls.count_calls(monkeypatch, "channelwise")
 
     def op(x, y, w):
         return eqtp.tensor_product(x, y, w, PLAN)
 
     testing.derivatives(op, case, torch.float64, create_graph=False)
-    assert calls == [3, 4, 7]
-    calls.clear()
+    assert [pass_ for _, pass_ in made] == ["fwd", "bwd", "bwdbwd"]
+    made.clear()
     testing.derivatives(op, case, torch.float64, create_graph=True)
-    assert calls[:2] == [3, 4] and 7 not in calls and len(calls) > 3
+    passes = [pass_ for _, pass_ in made]
+    assert passes[:2] == ["fwd", "bwd"] and "bwdbwd" not in passes and len(passes) > 3

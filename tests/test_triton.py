@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import calls
 import pytest
 import torch
 from programs import couple, evaluate
@@ -12,7 +13,6 @@ from programs import couple, evaluate
 import eqtp
 from eqtp import testing
 from eqtp.backends import registry
-from eqtp.kernels import KERNELS
 from eqtp.ops import matrix_tensor_product, spherical_harmonics, tensor_product_conv
 from eqtp.plans import couplings, signals
 from eqtp.testing import problems
@@ -55,7 +55,7 @@ def test_reasons(monkeypatch):
 
 def test_import_is_lazy():
     """Neither the package nor the question whether it can run imports Triton."""
-    script = "import sys, torch, eqtp.kernels; eqtp.kernels.why_not('', None, torch.device('cuda'), torch.float32); print('triton' in sys.modules)"
+    script = "import sys, torch, eqtp; eqtp.explain(device='cuda'); print('triton' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
     )
@@ -100,13 +100,13 @@ def test_signals_on_a_gpu(kind, degrees, pass_, dtype):
     """By the grid and, as text or as data, by the table."""
     arguments = kind, *degrees, pass_, (True,) * PASSES[pass_]
     program = signals.product(*arguments)
-    for run, expected_of, data in (
-        (KERNELS.signals, evaluate, program),
-        (KERNELS.couple, couple, couplings.gaunt(*arguments)),
+    for engine, expected_of, data in (
+        ("signals", evaluate, program),
+        ("couplings", couple, couplings.gaunt(*arguments)),
     ):
         inputs = [testing.random(33, 5, (l + 1) ** 2, seed=n).cuda() for n, l in enumerate(program.lmax_in)]
         outputs = [torch.full((33, 5, (l + 1) ** 2), torch.nan, dtype=dtype, device="cuda") for l in program.lmax_out]
-        run(data, [t.to(dtype) for t in inputs], outputs)
+        calls.run("triton", engine, data, [t.to(dtype) for t in inputs], outputs)
         for a, b in zip(outputs, expected_of(data, [t.cpu() for t in inputs]), strict=True):
             testing.assert_close(a.cpu(), b)
 

@@ -141,56 +141,41 @@ def sources(name: str, real: str, lanes: int):
     import triton
 
     from eqtp import kernels
-    from eqtp.kernels import (
-        cg_tensor_product,
-        gaunt_tensor_product,
-        matrix_tensor_product,
-        segment_max,
-        segment_softmax,
-        segment_sum,
-        spherical_harmonics,
-        tensor_product_conv,
-    )
+    from eqtp.kernels import channelwise, couplings, harmonics, matrices, segments, signals
 
     wide = "float64" if real == "float64" else "float32"
     if name == "segments":
-        functions = (
-            segment_sum._segment_sum,
-            segment_max._segment_max,
-            segment_softmax._segment_softmax,
-            segment_softmax._segment_softmax_bwd,
-        )
-        for f in functions:
+        for f, configurations in segments.FUNCTIONS.values():
             for columns in (1, 128):
-                for constants, warps in (segment_max if f is functions[1] else segment_sum).blocks(columns):
+                for constants, warps in configurations(columns):
                     yield f.__name__, f, {*f.arg_names}, {**constants, "REAL": getattr(triton.language, wide)}, warps
     elif name in PROGRAMS:
-        for kernel, text, _ in gaunt_tensor_product.source(PROGRAMS[name](), wide):
+        for kernel, text, _ in signals.source(PROGRAMS[name](), wide):
             yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
     elif name in MATRICES:
-        for kernel, text, _ in matrix_tensor_product.source(MATRICES[name](), wide):
+        for kernel, text, _ in matrices.source(MATRICES[name](), wide):
             yield kernel, kernels.function(kernel, text, None), {"ptr", "at"}, {"B": lanes}, 1
     elif name == "table":
-        kernel, text = cg_tensor_product.source(TABLES[name](), wide)
+        kernel, text = couplings.source(TABLES[name](), wide)
         yield kernel, kernels.function(kernel, text, None), set(), {"B": lanes}, 1
     elif name == "table-long":
-        assert not cg_tensor_product.is_text(TABLES[name](), wide)
+        assert not couplings.is_text(TABLES[name](), wide)
         yield (
             name,
-            cg_tensor_product._walk,
-            {*cg_tensor_product._walk.arg_names},
-            {"B": cg_tensor_product.BLOCK},
-            cg_tensor_product.WARPS,
+            couplings._walk,
+            {*couplings._walk.arg_names},
+            {"B": couplings.BLOCK},
+            couplings.WARPS,
         )
     elif name == "too-wide":
-        kernel, text = spherical_harmonics.source((0, 1, 2, 3), True, "component", False, True, False, wide, 1e-38)
+        kernel, text = harmonics.source((0, 1, 2, 3), True, "component", False, True, False, wide, 1e-38)
         yield kernel, kernels.function(kernel, text), {"xyz", "out"}, {"B": 512}, 1
     elif name.startswith("lmax"):
         degrees = tuple(range(int(name.removeprefix("lmax")) + 1))
         for second, out, gxyz in ((False, True, False), (False, False, True), (True, True, True)):
-            kernel, text = spherical_harmonics.source(degrees, True, "component", second, out, gxyz, wide, 1e-38)
+            kernel, text = harmonics.source(degrees, True, "component", second, out, gxyz, wide, 1e-38)
             used = {"xyz", *(["g", "gxyz"] if gxyz else []), *(["out"] if out else []), *(["c"] if second else [])}
-            yield kernel, kernels.function(kernel, text), used, *spherical_harmonics.CONFIGURATIONS[0]
+            yield kernel, kernels.function(kernel, text), used, *harmonics.CONFIGURATIONS[0]
     else:
         name, _, rows = name.partition(":")
         for pass_ in PASSES:
@@ -203,10 +188,10 @@ def sources(name: str, real: str, lanes: int):
                 *(["cx", "cy", "cw"] if second else []),
             }
             used |= set() if rows else {"far", "ptr", "order"}
-            for kernel, text, unit in tensor_product_conv.source(
+            for kernel, text, unit in channelwise.source(
                 problems.plan(name).key, pass_, wide, not rows, (not forward,) * 3
             ):
-                yield kernel, kernels.function(kernel, text), used, *tensor_product_conv.configurations(unit, pass_)[0]
+                yield kernel, kernels.function(kernel, text), used, *channelwise.configurations(unit, pass_)[0]
 
 
 def compiled(function, used, constants, warps, real, target):

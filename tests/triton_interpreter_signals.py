@@ -4,6 +4,7 @@ tables (tests/programs.py).
 Not collected by itself: tests/test_triton.py runs it, as it does tests/triton_interpreter.py.
 """
 
+import calls
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,6 @@ from programs import couple, evaluate
 from triton_interpreter import FULL, HALF, tolerance
 
 from eqtp import testing
-from eqtp.backends.native import library
-from eqtp.kernels import KERNELS
 from eqtp.kernels import couplings as cg_tensor_product
 from eqtp.kernels import matrices as matrix_tensor_product
 from eqtp.kernels import signals as kernel
@@ -27,12 +26,12 @@ def operands(sizes, batch=2, channels=3, dtype=torch.float64):
     return [testing.random(batch, channels, n, seed=k).bfloat16().to(dtype) for k, n in enumerate(sizes)]
 
 
-def assert_runs(run, expected_of, data, sizes_in, sizes_out, dtype=torch.float64, layout=lambda t: t, **shape):
+def assert_runs(engine, expected_of, data, sizes_in, sizes_out, dtype=torch.float64, layout=lambda t: t, **shape):
     """A call of a family writes all its outputs, which are slices of one tensor, next to each other or with a gap."""
     inputs = [layout(t) for t in operands(sizes_in, dtype=dtype, **shape)]
     with testing.poisoned():
         outputs = torch.empty(*inputs[0].shape[:2], sum(sizes_out) + 1, dtype=dtype).split([*sizes_out, 1], -1)[:-1]
-        run(data, inputs, outputs)
+        calls.run("triton", engine, data, inputs, outputs)
     for n, (a, b) in enumerate(zip(outputs, expected_of(data, [t.double() for t in inputs]), strict=True)):
         testing.assert_close(a, b, f"output {n}", tolerance(dtype))
 
@@ -42,22 +41,22 @@ def sizes(program):
 
 
 def assert_program(program, **options):
-    assert_runs(KERNELS.signals, evaluate, program, *sizes(program), **options)
+    assert_runs("signals", evaluate, program, *sizes(program), **options)
 
 
 def assert_couplings(table, **options):
-    assert_runs(KERNELS.couple, couple, table, table.inputs, table.outputs, **options)
+    assert_runs("couplings", couple, table, table.inputs, table.outputs, **options)
 
 
 def multiply(program, inputs):
     """By the kernels for CPUs, which tests/test_matrix_tensor_product.py holds against the reference."""
     outputs = [inputs[0].new_empty(*inputs[0].shape[:2], (l + 1) ** 2) for l in program.lmax_out]
-    library.matrices(program, inputs, outputs)
+    calls.run("native", "matrices", program, inputs, outputs)
     return outputs
 
 
 def assert_matrices(program, **options):
-    assert_runs(KERNELS.matrices, multiply, program, *sizes(program), **options)
+    assert_runs("matrices", multiply, program, *sizes(program), **options)
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -121,7 +120,7 @@ def scaled():
         [3, 4, 1, 0],
         *([4, -1, i % 3, i % 5] for i in range(15)),
     ]
-    return couplings.Couplings((3, 2, 1), (4, 1), np.array(entries), np.linspace(-1, 1, len(entries)))
+    return couplings.CouplingTable((3, 2, 1), (4, 1), np.array(entries), np.linspace(-1, 1, len(entries)))
 
 
 def test_scales():

@@ -1,42 +1,109 @@
-"""Which kernels run: families in the order of `auto` on each kind of device, each with the reason why it cannot."""
+"""Which kernels there are, and which of them run.
+
+An *engine* is a kind of kernel (channelwise, signals, couplings, matrices, harmonics, segments); a *family* is a way to
+have kernels (jit, native, triton). The kernels of a family for an engine are the file
+
+    eqtp/backends/<family>/<engine>.py
+
+which registers a `Kernel`; an op names its engine by `register_op`. Nothing else lists either of them: `explain`, the
+sanitizers, the benchmarks and the tables of docs/ ask here.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterable
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
-from eqtp.plans.plan import TensorProductPlan
-
-# "reference" is the op's own formula in plain torch; the others are modules or objects, imported when first asked for,
-# that have the same functions: convolve, spherical_harmonics, segment_sum, ... (which write their outputs in place),
-# walks_transpose, and why_not. Their order is what auto tries on a GPU. Source: what the kernels do, not a measurement;
-# to be set from the tables of `make gpu`.
+# In the order that auto tries on a GPU, which follows from what the kernels do and not from measurements (docs/backends.md
+# says what was measured). "reference" is the op's own formula in plain torch.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
-WITHOUT_KERNELS = {"gaunt_convolution", "so2_convolution"}  # ops that have the reference only
-_default = None
-_others: dict[str, object] = {}  # families that tests add, which auto never takes
+_default: str | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The kernels of one family for one engine.
+
+    why_not(descriptor, device, dtype) -> None, or why they cannot run it, as a sentence. The descriptor says what is to
+    be computed: a plan, a program of signals, a table of couplings ..; None asks about the engine in general.
+    run(descriptor, pass_, inputs, outputs) fills the outputs in place, on tensors that are checked. What inputs and
+    outputs are is the engine's to say: `eqtp.plans.calls` for the channelwise one.
+    """
+
+    engine: str
+    family: str
+    devices: tuple[str, ...]  # types of torch devices
+    why_not: Callable
+    run: Callable
+    sources: tuple[str, ...]  # the files that are compiled, from the top of the source tree
+    # channelwise kernels:
+    transposes: tuple[str, ...] = ()  # device types on which gradients walk the transposed graph
+    atomics: tuple[torch.dtype, ...] = ()  # dtypes for which a graph may stay unsorted, its sums being atomic
+    prepare: Callable | None = None  # (plans, device, dtype): compiles what they will need
+
+
+_kernels: dict[tuple[str, str], Kernel] = {}
+_failed: dict[tuple[str, str], str] = {}  # kernels that cannot be imported, and the error
+_ops: dict[str, str | None] = {}
+
+
+def register(kernel: Kernel) -> Kernel:
+    """Makes kernels known; those that were registered for the same family and engine give way."""
+    _kernels[kernel.family, kernel.engine] = kernel
+    _resolve.cache_clear()
+    return kernel
+
+
+def register_op(name: str, engine: str | None) -> None:
+    """Says which engine an op runs on; None: it is plain torch."""
+    _ops[name] = engine
+
+
+def load() -> None:
+    """Imports the files in which the families register their kernels; done with eqtp. They import neither a compiler nor
+    Triton nor CuPy. A file that cannot be imported is a family without these kernels, with the error as the reason."""
+    for family in FAMILIES[:-1]:
+        package = importlib.import_module(f"eqtp.backends.{family}")
+        for module in pkgutil.iter_modules(package.__path__):
+            try:
+                importlib.import_module(f"eqtp.backends.{family}.{module.name}")
+            except ImportError as error:
+                _failed[family, module.name] = str(error)
+
+
+def kernel(family: str, engine: str) -> Kernel | None:
+    """The kernels of a family for an engine, None if there are none."""
+    return _kernels.get((family, engine))
+
+
+def kernels() -> list[Kernel]:
+    """All kernels of eqtp's families, by engine and family."""
+    found = [k for k in _kernels.values() if k.family in FAMILIES]
+    return sorted(found, key=lambda k: (k.engine, FAMILIES.index(k.family)))
+
+
+def ops() -> dict[str, str | None]:
+    """Op -> its engine, by name; None for one in plain torch."""
+    return dict(sorted(_ops.items()))
+
+
+def engine_of(op: str) -> str | None:
+    """The engine of an op. Raises ValueError for an unknown name."""
+    if op not in _ops:
+        raise ValueError(f"op must be one of {', '.join(ops())}, got {op!r}")
+    return _ops[op]
 
 
 def backends() -> tuple[str, ...]:
     """Names that `backend=` takes besides "auto"."""
     return FAMILIES
-
-
-def family(name: str):
-    """The kernels of a family. Raises ImportError if it cannot be imported."""
-    if name in _others:
-        return _others[name]
-    if name == "jit":
-        from eqtp.backends.jit.channelwise import KERNELS as module
-    elif name == "triton":
-        from eqtp.kernels import KERNELS as module
-    else:
-        from eqtp.backends.native import library as module
-    return module
 
 
 def set_backend(name: str | None) -> None:
@@ -48,7 +115,7 @@ def set_backend(name: str | None) -> None:
 
 
 def _known(name: str) -> str:
-    if name not in (*FAMILIES, *_others, "auto"):
+    if name != "auto" and name not in FAMILIES and name not in {family for family, _ in _kernels}:
         raise ValueError(f"backend must be one of auto, {', '.join(FAMILIES)}, got {name!r}")
     return name
 
@@ -58,22 +125,21 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return ORDER.get(device.type, FAMILIES)
 
 
-def why_not(name: str, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why
-    not."""
-    if name == "reference":
+def why_not(family: str, op: str, plan, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why not."""
+    if family == "reference":
         return None
-    if op in WITHOUT_KERNELS:
-        return f"there are no {name} kernels for {op}"
-    try:
-        module = family(name)
-    except ImportError as error:
-        return f"its kernels cannot be imported: {error}"
-    return module.why_not(op, plan, device, dtype)
+    engine = engine_of(op)
+    found = _kernels.get((family, engine))
+    if found is not None:
+        return found.why_not(plan, device, dtype)
+    if (family, engine) in _failed:
+        return f"its kernels cannot be imported: {_failed[family, engine]}"
+    return f"there are no {family} kernels for {op}"
 
 
 @lru_cache(maxsize=4096)
-def _resolve(name: str, op: str, plan: TensorProductPlan | None, device: str, dtype: torch.dtype) -> str:
+def _resolve(name: str, op: str, plan, device: str, dtype: torch.dtype) -> str:
     if name != "auto":
         reason = why_not(name, op, plan, torch.device(device), dtype)
         if reason:
@@ -84,36 +150,34 @@ def _resolve(name: str, op: str, plan: TensorProductPlan | None, device: str, dt
     )
 
 
-def resolve(backend: str, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(backend: str, op: str, plan, device: torch.device, dtype: torch.dtype) -> str:
     """The family that runs. A family named by the user, here or in EQTP_BACKEND, that cannot run raises RuntimeError;
     only "auto" moves on. Raises ValueError for an unknown name."""
     if backend == "auto":
         backend = _default or os.environ.get("EQTP_BACKEND", "auto")
-    remembered = (
-        _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve
-    )  # Dynamo warns of caches, and has its own
-    return remembered(_known(backend), op, plan, device.type, dtype)
+    # Dynamo warns of caches, and has its own
+    cached = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve
+    return cached(_known(backend), op, plan, device.type, dtype)
 
 
-def prepare(plans: Iterable[TensorProductPlan], device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
-    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at
-    run time it does not even look at the plans."""
+def prepare(plans: Iterable, device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
+    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at run
+    time it does not even look at the plans."""
     if device.type != "cuda":
         return
     plans = list(plans)
     for dtype in dtypes:
-        chosen = [plan for plan in plans if resolve("auto", "tensor_product_conv", plan, device, dtype) == "jit"]
-        if chosen:
-            family("jit").prepare(chosen, device, dtype)
+        by_family: dict[str, list] = {}
+        for plan in plans:
+            by_family.setdefault(resolve("auto", "tensor_product_conv", plan, device, dtype), []).append(plan)
+        for family, chosen in by_family.items():
+            found = None if family == "reference" else kernel(family, "channelwise")
+            if found is not None and found.prepare is not None:
+                found.prepare(chosen, device, dtype)
 
 
-def explain(
-    plan: TensorProductPlan | None = None,
-    device="cpu",
-    dtype: torch.dtype = torch.float32,
-    op: str = "tensor_product_conv",
-) -> str:
-    """One line per family: yes, or why not; and which one `auto` takes."""
+def explain(plan=None, device="cpu", dtype: torch.dtype = torch.float32, op: str = "tensor_product_conv") -> str:
+    """One line per family: yes, or why not; and which one `auto` takes. Raises ValueError for an unknown op."""
     device = torch.device(device)
     reasons = {f: why_not(f, op, plan, device, dtype) for f in FAMILIES}
     lines = [f"{f:<10} {'yes' if r is None else 'no: ' + r}" for f, r in reasons.items()]

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from eqtp.math import sphere
+from eqtp.ops.coefficients import check_natural, scale_degrees
 from eqtp.ops.gaunt_convolution import gaunt_convolution
 from eqtp.ops.gaunt_many_body import gaunt_many_body
-from eqtp.ops.gaunt_tensor_product import check_natural, gaunt_tensor_product, scaled
+from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import segment_sum
 
@@ -143,7 +144,7 @@ class GauntTensorProduct(_Layer):
             x1, x2, self.lmax_out, w1=weight(self.w1), w2=weight(self.w2), odd=self.odd, backend=self.backend
         )
         ends = [(self.w3, self.scale), (self.w3_odd, self.scale_odd)] if self.odd else [(self.w3, self.scale)]
-        out = [scaled(t, weight(w) * s) for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)]
+        out = [scale_degrees(t, weight(w) * s) for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)]
         out = [t.sum(-3) if several else t for t in out]
         return tuple(out) if self.odd else out[0]
 
@@ -192,7 +193,7 @@ class GauntManyBody(_Layer):
         powers = gaunt_many_body(
             x, self.lmax_out, self.degree, backend=self.backend
         )  # [..., channels, degree, (lmax_out+1)^2]
-        return scaled(powers, (self.weight * self.scale)[element]).sum(-2)
+        return scale_degrees(powers, (self.weight * self.scale)[element]).sum(-2)
 
     def extra_repr(self) -> str:
         return f"{self.lmax} -> {self.lmax_out}, {self.channels} channels, degree {self.degree}, {self.num_elements} elements"
@@ -248,12 +249,15 @@ class GauntConvolution(_Layer):
         self._check("x", x, graph.num_src, self.channels, (self.lmax + 1) ** 2)
         self._check("r", r, graph.num_edges, 3)
         self._check("h", h, graph.num_edges, *h.shape[1:2], self.lmax_filter + 1)
-        x = scaled(x, self.w1).index_select(0, graph.src)
+        x = scale_degrees(x, self.w1).index_select(0, graph.src)
         out = gaunt_convolution(
             x, r.unsqueeze(-2), self.lmax_out, lmax_filter=self.lmax_filter, h=h, odd=self.odd, backend=self.backend
         )
         ends = [(self.w3, self.scale), (self.w3_odd, self.scale_odd)] if self.odd else [(self.w3, self.scale)]
-        out = [scaled(segment_sum(t, graph), w * s) for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)]
+        out = [
+            scale_degrees(segment_sum(t, graph), w * s)
+            for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)
+        ]
         return tuple(out) if self.odd else out[0]
 
     def extra_repr(self) -> str:

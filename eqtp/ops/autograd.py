@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.autograd import forward_ad
 
+from eqtp.plans.calls import Pass
+
 LIBRARY = torch.library.Library("eqtp", "DEF")
 
 
@@ -117,17 +119,17 @@ def _transformed(name: str) -> bool:
     return True
 
 
-def empty(tensors, wanted) -> list[torch.Tensor | None]:
+def new_outputs(tensors, wanted) -> list[torch.Tensor | None]:
     """A contiguous output like each tensor; None where it is not wanted."""
     return [t.new_empty(t.shape) if w else None for t, w in zip(tensors, wanted, strict=True)]
 
 
-def present(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def empty_for_none(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
     return tuple(like.new_empty(0) if t is None else t for t in outputs)
 
 
-def total(terms: Sequence):
+def sum_present(terms: Sequence):
     """Sum of the terms that are not None; None if there are none."""
     terms = [t for t in terms if t is not None]
     return sum(terms[1:], terms[0]) if terms else None
@@ -144,18 +146,18 @@ def passes(n: int, run: Callable, fake: Callable) -> tuple[Callable, Callable, C
 
     def product(*args):
         out = fake(*args)
-        run("fwd", args[:n], [out], *args[n:])
+        run(Pass.FWD, args[:n], [out], *args[n:])
         return out
 
     def product_bwd(g, *args):
-        outputs = empty(args[:n], args[n])
-        run("bwd", (*args[:n], g), outputs, *args[n + 1 :])
-        return present(g, *outputs)
+        outputs = new_outputs(args[:n], args[n])
+        run(Pass.BWD, (*args[:n], g), outputs, *args[n + 1 :])
+        return empty_for_none(g, *outputs)
 
     def product_bwdbwd(g, *args):
-        outputs = empty((g, *args[:n]), args[2 * n])
-        run("bwdbwd", (*args[:n], g, *args[n : 2 * n]), outputs, *args[2 * n + 1 :])
-        return present(g, *outputs)
+        outputs = new_outputs((g, *args[:n]), args[2 * n])
+        run(Pass.BWDBWD, (*args[:n], g, *args[n : 2 * n]), outputs, *args[2 * n + 1 :])
+        return empty_for_none(g, *outputs)
 
     return product, product_bwd, product_bwdbwd
 
@@ -223,7 +225,7 @@ def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
 
     def jvp(args, tangents):
         given = [(s, t) for s, t in enumerate(tangents[:n]) if t is not None]
-        return total([call(*replaced(args[:n], s, t), *part(s, args[n:])) for s, t in given])
+        return sum_present([call(*replaced(args[:n], s, t), *part(s, args[n:])) for s, t in given])
 
     def bwd_backward(args, needs, cotangents):
         """Gradient of sum_s <c_s, dPhi/da_s> = sum_s Phi(g, a with a_s replaced by c_s)."""
@@ -240,7 +242,7 @@ def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
                 gg.append(call(*a, *rest_s))
             for i, r in enumerate(gradients(g, a, [needs[i + 1] and i != s for i in range(n)], rest_s)):
                 parts[i].append(r)
-        return [total(gg), *map(total, parts), *(None for _ in args[n + 1 :])]
+        return [sum_present(gg), *map(sum_present, parts), *(None for _ in args[n + 1 :])]
 
     def bwd_jvp(args, tangents):
         g, operands, wanted, rest = args[0], args[1 : n + 1], args[n + 1], args[n + 2 :]
@@ -257,7 +259,7 @@ def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
         def zero(i):
             return operands[i].new_zeros(operands[i].shape if wanted[i] else 0)
 
-        return tuple(zero(i) if (r := total(p)) is None else r for i, p in enumerate(parts))
+        return tuple(zero(i) if (r := sum_present(p)) is None else r for i, p in enumerate(parts))
 
     call = differentiable(product_op, backward, jvp)
     bwd = differentiable(bwd_op, bwd_backward, bwd_jvp)

@@ -15,24 +15,27 @@ from math import sqrt
 
 import torch
 
-from eqtp.backends import registry as backends
-from eqtp.ops.autograd import passes, register_multilinear, total
-from eqtp.ops.constants import constants
-from eqtp.ops.gaunt_tensor_product import (
+from eqtp.backends import registry
+from eqtp.ops.autograd import passes, register_multilinear, sum_present
+from eqtp.ops.coefficients import (
+    as_batch_channels,
+    batch_shape,
     check_alike,
     check_operands,
     degree_of,
-    for_kernels,
-    leading,
-    lined,
-    rows,
-    scaled,
-    single,
+    last_contiguous,
+    scale_degrees,
+    upcast_for_kernels,
+    upcast_half,
 )
+from eqtp.ops.constants import constants
 from eqtp.plans import couplings
+from eqtp.plans.calls import Pass
 from eqtp.plans.couplings import cg_paths
 
 METHODS = ("dense", "sparse")
+
+registry.register_op("cg_tensor_product", engine="couplings")
 
 
 def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: int) -> torch.Tensor:
@@ -55,14 +58,15 @@ def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: 
                 part = part * w[..., first : first + len(met)].repeat_interleave(counts, -1, output_size=c.shape[-1])
             parts.append(torch.nn.functional.pad(part, (met[0] ** 2, (lmax_out + 1) ** 2 - (met[-1] + 1) ** 2)))
             first += len(met)
-    return total(parts)
+    return sum_present(parts)
 
 
-def _run(pass_: str, operands, outputs, lmax_out: int, family: str) -> None:
+def _run(pass_: Pass, operands, outputs, lmax_out: int, family: str) -> None:
     wanted = tuple(t is not None for t in outputs)
     if any(wanted):
         table = couplings.cg(degree_of(operands[0]), degree_of(operands[1]), lmax_out, pass_, wanted)
-        backends.family(family).couple(table, [lined(t) for t in operands], [t for t in outputs if t is not None])
+        run = registry.kernel(family, "couplings").run
+        run(table, pass_, [last_contiguous(t) for t in operands], [t for t in outputs if t is not None])
 
 
 def _fake(x1, x2, w, lmax_out, family):
@@ -145,18 +149,18 @@ def cg_tensor_product(
     if method not in (*METHODS, "auto"):
         raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     dtype = x1.dtype
-    x1, x2, w, w1, w2, w3 = for_kernels(x1, x2, w, w1, w2, w3)
-    family = backends.resolve(backend, op, None, x1.device, x1.dtype)
+    x1, x2, w, w1, w2, w3 = upcast_for_kernels(x1, x2, w, w1, w2, w3)
+    family = registry.resolve(backend, op, None, x1.device, x1.dtype)
     if method == "sparse" and family == "reference":
         raise RuntimeError(f"{op}: method 'sparse' needs kernels, backend 'reference' has none; its method is 'dense'")
     if method == "dense" and backend not in ("auto", "reference"):
         raise RuntimeError(f"{op}: there are no kernels for the method 'dense'; it is plain torch, backend 'reference'")
     plain = method == "dense" or family == "reference"
     if plain:
-        x1, x2, w, w1, w2, w3 = single(x1, x2, w, w1, w2, w3)
-    x1, x2 = scaled(x1, w1), scaled(x2, w2)
+        x1, x2, w, w1, w2, w3 = upcast_half(x1, x2, w, w1, w2, w3)
+    x1, x2 = scale_degrees(x1, w1), scale_degrees(x2, w2)
     if plain:
-        return scaled(dense(x1, x2, w, lmax_out), w3).to(dtype)
+        return scale_degrees(dense(x1, x2, w, lmax_out), w3).to(dtype)
     operands = x1, x2, x1.new_ones(paths) if w is None else w
-    out = _op(*rows(*operands), lmax_out, family)
-    return scaled(out.reshape(*leading(*operands), out.shape[-1]), w3).to(dtype)
+    out = _op(*as_batch_channels(*operands), lmax_out, family)
+    return scale_degrees(out.reshape(*batch_shape(*operands), out.shape[-1]), w3).to(dtype)

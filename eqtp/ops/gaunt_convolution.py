@@ -24,25 +24,28 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.math import so2
-from eqtp.ops.constants import constants
-from eqtp.ops.gaunt_tensor_product import (
+from eqtp.ops.coefficients import (
     check_alike,
     check_natural,
     degree_of,
-    gaunt_tensor_product,
     lmax_of,
-    scaled,
-    single,
-    widened,
+    pad_degrees,
+    scale_degrees,
+    upcast_half,
 )
+from eqtp.ops.constants import constants
+from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.plans.couplings import cg_paths
 
 METHODS = ("product", "rotated")
 # method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
 AUTO = "product"
+
+registry.register_op("gaunt_convolution", engine=None)
+registry.register_op("so2_convolution", engine=None)
 
 
 def frame(unit: torch.Tensor) -> torch.Tensor:
@@ -87,7 +90,7 @@ def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: 
         ).flatten(-2)
         sums[m] = sums[m] + part if m in sums else part
     out = torch.cat([t.expand(*lead, t.shape[-1]) for t in sums.values()], -1)
-    return widened(out, lmax_out)[..., constants("place", lmax_out, like=x)]
+    return pad_degrees(out, lmax_out)[..., constants("place", lmax_out, like=x)]
 
 
 def _check(op: str, x, r, lmax_out: int, **weights) -> int:
@@ -155,9 +158,9 @@ def gaunt_convolution(
     if method == "product":
         y = spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral", backend)
         return gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
-    backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+    registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
-    x, r, h = single(x, r, h)
+    x, r, h = upcast_half(x, r, h)
     null, wigners = _to_axis(r, max(lmax, lmax_out))
     h = x.new_ones(lmax_filter + 1) if h is None else h
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
@@ -237,11 +240,11 @@ def so2_convolution(
     count = so2.matrices(lmax, lmax_out)[-1][2].stop
     if w.ndim == 0 or w.shape[-1] != count:
         raise ValueError(f"{op}: w must be [..., {count}], got {list(w.shape)}")
-    backends.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+    registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
-    x, r, w = single(x, r, w)
+    x, r, w = upcast_half(x, r, w)
     null, wigners = _to_axis(r, max(lmax, lmax_out))
     out = _rotated(_by_order(_rotated(x, wigners), w, lmax_out, True, True), wigners, True)
     least = min(lmax, lmax_out)
-    alone = scaled(x[..., : (least + 1) ** 2], w @ constants("mean", lmax, lmax_out, like=w))
-    return torch.where(null, widened(alone, lmax_out), out).to(dtype)
+    alone = scale_degrees(x[..., : (least + 1) ** 2], w @ constants("mean", lmax, lmax_out, like=w))
+    return torch.where(null, pad_degrees(alone, lmax_out), out).to(dtype)

@@ -17,24 +17,25 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.math import sphere as tables
-from eqtp.ops.autograd import define, differentiable, total
-from eqtp.ops.gaunt_tensor_product import (
-    butterflies,
-    by_kind,
+from eqtp.ops.autograd import define, differentiable, sum_present
+from eqtp.ops.coefficients import (
+    as_batch_channels,
     check_natural,
-    constants,
     degree_of,
-    for_kernels,
-    lined,
+    last_contiguous,
     lmax_of,
-    project,
-    rows,
-    single,
-    widened,
+    pad_degrees,
+    upcast_for_kernels,
+    upcast_half,
 )
+from eqtp.ops.constants import constants
+from eqtp.ops.gaunt_grid import butterflies, by_kind, project
 from eqtp.plans import signals
+from eqtp.plans.calls import Pass
+
+registry.register_op("gaunt_many_body", engine="signals")
 
 
 def reference(x: torch.Tensor, lmax_out: int, degree: int) -> torch.Tensor:
@@ -52,8 +53,8 @@ def reference(x: torch.Tensor, lmax_out: int, degree: int) -> torch.Tensor:
 # kernels: x [b, c, n], tangents [b, c, k, n], g [b, c, degree, n_out]
 
 
-def _run(program, inputs, outputs, family: str) -> None:
-    backends.family(family).signals(program, [lined(t) for t in inputs], outputs)
+def _run(program, pass_: Pass, inputs, outputs, family: str) -> None:
+    registry.kernel(family, "signals").run(program, pass_, [last_contiguous(t) for t in inputs], outputs)
 
 
 def _powers_fake(x, along, lmax_out, degree, family):
@@ -62,7 +63,8 @@ def _powers_fake(x, along, lmax_out, degree, family):
 
 def _powers(x, along, lmax_out, degree, family):
     out = _powers_fake(x, along, lmax_out, degree, family)
-    _run(signals.powers(degree_of(x), lmax_out, degree, along.shape[2]), [x, *along.unbind(2)], out.unbind(2), family)
+    program = signals.powers(degree_of(x), lmax_out, degree, along.shape[2])
+    _run(program, Pass.FWD, [x, *along.unbind(2)], out.unbind(2), family)
     return out
 
 
@@ -73,7 +75,7 @@ def _adjoint_fake(x, along, g, family):
 def _adjoint(x, along, g, family):
     out = _adjoint_fake(x, along, g, family)
     program = signals.powers_adjoint(degree_of(x), degree_of(g), g.shape[2], along.shape[2])
-    _run(program, [x, *along.unbind(2), *g.unbind(2)], [out], family)
+    _run(program, Pass.BWD, [x, *along.unbind(2), *g.unbind(2)], [out], family)
     return out
 
 
@@ -113,7 +115,7 @@ def _powers_jvp(args, tangents):
     terms = [] if tangents[0] is None else [_powers_call(x, _more(along, tangents[0]), *rest)]
     if tangents[1] is not None:
         terms += [_powers_call(x, _more(_fewer(along, j), tangents[1][:, :, j]), *rest) for j in range(along.shape[2])]
-    return total(terms)
+    return sum_present(terms)
 
 
 def _adjoint_backward(args, needs, grads):
@@ -133,7 +135,7 @@ def _adjoint_jvp(args, tangents):
         terms += [_adjoint_call(x, _more(_fewer(along, j), t_along[:, :, j]), g, family) for j in range(along.shape[2])]
     if tg is not None:
         terms.append(_adjoint_call(x, along, tg, family))
-    return total(terms)
+    return sum_present(terms)
 
 
 _powers_call = differentiable(_powers_op, _powers_backward, _powers_jvp)
@@ -151,13 +153,13 @@ def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str
     lmax = lmax_of(op, "x", x)
     check_natural(op, "lmax_out", lmax_out)
     check_natural(op, "degree", degree, 1)
-    (a,) = for_kernels(x)
-    family = backends.resolve(backend, op, None, a.device, a.dtype)
+    (a,) = upcast_for_kernels(x)
+    family = registry.resolve(backend, op, None, a.device, a.dtype)
     reach = min(lmax_out, degree * lmax)
     if family == "reference":
-        out = reference(*single(a), reach, degree)
+        out = reference(*upcast_half(a), reach, degree)
     else:
-        (flat,) = rows(a)
+        (flat,) = as_batch_channels(a)
         out = _powers_call(flat, flat.new_empty(*flat.shape[:2], 0, flat.shape[2]), reach, degree, family)
         out = out.reshape(*x.shape[:-1], degree, out.shape[-1])
-    return widened(out, lmax_out).to(x.dtype)
+    return pad_degrees(out, lmax_out).to(x.dtype)

@@ -19,9 +19,8 @@ def _check_range(name: str, index: torch.Tensor, num: int) -> None:
 
 def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
-    if index.device.type == "cpu" and library.why_not("graph", None, index.device, torch.float32) is None:
-        ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
-        bad = library.csr(index, num, ptr, order)
+    if index.device.type == "cpu" and library.why_not("csr", index.device, torch.float32) is None:
+        ptr, order, bad = library.csr(index, num)
         if bad >= 0:
             raise ValueError(f"Graph: dst must be in [0, {num}), got {int(index[bad])} at edge {bad}")
         return ptr, order

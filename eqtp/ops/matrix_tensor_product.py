@@ -22,11 +22,22 @@ from math import pi
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.coefficients import (
+    as_batch_channels,
+    batch_shape,
+    check_operands,
+    degree_of,
+    last_contiguous,
+    scale_degrees,
+    upcast_half,
+)
 from eqtp.ops.constants import constants
-from eqtp.ops.gaunt_tensor_product import check_operands, degree_of, leading, lined, rows, scaled, single
 from eqtp.plans import matrices
+from eqtp.plans.calls import Pass
+
+registry.register_op("matrix_tensor_product", engine="matrices")
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) -> tuple[torch.Tensor, ...]:
@@ -48,7 +59,7 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) ->
 # kernels: operands [b, c, (lmax+1)^2], the product and its cotangent [b, c, 1 or 2 parts, (lmax_out+1)^2]
 
 
-def _run(pass_: str, operands, outputs, lmax_out: int, split: bool, family: str) -> None:
+def _run(pass_: Pass, operands, outputs, lmax_out: int, split: bool, family: str) -> None:
     wanted = tuple(t is not None for t in outputs)
     if any(wanted):
         program = matrices.product(degree_of(operands[0]), degree_of(operands[1]), lmax_out, split, pass_, wanted)
@@ -56,7 +67,8 @@ def _run(pass_: str, operands, outputs, lmax_out: int, split: bool, family: str)
         def signals(tensors):
             return [s for t in tensors if t is not None for s in (t.unbind(-2) if t.ndim == 4 else (t,))]
 
-        backends.family(family).matrices(program, signals(map(lined, operands)), signals(outputs))
+        run = registry.kernel(family, "matrices").run
+        run(program, pass_, signals(map(last_contiguous, operands)), signals(outputs))
 
 
 def _fake(x1, x2, lmax_out, split, family):
@@ -99,14 +111,14 @@ def matrix_tensor_product(
     op = "matrix_tensor_product"
     check_operands(op, x1, x2, lmax_out, w1, w2, w3)
     dtype = x1.dtype
-    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
-    family = backends.resolve(backend, op, None, x1.device, x1.dtype)
-    x1, x2 = scaled(x1, w1), scaled(x2, w2)
+    x1, x2, w1, w2, w3 = upcast_half(x1, x2, w1, w2, w3)
+    family = registry.resolve(backend, op, None, x1.device, x1.dtype)
+    x1, x2 = scale_degrees(x1, w1), scale_degrees(x2, w2)
     if family == "reference":
         out = reference(x1, x2, lmax_out, split)
     else:
-        lead = leading(x1, x2)
-        both = _op(*rows(x1, x2), lmax_out, split, family)
+        lead = batch_shape(x1, x2)
+        both = _op(*as_batch_channels(x1, x2), lmax_out, split, family)
         out = both.reshape(*lead, 1 + split, both.shape[-1]).unbind(-2)
-    out = tuple(scaled(t, w3).to(dtype) for t in out)
+    out = tuple(scale_degrees(t, w3).to(dtype) for t in out)
     return out if split else out[0]

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.ops.autograd import define, differentiable
 from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import as_rows, resolve
+from eqtp.plans.calls import Pass
+
+registry.register_op("segment_max", engine="segments")
 
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -38,7 +41,7 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
 def _max(x, ptr, order, family):
     out = x.new_empty(len(ptr) - 1, x.shape[1])
     arg = ptr.new_empty(out.shape)
-    backends.family(family).segment_max(x, ptr, order, out, arg)
+    registry.kernel(family, "segments").run("segment_max", Pass.FWD, (x, ptr, order), (out, arg))
     return out, arg
 
 

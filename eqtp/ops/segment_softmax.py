@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
-from eqtp.ops.autograd import define, differentiable, total
+from eqtp.backends import registry
+from eqtp.ops.autograd import define, differentiable, sum_present
 from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows
+from eqtp.plans.calls import Pass
+
+registry.register_op("segment_softmax", engine="segments")
 
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -30,13 +33,13 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def _softmax(x, dst, ptr, order, family):
     out = x.new_empty(x.shape)
-    backends.family(family).segment_softmax(x, ptr, order, out)
+    registry.kernel(family, "segments").run("segment_softmax", Pass.FWD, (x, ptr, order), (out,))
     return out
 
 
 def _softmax_bwd(g, y, dst, ptr, order, family):
     gx = y.new_empty(y.shape)
-    backends.family(family).segment_softmax_bwd(g, y, ptr, order, gx)
+    registry.kernel(family, "segments").run("segment_softmax", Pass.BWD, (g, y, ptr, order), (gx,))
     return gx
 
 
@@ -68,7 +71,7 @@ def _bwd_backward(args, needs, grads):
 def _bwd_jvp(args, tangents):
     (g, y, *graph), (tg, ty) = args, tangents[:2]
     along_y = None if ty is None else ty * (g - _dot(y, g, graph)) - y * _dot(ty, g, graph)
-    return total([None if tg is None else bwd(tg, y, *graph), along_y])
+    return sum_present([None if tg is None else bwd(tg, y, *graph), along_y])
 
 
 bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp)

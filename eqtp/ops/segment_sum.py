@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.ops.autograd import define, differentiable
 from eqtp.ops.graph import Graph
+from eqtp.plans.calls import Pass
+
+registry.register_op("segment_sum", engine="segments")
 
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -22,7 +25,7 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def _sum(x, dst, ptr, order, family):
     out = x.new_empty(len(ptr) - 1, x.shape[1])
-    backends.family(family).segment_sum(x, ptr, order, out)
+    registry.kernel(family, "segments").run("segment_sum", Pass.FWD, (x, ptr, order), (out,))
     return out
 
 
@@ -68,7 +71,7 @@ def resolve(op: str, x: torch.Tensor, graph: Graph, backend: str) -> str:
         raise ValueError(f"{op}: x must be [{graph.num_edges}, ...], got {list(x.shape)}")
     if x.device != graph.src.device:
         raise ValueError(f"{op}: graph is on {graph.src.device}, x is on {x.device}")
-    return backends.resolve(backend, op, None, x.device, x.dtype)
+    return registry.resolve(backend, op, None, x.device, x.dtype)
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:

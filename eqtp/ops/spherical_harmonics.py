@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.math.harmonics import NORMALIZATIONS, constants, gradient_map
 from eqtp.math.irreps import Irreps
-from eqtp.ops.autograd import define, differentiable, empty, present
+from eqtp.ops.autograd import define, differentiable, empty_for_none, new_outputs
+from eqtp.plans.calls import Harmonics, Pass
+
+registry.register_op("spherical_harmonics", engine="harmonics")
 
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,22 +60,27 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     return torch.stack(out, -1) if out else xyz.new_zeros(len(xyz), 0)
 
 
-def _fwd(xyz, degrees, normalize, normalization, family):
+def _run(pass_: Pass, xyz, g, c, outputs, degrees, normalize, normalization, family):
+    what = Harmonics(tuple(degrees), normalize, normalization)
+    registry.kernel(family, "harmonics").run(what, pass_, (xyz, g, c), outputs)
+
+
+def _fwd(xyz, degrees, *constants):
     out = xyz.new_empty(len(xyz), sum(degrees) * 2 + len(degrees))
-    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, None, None, out, None)
+    _run(Pass.FWD, xyz, None, None, (out, None), degrees, *constants)
     return out
 
 
-def _bwd(g, xyz, degrees, normalize, normalization, family):
+def _bwd(g, xyz, *constants):
     gxyz = xyz.new_empty(xyz.shape)
-    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, g, None, None, gxyz)
+    _run(Pass.BWD, xyz, g, None, (None, gxyz), *constants)
     return gxyz
 
 
-def _bwdbwd(g, xyz, c, wanted, degrees, normalize, normalization, family):
-    gg, gxyz = empty((g, xyz), wanted)
-    backends.family(family).spherical_harmonics(tuple(degrees), normalize, normalization, xyz, g, c, gg, gxyz)
-    return present(xyz, gg, gxyz)
+def _bwdbwd(g, xyz, c, wanted, *constants):
+    outputs = new_outputs((g, xyz), wanted)
+    _run(Pass.BWDBWD, xyz, g, c, outputs, *constants)
+    return empty_for_none(xyz, *outputs)
 
 
 _CONSTANTS = "int[] degrees, bool normalize, str normalization, str family"
@@ -223,7 +231,7 @@ def spherical_harmonics(
             f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
         )
     points = xyz if xyz.ndim == 2 else xyz.reshape(xyz.shape[:-1].numel(), 3)
-    family = backends.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype)
+    family = registry.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype)
     if family == "reference":
         out = reference(degrees, points, bool(normalize), normalization)
     else:

@@ -13,9 +13,12 @@ from functools import lru_cache
 
 import torch
 
-from eqtp.backends import registry as backends
-from eqtp.ops.autograd import empty, present, register_multilinear
+from eqtp.backends import registry
+from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.plans.calls import ROWS, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import MODES, TensorProductPlan, dims
+
+registry.register_op("tensor_product", engine="channelwise")
 
 
 def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: TensorProductPlan) -> torch.Tensor:
@@ -50,22 +53,19 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: 
     return torch.cat(blocks, dim=1) if blocks else x1.new_zeros(z, 0)
 
 
-def _fwd(x1, x2, w, plan, family):
-    out = x1.new_empty(x1.shape[0], dims(plan).out)
-    backends.family(family).convolve(plan, (), (x1, x2, w), (out, None, None, None))
-    return out
+def run(pass_: Pass, operands, outputs, edges: Edges, plan: str, family: str) -> None:
+    """A pass of the channelwise product over `edges`; arguments as `eqtp.ops.autograd.passes` has them."""
+    none = [None] * (4 - len(outputs))  # of (out, gx, gy, gw) FWD has the first, BWD the others, BWDBWD all
+    filled = Outputs(*outputs, *none) if pass_ == Pass.FWD else Outputs(*none, *outputs)
+    registry.kernel(family, "channelwise").run(plan, pass_, Operands(*operands, edges=edges), filled)
 
 
-def _bwd(g, x1, x2, w, wanted, plan, family):
-    gx1, gx2, gw = empty((x1, x2, w), wanted)
-    backends.family(family).convolve(plan, (), (x1, x2, w, g), (None, gx1, gx2, gw))
-    return present(x1, gx1, gx2, gw)
+def _run(pass_: Pass, operands, outputs, plan: str, family: str) -> None:
+    run(pass_, operands, outputs, ROWS, plan, family)
 
 
-def _bwdbwd(g, x1, x2, w, cx1, cx2, cw, wanted, plan, family):
-    out, gx1, gx2, gw = empty((g, x1, x2, w), wanted)
-    backends.family(family).convolve(plan, (), (x1, x2, w, g, cx1, cx2, cw), (out, gx1, gx2, gw))
-    return present(x1, out, gx1, gx2, gw)
+def _fake(x1, x2, w, plan, family):
+    return x1.new_empty(x1.shape[0], dims(plan).out)
 
 
 @lru_cache(maxsize=1024)
@@ -86,14 +86,7 @@ def part(s: int, constants: tuple) -> tuple:
 
 
 _op = register_multilinear(
-    "tensor_product",
-    ("x1", "x2", "w"),
-    "str plan, str family",
-    _fwd,
-    _bwd,
-    _bwdbwd,
-    lambda x1, x2, w, plan, family: x1.new_empty(x1.shape[0], dims(plan).out),
-    part,
+    "tensor_product", ("x1", "x2", "w"), "str plan, str family", *passes(3, _run, _fake), _fake, part
 )
 
 
@@ -148,9 +141,9 @@ def tensor_product(
 
     Source: e3nn.o3.TensorProduct (same coefficients, normalizations and weight order).
     """
-    w = check("tensor_product", "x1", x1, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0,
-              "x2", x2, x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0, w, plan)  # fmt: skip
-    family = backends.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
+    rows = x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0
+    w = check("tensor_product", "x1", x1, rows, "x2", x2, rows, w, plan)
+    family = registry.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
     if family == "reference":
         return reference(x1, x2, w, plan)
     return _op(x1, x2, per_row(w, x1.shape[0]), plan.key, family)

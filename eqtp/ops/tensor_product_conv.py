@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends import registry as backends
+from eqtp.backends import registry
 from eqtp.ops import tensor_product as rows
-from eqtp.ops.autograd import empty, present, register_multilinear
+from eqtp.ops.autograd import passes, register_multilinear
 from eqtp.ops.graph import Graph
+from eqtp.plans.calls import EdgeKind, Edges, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
+
+registry.register_op("tensor_product_conv", engine="channelwise")
 
 
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
@@ -25,52 +28,35 @@ def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     return x.new_zeros(graph.num_dst, plan.dim_out).index_add(0, graph.dst, messages)
 
 
-def _fwd(x, y, w, src, dst, ptr, order, tptr, torder, plan, family):
-    out = x.new_empty(len(ptr) - 1, dims(plan).out)
-    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w), (out, None, None, None))
-    return out
+def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, plan: str, family: str) -> None:
+    unsorted = src.numel() and not order.numel()
+    edges = Edges(src, dst, ptr, order, tptr, torder, EdgeKind.UNSORTED if unsorted else EdgeKind.SORTED)
+    rows.run(pass_, operands, outputs, edges, plan, family)
 
 
-def _bwd(g, x, y, w, wanted, src, dst, ptr, order, tptr, torder, plan, family):
-    gx, gy, gw = empty((x, y, w), wanted)
-    backends.family(family).convolve(plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g), (None, gx, gy, gw))
-    return present(x, gx, gy, gw)
-
-
-def _bwdbwd(g, x, y, w, cx, cy, cw, wanted, src, dst, ptr, order, tptr, torder, plan, family):
-    out, gx, gy, gw = empty((g, x, y, w), wanted)
-    backends.family(family).convolve(
-        plan, (src, dst, ptr, order, tptr, torder), (x, y, w, g, cx, cy, cw), (out, gx, gy, gw)
-    )
-    return present(x, out, gx, gy, gw)
+def _fake(x, y, w, src, dst, ptr, order, tptr, torder, plan, family):
+    return x.new_empty(ptr.shape[0] - 1, dims(plan).out)
 
 
 _op = register_multilinear(
     "tensor_product_conv",
     ("x", "y", "w"),
     "Tensor src, Tensor dst, Tensor ptr, Tensor order, Tensor tptr, Tensor torder, str plan, str family",
-    _fwd,
-    _bwd,
-    _bwdbwd,
-    lambda x, y, w, src, dst, ptr, order, tptr, torder, plan, family: x.new_empty(ptr.shape[0] - 1, dims(plan).out),
+    *passes(3, _run, _fake),
+    _fake,
     rows.part,
 )
 
 
 def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a
-    graph that is to stay unsorted order is empty, and ptr has its size only."""
-    if (
-        not graph.is_sorted
-        and backends.family(family).adds_atomically(dtype)
-        and not torch.are_deterministic_algorithms_enabled()
-    ):
-        none = graph.src.new_empty(0)
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a graph
+    that is to stay unsorted order is empty, and ptr has its size only."""
+    kernel, none = registry.kernel(family, "channelwise"), graph.src.new_empty(0)
+    if not graph.is_sorted and dtype in kernel.atomics and not torch.are_deterministic_algorithms_enabled():
         return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none
-    if backends.family(family).walks_transpose(graph.src.device):
+    if graph.src.device.type in kernel.transposes:
         t = graph.transpose()
         return graph.src, graph.dst, graph.ptr, graph.order, t.ptr, t.order
-    none = graph.src.new_empty(0)
     return graph.src, graph.dst, graph.ptr, graph.order, none, none
 
 
@@ -101,7 +87,7 @@ def tensor_product_conv(
     w = rows.check("tensor_product_conv", "x", x, graph.num_src, "y", y, graph.num_edges, w, plan)
     if graph.src.device != x.device:
         raise ValueError(f"tensor_product_conv: graph is on {graph.src.device}, x is on {x.device}")
-    family = backends.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
+    family = registry.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
     if family == "reference":
         return reference(x, y, w, plan, graph)
     return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family, x.dtype), plan.key, family)

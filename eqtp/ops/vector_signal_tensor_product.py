@@ -22,9 +22,13 @@ from functools import lru_cache
 
 import torch
 
+from eqtp.backends import registry
 from eqtp.math import vector_signals
 from eqtp.ops.autograd import define, differentiable
-from eqtp.ops.gaunt_tensor_product import check_operands, cross_signals, degree_of, scaled, single, widened
+from eqtp.ops.coefficients import check_operands, degree_of, pad_degrees, scale_degrees, upcast_half
+from eqtp.ops.gaunt_tensor_product import cross_signals
+
+registry.register_op("vector_signal_tensor_product", engine="signals")
 
 
 @lru_cache(maxsize=64)
@@ -94,8 +98,8 @@ def vector_signal_tensor_product(
     if not isinstance(legs, tuple | list) or len(legs) != 3 or any(leg not in vector_signals.LEGS for leg in legs):
         raise ValueError(f"{op}: legs must be three of -1, 0 and 1, got {legs!r}")
     dtype = x1.dtype
-    x1, x2, w1, w2, w3 = single(x1, x2, w1, w2, w3)
-    f1, f2 = signals(scaled(x1, w1), legs[0]), signals(scaled(x2, w2), legs[1])
+    x1, x2, w1, w2, w3 = upcast_half(x1, x2, w1, w2, w3)
+    f1, f2 = signals(scale_degrees(x1, w1), legs[0]), signals(scale_degrees(x2, w2), legs[1])
     top = vector_signals.top(lmax_out, legs[2])
     f = cross_signals(f1, f2, min(top, degree_of(f1) + degree_of(f2)), method, backend, op)
-    return scaled(_map(widened(f, top), lmax_out, legs[2], True), w3).to(dtype)
+    return scale_degrees(_map(pad_degrees(f, top), lmax_out, legs[2], True), w3).to(dtype)

@@ -1,6 +1,6 @@
 """Sums of products of components, from tables of coupling coefficients, as data. No torch here.
 
-A `Couplings` gives each component of its outputs as a sum over groups of
+A `CouplingTable` gives each component of its outputs as a sum over groups of
 
     (one component, or 1) times the sum over the group's entries of  c a b,        a, b: components of the inputs, which
       stand in one row
@@ -23,7 +23,7 @@ from eqtp.math.sphere import table
 from eqtp.plans.signals import OPERANDS, forms, layout
 
 
-class Couplings:
+class CouplingTable:
     """Equal only to itself: made once for what it is (the functions below), so it serves as the key of what is compiled
     from it."""
 
@@ -46,7 +46,7 @@ class Couplings:
 
 
 @lru_cache(maxsize=256)
-def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Couplings:
+def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> CouplingTable:
     """The products of `eqtp.plans.signals.product`, with the same inputs and outputs, by the tables of
     `eqtp.math.sphere`."""
     lmax, (count, outputs), operands = (
@@ -66,7 +66,7 @@ def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: 
                 coefficients.append(sign * t.c)
             first += size[o]
     sizes = [[size[n] for n in which for _ in range(count[n])] for which in (range(operands), outputs)]
-    return Couplings(*sizes, np.concatenate(entries), np.concatenate(coefficients))
+    return CouplingTable(*sizes, np.concatenate(entries), np.concatenate(coefficients))
 
 
 def cg_paths(lmax1: int, lmax2: int, lmax_out: int) -> list[tuple[int, int, int]]:
@@ -100,7 +100,7 @@ def _cg_entries(lmax1: int, lmax2: int, lmax_out: int) -> tuple[np.ndarray, np.n
 
 
 @lru_cache(maxsize=256)
-def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Couplings:
+def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> CouplingTable:
     """A pass ("fwd", "bwd", "bwdbwd") of the Clebsch-Gordan product with a weight for each path.
 
     Inputs: x1, x2, w [, g [, c1, c2, cw]]; outputs: the product (fwd), the wanted ones of the gradients of x1, x2, w
@@ -133,4 +133,4 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
             entries.append(np.stack([out, scale, *column.values()], 1))
             coefficients.append(c)
         first += size[o]
-    return Couplings(inputs, [size[o] for o in outputs], np.concatenate(entries), np.concatenate(coefficients))
+    return CouplingTable(inputs, [size[o] for o in outputs], np.concatenate(entries), np.concatenate(coefficients))

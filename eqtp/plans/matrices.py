@@ -1,7 +1,7 @@
 """Products of the matrices that stand for functions on the sphere (`eqtp.ops.matrix_tensor_product`) as data. No torch
 here.
 
-A `Program` takes its inputs to matrices, sums products of two of them, and takes each sum back: what the matrix product
+A `MatrixProgram` takes its inputs to matrices, sums products of two of them, and takes each sum back: what the matrix product
 is, and what its derivatives are. With <A, B> = trace(A^T B) and Phi = <G, X1 X2> they are those of Phi: G X2^T and X1^T
 G.
 
@@ -21,7 +21,7 @@ import numpy as np
 from eqtp.math.sphere import matrices
 
 
-class Program(NamedTuple):
+class MatrixProgram(NamedTuple):
     """Output o = sum over terms[o] of left right, each (left, left is transposed, right, right is transposed), left and
     right inputs as matrices."""
 
@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def product(lmax1: int, lmax2: int, lmax_out: int, split: bool, pass_: str, wanted: tuple[bool, ...]) -> Program:
+def product(lmax1: int, lmax2: int, lmax_out: int, split: bool, pass_: str, wanted: tuple[bool, ...]) -> MatrixProgram:
     """A pass ("fwd", "bwd", "bwdbwd") of the matrix product, as of `eqtp.plans.signals.product`; split: product and g
     are pairs (even, odd)."""
     parts = 1 + split
@@ -51,7 +51,7 @@ def product(lmax1: int, lmax2: int, lmax_out: int, split: bool, pass_: str, want
     lmax_in = (lmax1, lmax2, *[lmax_out] * parts, lmax1, lmax2)[
         : {"fwd": 2, "bwd": 2 + parts, "bwdbwd": 4 + parts}[pass_]
     ]
-    return Program(
+    return MatrixProgram(
         size=2 * ((max(lmax1, lmax2, lmax_out) + 1) // 2) + 1,
         lmax_in=lmax_in,
         lmax_out=tuple(lmax for lmax, _ in outputs),

@@ -1,6 +1,6 @@
 """Products of functions on the sphere as data: which values are multiplied at each point of a grid. No torch here.
 
-A `Program` takes inputs, sets of spherical-harmonic coefficients, to values on a grid, forms sums of products of them
+A `SignalProgram` takes inputs, sets of spherical-harmonic coefficients, to values on a grid, forms sums of products of them
 at every point, and takes each sum back to coefficients. The Gaunt product, its odd half (the bracket), the cross
 product of vector signals, powers, and every derivative of these are programs, on one grid that is exact for all of
 them; so a family of kernels runs programs and knows nothing else.
@@ -28,7 +28,7 @@ class Term(NamedTuple):
     factors: tuple[tuple[int, int], ...]  # (input, field), at least one
 
 
-class Program(NamedTuple):
+class SignalProgram(NamedTuple):
     """Output o = projection, to degree lmax_out[o], of the sum of terms[o] at the points of the folded grid `rows` x
     `columns` (`eqtp.math.sphere`)."""
 
@@ -92,8 +92,8 @@ def layout(kind: str, pass_: str, wanted: tuple[bool, ...]) -> tuple[list[int], 
 
 
 @lru_cache(maxsize=1024)
-def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> Program:
-    """Program of a pass ("fwd", "bwd", "bwdbwd") of the product of two operands.
+def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> SignalProgram:
+    """SignalProgram of a pass ("fwd", "bwd", "bwdbwd") of the product of two operands.
 
     Inputs: the signals of x1, x2 [, g [, c1, c2]] one after the other; outputs: those of the wanted ones of the product
     (fwd), of the gradients of x1 and x2 (bwd), of the gradients of g, x1 and x2 (bwdbwd).
@@ -113,7 +113,7 @@ def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted
         for s in range(count[o])
     ]
     lmax_in = tuple(degree[n] for n in range(operands) for _ in range(count[n]))
-    return Program(
+    return SignalProgram(
         lmax_in,
         tuple(degree[o] for o in outputs for _ in range(count[o])),
         *sphere.folded_size(lmax1 + lmax2 + lmax_out),
@@ -122,23 +122,25 @@ def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted
 
 
 @lru_cache(maxsize=1024)
-def powers(lmax: int, lmax_out: int, degree: int, tangents: int) -> Program:
+def powers(lmax: int, lmax_out: int, degree: int, tangents: int) -> SignalProgram:
     """Derivatives of f, f^2 .. f^degree along some tangents: inputs f and the tangents, all of degree lmax; output n is
 
     n! / (n - tangents)! f^(n - tangents) times the tangents.
     """
     along = tuple((1 + t, VALUE) for t in range(tangents))
     terms = tuple(_power(n, tangents, along) for n in range(1, degree + 1))
-    return Program((lmax,) * (1 + tangents), (lmax_out,) * degree, *sphere.folded_size(degree * lmax + lmax_out), terms)
+    return SignalProgram(
+        (lmax,) * (1 + tangents), (lmax_out,) * degree, *sphere.folded_size(degree * lmax + lmax_out), terms
+    )
 
 
 @lru_cache(maxsize=1024)
-def powers_adjoint(lmax: int, lmax_out: int, degree: int, tangents: int) -> Program:
+def powers_adjoint(lmax: int, lmax_out: int, degree: int, tangents: int) -> SignalProgram:
     """Gradient by one more tangent of <g, powers(.., tangents + 1)>: inputs f, the tangents, and g for each power; one
     output of degree lmax."""
     along = tuple((1 + t, VALUE) for t in range(tangents))
     terms = [t for n in range(1, degree + 1) for t in _power(n, tangents + 1, (*along, (tangents + n, VALUE)))]
-    return Program(
+    return SignalProgram(
         (lmax,) * (1 + tangents) + (lmax_out,) * degree,
         (lmax,),
         *sphere.folded_size(degree * lmax + lmax_out),

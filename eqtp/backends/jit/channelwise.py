@@ -1,14 +1,9 @@
-"""The family "jit": csrc/*.cuh compiled at run time, with the plan as compile-time constants
-(`eqtp.backends.jit.channelwise_tables`).
-
-`Kernels` says which kernels run with which arguments; how a kernel is built and launched is handed to it (on a GPU
-`eqtp.backends.jit.runtime`; tests hand it a C++ compiler), so the same lines run with and without a GPU.
-"""
+"""Channelwise products specialised for their plan: csrc/channelwise/channelwise.cuh, with the plan as compile-time
+constants (`eqtp.backends.jit.channelwise_tables`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,87 +11,59 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp.backends.jit import runtime, sample_tables
-from eqtp.backends.jit.channelwise_tables import (
-    MAX_BLOCKS,
-    STORAGE,
-    THREADS,
-    Tables,
-    harmonics_shape,
-    harmonics_source,
-    tables,
-)
-from eqtp.backends.native import library
+from eqtp.backends import registry
+from eqtp.backends.jit.channelwise_tables import THREADS, SpecialisedPlan, tables
+from eqtp.backends.jit.toolchain import GPU, MAX_BLOCKS, STORAGE, Toolchain
+from eqtp.backends.tensors import compute_dtype, contiguous_rows
+from eqtp.plans import channelwise
+from eqtp.plans.calls import EdgeKind, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
 
+FILE = "channelwise/channelwise.cuh"
 ALIGNMENT = 16  # bytes: of rows that are read several numbers at a time
+MODES = {EdgeKind.SORTED: "GRAPH", EdgeKind.ROWS: "ROWS", EdgeKind.UNSORTED: "EDGES"}  # in csrc/channelwise/unit.cuh
 
 
-class Kernels:
-    """A family of specialised kernels.
+class Channelwise:
+    """The kernels, built and launched by a toolchain."""
 
-    build(file, tables, names, device) -> {name: kernel}: kernels, written as in C++, of a file of csrc/ followed by the
-    text `tables`; remembered. launch(kernel, grid, block, shared, *arguments): arguments are tensors, None or numpy
-    scalars of the parameters' types. unavailable(device) -> None, or the reason why nothing can be built or launched
-    for this device.
-    """
+    def __init__(self, toolchain: Toolchain):
+        self.toolchain = toolchain
 
-    def __init__(self, build: Callable, launch: Callable, unavailable: Callable):
-        self.build, self.launch, self.unavailable = build, launch, unavailable
+    def why_not(self, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if the kernels run this plan on this device for this dtype, else the reason as a sentence."""
+        return self.toolchain.why_not(device, dtype) or (channelwise.why_not(plan) if plan is not None else None)
 
-    def why_not(self, op: str, plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
-        """None if the kernels run this op for this plan, device and dtype, else the reason as a sentence."""
-        if op.startswith("segment_"):
-            return f"there is nothing to specialise in {op}"
-        if dtype not in STORAGE:
-            return f"the specialised kernels know {', '.join(map(_name, STORAGE))}, not {_name(dtype)}"
-        return self.unavailable(device) or (library.why_not_plan(plan) if plan is not None else None)
+    def run(self, key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+        """A pass of the product of the plan with this key."""
+        inputs = inputs.map(_aligned)
+        if outputs.out is not None:
+            self._forward(key, pass_, inputs, outputs.out)
+        if any(t is not None for t in outputs[1:]):
+            self._backward(key, pass_, inputs, outputs)
 
-    def walks_transpose(self, device: torch.device) -> bool:
-        """Gradients of a convolution walk the edges out of each source."""
-        return True
-
-    def adds_atomically(self, dtype: torch.dtype) -> bool:
-        """Whether convolutions over an unsorted graph add with atomics; in half precision they would round at each
-        addition."""
-        return dtype in (torch.float32, torch.float64)
-
-    def convolve(self, key: str, graph, inputs, outputs) -> None:
-        """Runs csrc/channelwise/channelwise.cuh. graph: (src, dst, ptr, order, tptr, torder), or () for the product of
-        rows; inputs: x, y, w [, g [, cx, cy, cw]]; outputs: out, gx, gy, gw, contiguous or None."""
-        inputs = [_aligned(t) for t in inputs]
-        out, gx, gy, gw = outputs
-        if out is not None:
-            self._forward(key, graph, inputs, out)
-        if gx is not None or gy is not None or gw is not None:
-            self._backward(key, graph, inputs, gx, gy, gw)
-
-    def _forward(self, key, graph, inputs, out):
-        x, y, w, _, *tangent = (*inputs, None) if len(inputs) == 3 else inputs
-        p = program(key, "fwd_tangent" if tangent else "fwd", x.dtype, _mode(graph))
+    def _forward(self, key: str, pass_: Pass, inputs: Operands, out: torch.Tensor) -> None:
+        x, y, w, _, *tangent = inputs[:7]
+        edges = inputs.edges
+        p = kernels_of(key, "fwd_tangent" if pass_ == Pass.BWDBWD else "fwd", x.dtype, MODES[edges.kind])
         for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["out"]:
             out[:, columns].zero_()
-        rows = graph[2].shape[0] - 1 if p.mode == "GRAPH" else y.shape[0]
+        rows = edges.ptr.shape[0] - 1 if p.mode == "GRAPH" else y.shape[0]
         if p.blocks(rows) == 0:
             return
-        kernels = self._build(p, x.device)
+        built = self._build(p, x.device)
         if p.mode == "GRAPH":
-            x = self._planar(kernels, p, x, key, True)
-            tangent[:1] = [self._planar(kernels, p, t, key, True) for t in tangent[:1]]
-        tensors = [x, y, w, *(tangent or [None] * 3)]
-        self._run(
-            kernels[p.main],
-            p.blocks(rows),
-            *tensors,
-            *_strides(tensors),
-            *_walk(p.mode, graph, True),
-            out,
-            np.int64(rows),
-        )
+            x = self._planar(built, p, x, key, True)
+            if tangent[0] is not None:
+                tangent[0] = self._planar(built, p, tangent[0], key, True)
+        tensors = [x, y, w, *tangent]
+        gathered = _gathered(edges, forward=True)
+        self._launch(built[p.main], p.blocks(rows), *tensors, *_strides(tensors), *gathered, out, np.int64(rows))
 
-    def _backward(self, key, graph, inputs, gx, gy, gw):
-        x, y, w, g, *tangent = inputs
-        p = program(key, "bwd_tangent" if tangent else "bwd", x.dtype, _mode(graph))
+    def _backward(self, key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+        x, y, w, g, *tangent = inputs[:7]
+        edges, (_, gx, gy, gw) = inputs.edges, outputs
+        p = kernels_of(key, "bwd_tangent" if pass_ == Pass.BWDBWD else "bwd", x.dtype, MODES[edges.kind])
         rows = x.shape[0] if p.mode == "GRAPH" else y.shape[0]
         if gx is not None:
             for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["x"]:
@@ -106,128 +73,48 @@ class Kernels:
                 if t is not None:
                     t.zero_()
             return
-        kernels = self._build(p, x.device)
+        built = self._build(p, x.device)
         if p.mode == "GRAPH":
-            g = self._planar(kernels, p, g, key, False)
-        tensors = [x, y, w, g, *(tangent or [None] * 3)]
-        parts = (
-            None if gy is None else gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=library.real(x.dtype))
-        )  # of the gradient of y
-        self._run(
-            kernels[p.main],
-            p.blocks(rows),
-            *tensors,
-            *_strides(tensors),
-            *_walk(p.mode, graph, False),
-            gx,
-            parts,
-            gw,
-            np.int64(rows),
-        )
+            g = self._planar(built, p, g, key, False)
+        tensors = [x, y, w, g, *tangent]
+        parts = None  # of the gradient of y, by block of threads
+        if gy is not None:
+            parts = gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=compute_dtype(x.dtype))
+        gathered = _gathered(edges, forward=False)
+        results = gx, parts, gw, np.int64(rows)
+        self._launch(built[p.main], p.blocks(rows), *tensors, *_strides(tensors), *gathered, *results)
         if gy is not None and gy.numel():
-            self._run(kernels[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
-
-    def spherical_harmonics(self, degrees, normalize: bool, normalization: str, xyz, g, c, out, gxyz) -> None:
-        """Runs csrc/harmonics/harmonics.cuh: out from xyz; gxyz from g; or both, along c. Outputs contiguous or
-        None."""
-        if not xyz.shape[0] or (out is None and gxyz is None):
-            return
-        which = "SECOND" if c is not None else "GRADIENT" if gxyz is not None else "VALUES"
-        shape = harmonics_shape(degrees, which, xyz.dtype)
-        if not shape.tile:
-            raise RuntimeError(
-                f"spherical_harmonics: {sum(2 * l + 1 for l in degrees)} columns do not fit the shared memory of a GPU"
-            )
-        name = f"eqtp::harmonics_plan_kernel<{STORAGE[xyz.dtype]}, eqtp::{which}, eqtp::Plan>"
-        kernel = self.build("harmonics/harmonics.cuh", harmonics_source(degrees, normalization), (name,), xyz.device)[
-            name
-        ]
-
-        def strides(t, count):
-            return [np.int64(0 if t is None else t.stride(k)) for k in range(count)]
-
-        g = None if g is None else library.row(g)
-        arguments = [
-            xyz,
-            *strides(xyz, 2),
-            g,
-            *strides(g, 1),
-            c,
-            *strides(c, 2),
-            out,
-            gxyz,
-            np.int32(shape.tile),
-            np.int32(shape.room),
-        ]
-        blocks, threads, shared = shape.launch(xyz.shape[0])
-        self.launch(kernel, (blocks,), (threads,), shared, np.bool_(normalize), np.int64(xyz.shape[0]), *arguments)
-
-    def signals(self, program, inputs, outputs) -> None:
-        """Runs csrc/signals/signals.cuh. program: `eqtp.plans.signals.Program`; inputs, outputs: a tensor [B, C,
-        (lmax+1)^2] for each of its inputs and outputs, the last dimension contiguous. Raises RuntimeError for a program
-        too large for the shared memory of a GPU."""
-        self._run_samples("signals/signals.cuh", sample_tables.signals, program, inputs, outputs)
-
-    def couple(self, couplings, inputs, outputs) -> None:
-        """Runs csrc/couplings/couplings.cuh. couplings: `eqtp.plans.couplings.Couplings`; inputs, outputs: a tensor [B,
-        C, n] for each of their inputs and outputs, the last dimension contiguous. Raises RuntimeError for rows too long
-        for the shared memory of a GPU."""
-        self._run_samples("couplings/couplings.cuh", sample_tables.couple, couplings, inputs, outputs)
-
-    def matrices(self, program, inputs, outputs) -> None:
-        """Runs csrc/matrices/matrices.cuh. program: `eqtp.plans.matrices.Program`; inputs, outputs: a tensor [B, C,
-        (lmax+1)^2] for each of its inputs and outputs, the last dimension contiguous. Raises RuntimeError for matrices
-        too large for the shared memory of a GPU."""
-        self._run_samples("matrices/matrices.cuh", sample_tables.matrices, program, inputs, outputs)
-
-    def _run_samples(self, file: str, specialise: Callable, what, inputs, outputs) -> None:
-        """Rows [B, C, n] of many tensors (csrc/common/tile.cuh)."""
-        if not outputs or not outputs[0].shape[:2].numel():
-            return
-        batch, channels = outputs[0].shape[:2]
-        kernel = specialise(what, outputs[0].dtype)
-        if kernel is None:  # a sum of nothing
-            for t in outputs:
-                t.zero_()
-            return
-        function = self.build(file, kernel.text, (kernel.name,), outputs[0].device)[kernel.name]
-        rows = [
-            a
-            for t in (*[inputs[n] for n in kernel.inputs], *outputs)
-            for a in (t, np.int64(t.stride(0)), np.int64(t.stride(1)))
-        ]
-        grid, samples = (kernel.blocks(batch * channels),), np.int64(batch * channels)
-        self.launch(function, grid, (kernel.threads,), kernel.shared, np.int64(channels), samples, *rows)
+            self._launch(built[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
 
     def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
-        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call
-        need not wait long."""
-        programs = [
-            program(plan.key, pass_, dtype, "GRAPH") for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")
+        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call need
+        not wait long."""
+        wanted = [
+            kernels_of(plan.key, pass_, dtype, "GRAPH") for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")
         ]
-        with ThreadPoolExecutor(min(len(programs), os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda p: self._build(p, device), [p for p in programs if p.tables.blocks]))
+        with ThreadPoolExecutor(min(len(wanted), os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda p: self._build(p, device), [p for p in wanted if p.tables.blocks]))
 
-    def _build(self, p: Program, device: torch.device) -> dict:
-        return self.build("channelwise/channelwise.cuh", p.tables.text, p.names, device)
+    def _build(self, p: PlanKernels, device: torch.device) -> dict:
+        return self.toolchain.build(FILE, p.tables.text, p.names, device)
 
-    def _planar(self, kernels, p: Program, rows: torch.Tensor, key: str, forward: bool) -> torch.Tensor:
+    def _planar(self, built: dict, p: PlanKernels, rows: torch.Tensor, key: str, forward: bool) -> torch.Tensor:
         """Rows [n, dim] of x (forward) or of the output with the components of each block outermost."""
         out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         if rows.numel():
             n, dim = rows.shape
             columns = _component_major(key, forward, rows.device)
-            self._run(kernels[p.planar], n, rows, np.int64(rows.stride(0)), columns, out, np.int64(dim), np.int64(n))
+            self._launch(built[p.planar], n, rows, np.int64(rows.stride(0)), columns, out, np.int64(dim), np.int64(n))
         return out
 
-    def _run(self, kernel, blocks: int, *arguments) -> None:
-        self.launch(kernel, (min(blocks, MAX_BLOCKS),), (THREADS,), 0, *arguments)
+    def _launch(self, kernel, blocks: int, *arguments) -> None:
+        self.toolchain.launch(kernel, (min(blocks, MAX_BLOCKS),), (THREADS,), 0, *arguments)
 
 
-class Program(NamedTuple):
+class PlanKernels(NamedTuple):
     """The kernels of a plan for one pass and dtype: names as written in C++."""
 
-    tables: Tables
+    tables: SpecialisedPlan
     mode: str  # "GRAPH", "ROWS" or "EDGES" (csrc/channelwise/unit.cuh)
     main: str
     planar: str | None  # rows of x (forward) or g (backward) by component; with a graph only
@@ -247,23 +134,16 @@ class Program(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def program(key: str, pass_: str, dtype: torch.dtype, mode: str) -> Program:
+def kernels_of(key: str, pass_: str, dtype: torch.dtype, mode: str) -> PlanKernels:
     """The kernels of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent") and a mode of
     csrc/channelwise/unit.cuh."""
     t, storage, forward = tables(key, pass_, dtype), STORAGE[dtype], pass_.startswith("fwd")
     tangent = str(pass_.endswith("tangent")).lower()
     main = f"eqtp::conv_{pass_[:3]}_kernel<eqtp::Plan, {storage}, eqtp::{mode}, {tangent}>"
     planar = f"eqtp::planar_kernel<{storage}>" if mode == "GRAPH" else None
-    return Program(
+    return PlanKernels(
         t, mode, main, planar, None if forward else f"eqtp::sum_units_kernel<{storage}, {t.blocks}, {dims(key).in2}>"
     )
-
-
-def _mode(graph) -> str:
-    """How a graph (src, dst, ptr, order, ..) is walked; () is the product of rows."""
-    if not graph:
-        return "ROWS"
-    return "EDGES" if graph[0].numel() and not graph[3].numel() else "GRAPH"
 
 
 @lru_cache(maxsize=1024)
@@ -279,47 +159,43 @@ def _component_major(key: str, forward: bool, device: torch.device) -> torch.Ten
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *blocks])).to(device)
 
 
-def _walk(mode: str, graph, forward: bool) -> tuple:
-    """Rows that are gathered, and how edges are found: of the rows that are summed (GRAPH), or those rows themselves
-    (EDGES)."""
-    if mode == "ROWS":
+def _gathered(edges: Edges, forward: bool) -> tuple:
+    """Rows that are gathered, and how edges are found: those of the rows that are summed (SORTED), or those rows
+    themselves (UNSORTED)."""
+    if edges.kind is EdgeKind.ROWS:
         return None, None, None
-    src, dst, ptr, order, tptr, torder = graph
-    if mode == "EDGES":
-        return (src, dst, None) if forward else (dst, src, None)
-    return (src, ptr, order) if forward else (dst, tptr, torder)
+    if edges.kind is EdgeKind.UNSORTED:
+        return (edges.src, edges.dst, None) if forward else (edges.dst, edges.src, None)
+    return (edges.src, edges.ptr, edges.order) if forward else (edges.dst, edges.tptr, edges.torder)
 
 
 def _strides(tensors) -> list[np.int64]:
     return [np.int64(0 if t is None else t.stride(0)) for t in tensors]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _aligned(t: torch.Tensor) -> torch.Tensor:
     """Rows whose elements are contiguous, each beginning at a multiple of ALIGNMENT if the first does."""
-    t = library.row(t)
+    t = contiguous_rows(t)
     regular = t.shape[0] < 2 or t.stride(0) in (0, t.shape[1]) or t.stride(0) * t.element_size() % ALIGNMENT == 0
     if t.data_ptr() % ALIGNMENT == 0 and regular:
         return t
     return t[:1].clone().expand_as(t) if t.stride(0) == 0 else t.clone(memory_format=torch.contiguous_format)
 
 
-def _build(file: str, text: str, names: tuple[str, ...], device: torch.device) -> dict:
-    return runtime.kernels(_source(file) + text, names, device)
+def kernel(toolchain: Toolchain) -> registry.Kernel:
+    """The kernels, built and launched by a toolchain."""
+    made = Channelwise(toolchain)
+    return registry.Kernel(
+        engine="channelwise",
+        family=toolchain.family,
+        devices=toolchain.devices,
+        why_not=made.why_not,
+        run=made.run,
+        sources=(f"csrc/{FILE}",),
+        transposes=toolchain.devices,
+        atomics=(torch.float32, torch.float64),  # half precision would round at each addition
+        prepare=made.prepare,
+    )
 
 
-def _unavailable(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"the specialised kernels run on NVIDIA GPUs, the tensors are on {device.type}"
-    return runtime.why_not()
-
-
-@lru_cache
-def _source(file: str) -> str:
-    return runtime.source(file)
-
-
-KERNELS = Kernels(_build, runtime.launch, _unavailable)
+registry.register(kernel(GPU))

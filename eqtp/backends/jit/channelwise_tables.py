@@ -13,16 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from eqtp.math import harmonics
 from eqtp.plans.plan import TensorProductPlan
 
-MAX_BLOCKS = 2**31 - 1  # of one launch
 THREADS = 128  # of a block (csrc/channelwise/channelwise.cuh)
 # that a thread should get along with, of 255: so that enough threads fit a multiprocessor to hide the memory's latency
 REGISTERS = 150
 RESIDENT = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
+# The walks of a plan: forward, backward, and each differentiated along a direction, which is the second order
 PASSES = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
-STORAGE = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp::f16", torch.bfloat16: "eqtp::bf16"}
 
 
 class Unit(NamedTuple):
@@ -105,7 +103,7 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
     return Layout(channels, ahead, threads, -(-unit.mul // (threads * channels)))
 
 
-class Tables(NamedTuple):
+class SpecialisedPlan(NamedTuple):
     """A plan, written for one pass and dtype."""
 
     text: str  # struct eqtp::Plan
@@ -162,7 +160,7 @@ def _blocks(plan: TensorProductPlan, chosen: list[Unit], side: str) -> tuple[str
 
 
 @lru_cache(maxsize=1024)
-def tables(key: str, pass_: str, dtype: torch.dtype) -> Tables:
+def tables(key: str, pass_: str, dtype: torch.dtype) -> SpecialisedPlan:
     """The tables of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent") and a dtype."""
     plan = TensorProductPlan.from_key(key)
     chosen = units(plan)
@@ -199,74 +197,4 @@ def tables(key: str, pass_: str, dtype: torch.dtype) -> Tables:
     slices = {"x": plan.irreps_in1.slices(), "out": plan.irreps_out.slices()}
     idle = {side: [s for b, s in enumerate(slices[side]) if b not in used[side] and s.stop > s.start] for side in used}
     text = f"namespace eqtp {{\nstruct Plan {{\n{text}}};\n}}\n"
-    return Tables(text, sum(s.chunks for s in spread), [THREADS // s.lanes for s in spread], idle)
-
-
-# ------------------------------------------------------------------------------------------------ spherical harmonics
-HARMONICS_UNROLLED = 8  # largest degree whose loops are unrolled
-SHARED = 48 * 1024  # bytes of a block; more must be asked for
-HARMONICS_PASSES = ("VALUES", "GRADIENT", "SECOND")
-
-
-@lru_cache(maxsize=256)
-def harmonics_source(degrees: tuple[int, ...], normalization: str) -> str:
-    """What follows the text of csrc/harmonics/harmonics.cuh: eqtp::Plan. Kernels: eqtp::harmonics_plan_kernel<T,
-    eqtp::PASS, eqtp::Plan>."""
-    constants, start, column = harmonics.tables(degrees, normalization)
-    rows = ",\n".join("{" + ", ".join(x.hex() for x in row) + "}" for row in constants.tolist())
-
-    def integers(values):
-        return ", ".join(map(str, values)) or "0"
-
-    lmax = max(degrees, default=0)
-    return f"""namespace eqtp {{
-__device__ constexpr double HARMONICS_CONSTANTS[][4] = {{{rows}}};
-__device__ constexpr int HARMONICS_START[] = {{{integers(start)}}}, HARMONICS_COLUMN[] = {{{integers(column)}}};
-struct Plan {{
-  static constexpr int DEGREE = {lmax}, WIDTH = {len(column)};
-  static constexpr bool UNROLL = {str(lmax <= HARMONICS_UNROLLED).lower()};
-  static __device__ constexpr double constant(int n, int i) {{ return HARMONICS_CONSTANTS[n][i]; }}
-  static __device__ constexpr int start(int k) {{ return HARMONICS_START[k]; }}
-  static __device__ constexpr int column(int j) {{ return HARMONICS_COLUMN[j]; }}
-}};
-}}  // namespace eqtp
-"""
-
-
-class HarmonicsShape(NamedTuple):
-    """How points are spread over warps. tile: points of a warp's tile (0: not even one row fits); warps of a block;
-    room: numbers of a warp in shared memory; itemsize: bytes of a number there."""
-
-    tile: int
-    warps: int
-    room: int
-    itemsize: int
-
-    def launch(self, points: int) -> tuple[int, int, int]:
-        """Blocks, threads of a block, bytes of shared memory."""
-        return (
-            min(-(-points // (self.tile * self.warps)), MAX_BLOCKS),
-            32 * self.warps,
-            self.warps * self.room * self.itemsize,
-        )
-
-
-def harmonics_shape(
-    degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None
-) -> HarmonicsShape:
-    """The shape for a pass (one of HARMONICS_PASSES). unrolled: whether the kernel's loops are (None: as
-    `harmonics_source` writes them)."""
-    lmax, columns, itemsize = (
-        max(degrees, default=0),
-        sum(2 * l + 1 for l in degrees),
-        8 if dtype == torch.float64 else 4,
-    )
-    unrolled = lmax <= HARMONICS_UNROLLED if unrolled is None else unrolled
-    numbers, stride = SHARED // itemsize, max(3, columns | 1)
-    line = 0 if unrolled or which == "VALUES" else 32 * (lmax + 1) * (2 if which == "SECOND" else 1)
-
-    def room(tile):
-        return -(-tile * stride // 4) * 4 + line
-
-    tile = next((t for t in (32, 16, 8, 4, 2, 1) if room(t) <= numbers), 0)
-    return HarmonicsShape(tile, min(4, numbers // room(tile)) if tile else 0, room(tile), itemsize)
+    return SpecialisedPlan(text, sum(s.chunks for s in spread), [THREADS // s.lanes for s in spread], idle)

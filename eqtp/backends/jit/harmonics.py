@@ -1,0 +1,123 @@
+"""Spherical harmonics specialised for their degrees and normalization: csrc/harmonics/harmonics.cuh."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from eqtp.backends import registry
+from eqtp.backends.jit.toolchain import GPU, MAX_BLOCKS, STORAGE, Toolchain
+from eqtp.backends.tensors import contiguous_rows
+from eqtp.math import harmonics
+from eqtp.plans.calls import Harmonics, Pass
+
+FILE = "harmonics/harmonics.cuh"
+UNROLLED = 8  # largest degree whose loops are unrolled
+SHARED = 48 * 1024  # bytes of a block; more must be asked for
+PASSES = {Pass.FWD: "VALUES", Pass.BWD: "GRADIENT", Pass.BWDBWD: "SECOND"}  # their names in C++
+
+
+@lru_cache(maxsize=256)
+def source(degrees: tuple[int, ...], normalization: str) -> str:
+    """What follows the text of csrc/harmonics/harmonics.cuh: eqtp::Plan. Kernels: eqtp::harmonics_plan_kernel<T,
+    eqtp::PASS, eqtp::Plan>."""
+    constants, start, column = harmonics.tables(degrees, normalization)
+    rows = ",\n".join("{" + ", ".join(x.hex() for x in row) + "}" for row in constants.tolist())
+
+    def integers(values):
+        return ", ".join(map(str, values)) or "0"
+
+    lmax = max(degrees, default=0)
+    return f"""namespace eqtp {{
+__device__ constexpr double HARMONICS_CONSTANTS[][4] = {{{rows}}};
+__device__ constexpr int HARMONICS_START[] = {{{integers(start)}}}, HARMONICS_COLUMN[] = {{{integers(column)}}};
+struct Plan {{
+  static constexpr int DEGREE = {lmax}, WIDTH = {len(column)};
+  static constexpr bool UNROLL = {str(lmax <= UNROLLED).lower()};
+  static __device__ constexpr double constant(int n, int i) {{ return HARMONICS_CONSTANTS[n][i]; }}
+  static __device__ constexpr int start(int k) {{ return HARMONICS_START[k]; }}
+  static __device__ constexpr int column(int j) {{ return HARMONICS_COLUMN[j]; }}
+}};
+}}  // namespace eqtp
+"""
+
+
+class Shape(NamedTuple):
+    """How points are spread over warps. tile: points of a warp's tile (0: not even one row fits); warps of a block;
+    room: numbers of a warp in shared memory; itemsize: bytes of a number there."""
+
+    tile: int
+    warps: int
+    room: int
+    itemsize: int
+
+    def launch(self, points: int) -> tuple[int, int, int]:
+        """Blocks, threads of a block, bytes of shared memory."""
+        return (
+            min(-(-points // (self.tile * self.warps)), MAX_BLOCKS),
+            32 * self.warps,
+            self.warps * self.room * self.itemsize,
+        )
+
+
+def shape_of(degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None) -> Shape:
+    """The shape for a pass (one of PASSES). unrolled: whether the kernel's loops are (None: as
+    `source` writes them)."""
+    lmax, columns, itemsize = (
+        max(degrees, default=0),
+        sum(2 * l + 1 for l in degrees),
+        8 if dtype == torch.float64 else 4,
+    )
+    unrolled = lmax <= UNROLLED if unrolled is None else unrolled
+    numbers, stride = SHARED // itemsize, max(3, columns | 1)
+    line = 0 if unrolled or which == "VALUES" else 32 * (lmax + 1) * (2 if which == "SECOND" else 1)
+
+    def room(tile):
+        return -(-tile * stride // 4) * 4 + line
+
+    tile = next((t for t in (32, 16, 8, 4, 2, 1) if room(t) <= numbers), 0)
+    return Shape(tile, min(4, numbers // room(tile)) if tile else 0, room(tile), itemsize)
+
+
+def kernel(toolchain: Toolchain) -> registry.Kernel:
+    """The kernels, built and launched by a toolchain."""
+
+    def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
+        """Inputs and outputs as in `eqtp.backends.native.harmonics.run`."""
+        xyz, g, c = inputs
+        out, gxyz = outputs
+        if not xyz.shape[0] or (out is None and gxyz is None):
+            return
+        in_cpp, degrees = PASSES[pass_], what.degrees
+        shape = shape_of(degrees, in_cpp, xyz.dtype)
+        if not shape.tile:
+            columns = sum(2 * l + 1 for l in degrees)
+            raise RuntimeError(f"spherical_harmonics: {columns} columns do not fit the shared memory of a GPU")
+        name = f"eqtp::harmonics_plan_kernel<{STORAGE[xyz.dtype]}, eqtp::{in_cpp}, eqtp::Plan>"
+        function = toolchain.build(FILE, source(degrees, what.normalization), (name,), xyz.device)[name]
+
+        def strides(t, count):
+            return [np.int64(0 if t is None else t.stride(k)) for k in range(count)]
+
+        g = None if g is None else contiguous_rows(g)
+        tensors = [xyz, *strides(xyz, 2), g, *strides(g, 1), c, *strides(c, 2), out, gxyz]
+        arguments = [np.bool_(what.normalize), np.int64(xyz.shape[0]), *tensors]
+        blocks, threads, shared = shape.launch(xyz.shape[0])
+        toolchain.launch(
+            function, (blocks,), (threads,), shared, *arguments, np.int32(shape.tile), np.int32(shape.room)
+        )
+
+    return registry.Kernel(
+        engine="harmonics",
+        family=toolchain.family,
+        devices=toolchain.devices,
+        why_not=lambda plan, device, dtype: toolchain.why_not(device, dtype),
+        run=run,
+        sources=(f"csrc/{FILE}",),
+    )
+
+
+registry.register(kernel(GPU))

@@ -1,0 +1,111 @@
+"""Channelwise products, by row or over a graph: csrc/channelwise."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from eqtp.backends import registry
+from eqtp.backends.native import library
+from eqtp.backends.native.channelwise_columns import walk
+from eqtp.backends.tensors import address, compute_dtype, contiguous_rows
+from eqtp.plans import channelwise
+from eqtp.plans.calls import EdgeKind, Operands, Outputs, Pass
+from eqtp.plans.plan import TensorProductPlan, dims
+
+
+def _why_not(plan: TensorProductPlan | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = library.why_not("tensor_product_conv", device, dtype)
+    return reason or (channelwise.why_not(plan) if plan is not None else None)
+
+
+@lru_cache(maxsize=256)
+def plan(key: str):
+    """The kernels' own copy of a channelwise plan's columns (csrc/channelwise/plan.h)."""
+    p = TensorProductPlan.from_key(key)
+    in2 = p.irreps_in2.slices()
+    slots = [
+        [x for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True) for x in (s.start, mul, ir.dim)]
+        for irreps in (p.irreps_in1, p.irreps_out)
+    ]
+    columns = [x for q in p.paths for x in (q.i1, in2[q.i2].start, 2 * q.l2 + 1, q.io, q.weight_offset)]
+    coefficients = np.concatenate([np.zeros(0), *(p.coefficients(q).ravel() for q in p.paths)])
+    return library._native.Plan(*slots, columns, coefficients.tolist(), *dims(key))
+
+
+def run(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+    """A pass of the product of the plan with this key."""
+    inputs = inputs.map(contiguous_rows)
+    return (_run_cuda if inputs.x.is_cuda else _run_cpu)(key, pass_, inputs, outputs)
+
+
+def _num_dst(inputs: Operands) -> int:
+    return inputs.x.shape[0] if inputs.edges.kind is EdgeKind.ROWS else inputs.edges.ptr.shape[0] - 1
+
+
+def _run_cpu(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+    x, edges = inputs.x, inputs.edges
+    columns = () if edges.kind is EdgeKind.ROWS else (edges.src, edges.ptr, edges.order)
+    library._native.tensor_product_conv(
+        plan(key),
+        x.shape[0],
+        _num_dst(inputs),
+        inputs.y.shape[0],
+        [t.data_ptr() for t in columns],
+        [(t.data_ptr(), t.stride(0)) for t in inputs.tensors],
+        [address(t) for t in outputs],
+        x.dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+@lru_cache(maxsize=256)
+def _uploaded(key: str, device: torch.device, compute: torch.dtype) -> tuple:
+    """The tensors of both walks, forward and backward, on a device, and their sizes; coefficients in the dtype that the
+    kernels compute in."""
+    both = []
+    for forward in (True, False):
+        w = walk(TensorProductPlan.from_key(key), forward)
+        tensors = [torch.from_numpy(a).to(device) for a in w[:-1]]
+        both.append(([t.to(compute) if t.is_floating_point() else t for t in tensors], w.sizes))
+    return tuple(both)
+
+
+def _run_cuda(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
+    x, edges = inputs.x, inputs.edges
+    (fwd, fwd_sizes), (bwd, bwd_sizes) = _uploaded(key, x.device, compute_dtype(x.dtype))
+    gy = outputs.gy
+    shares = None  # [channel groups, e, dim2] of the gradient of y
+    if gy is not None:
+        shares = torch.empty(bwd_sizes[0], *gy.shape, dtype=compute_dtype(x.dtype), device=x.device)
+    library._native.tensor_product_conv_cuda(
+        [t.data_ptr() for t in fwd],
+        fwd_sizes,
+        [t.data_ptr() for t in bwd],
+        bwd_sizes,
+        x.shape[0],
+        _num_dst(inputs),
+        inputs.y.shape[0],
+        [] if edges.kind is EdgeKind.ROWS else [t.data_ptr() for t in edges[:6]],
+        [(t.data_ptr(), t.stride(0)) for t in inputs.tensors],
+        [address(t) for t in outputs],
+        address(shares),
+        tuple(dims(key)),
+        library.dtype_code(x.dtype),
+        *library.place(x.device),
+    )
+
+
+registry.register(
+    registry.Kernel(
+        engine="channelwise",
+        family="native",
+        devices=("cpu", "cuda"),
+        why_not=_why_not,
+        run=run,
+        sources=("csrc/channelwise/channelwise.cpp", "csrc/channelwise/channelwise.cu"),
+        transposes=("cuda",),
+    )
+)

@@ -1,0 +1,59 @@
+"""Products of the matrices that stand for functions on the sphere: csrc/matrices."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from eqtp.backends import registry
+from eqtp.backends.native import library
+from eqtp.backends.native.samples import run_samples
+from eqtp.plans.calls import Pass
+from eqtp.plans.matrices import MatrixProgram, conversion
+
+
+def _why_not(plan: None, device: torch.device, dtype: torch.dtype) -> str | None:
+    return library.why_not("matrices", device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _matrix_conversion(lmax: int, size: int):
+    """Between the components of degrees 0..lmax and matrices (csrc/matrices/matrices.h)."""
+    c = conversion(lmax, size)
+    back = np.argsort(c.component, kind="stable")
+
+    def ptr(ordered, count):
+        return np.searchsorted(ordered, np.arange(count + 1)).tolist()
+
+    to = ptr(c.place, size * size), c.component.tolist()
+    return library._native.MatrixConversion(
+        *to, ptr(c.component[back], (lmax + 1) ** 2), c.place[back].tolist(), c.to.tolist(), c.back[back].tolist()
+    )
+
+
+@lru_cache(maxsize=1024)
+def _matrix_program(p: MatrixProgram):
+    conversions = [[_matrix_conversion(lmax, p.size) for lmax in degrees] for degrees in (p.lmax_in, p.lmax_out)]
+    ptr = np.cumsum([0, *map(len, p.terms)]).tolist()
+    return library._native.MatrixProgram(
+        p.size, *conversions, p.pair_in, p.pair_out, ptr, [int(x) for terms in p.terms for term in terms for x in term]
+    )
+
+
+def run(program: MatrixProgram, pass_: Pass, inputs, outputs) -> None:
+    """inputs, outputs: [b, c, (lmax+1)^2] each, the last dimension contiguous, strides of b and c free."""
+    run_samples(library._native.matrices, _matrix_program(program), inputs, outputs)
+
+
+registry.register(
+    registry.Kernel(
+        engine="matrices",
+        family="native",
+        devices=("cpu",),
+        why_not=_why_not,
+        run=run,
+        sources=("csrc/matrices/matrices.cpp",),
+    )
+)

@@ -1,0 +1,35 @@
+"""What all families ask of tensors: contiguous rows, addresses, the dtype of the arithmetic."""
+
+from __future__ import annotations
+
+import torch
+
+HALVES = (torch.float16, torch.bfloat16)  # for storage: GPU kernels compute in float32
+
+
+def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
+    """A tensor [rows, n] whose rows are contiguous; their stride is free (0 for shared rows)."""
+    return t.contiguous() if t.shape[1] > 1 and t.stride(1) != 1 else t
+
+
+def address(t: torch.Tensor | None) -> int:
+    """Address of the first element; 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that GPU kernels compute in (Real in csrc/common/device.cuh)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32, ..."""
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not_dtype(kernels: str, dtype: torch.dtype, known: tuple[torch.dtype, ...]) -> str | None:
+    """None if a dtype is one of those that some kernels know, else a sentence."""
+    if dtype in known:
+        return None
+    *most, last = map(dtype_name, known)
+    return f"the {kernels} kernels know {', '.join(most)} and {last}, not {dtype_name(dtype)}"

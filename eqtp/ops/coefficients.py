@@ -1,0 +1,123 @@
+"""Tensors of spherical-harmonic coefficients, [..., (lmax+1)^2] in e3nn's order: their shapes, and checks of arguments."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from eqtp.backends.tensors import HALVES
+
+
+def degree_of(x: torch.Tensor) -> int:
+    """lmax of [..., (lmax+1)^2], or the largest with at most that many. By comparisons: torch.compile understands them
+    for sizes that may change."""
+    lmax = 0
+    while (lmax + 2) ** 2 <= x.shape[-1]:
+        lmax += 1
+    return lmax
+
+
+def gather_padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x [..., n], index [...] with n where a zero is wanted -> [..., *index.shape]"""
+    return torch.nn.functional.pad(x, (0, 1))[..., index]
+
+
+def last_contiguous(t: torch.Tensor) -> torch.Tensor:
+    """The tensor with contiguous numbers in its last dimension; the other strides are free."""
+    return t if t.shape[-1] == 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def batch_shape(*operands: torch.Tensor) -> torch.Size:
+    """What the dimensions before the last broadcast to."""
+    shapes = [t.shape[:-1] for t in operands]
+    alike = all(
+        len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:]
+    )  # lengths first: what differs in them is not compared
+    return shapes[0] if alike else torch.broadcast_shapes(*shapes)  # which is slow
+
+
+def as_batch_channels(*operands: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by
+    rows is not copied if it is shared by all of b or of c."""
+    lead = batch_shape(*operands)
+    size = (prod(lead[:-1]), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
+    return [(t if t.shape[:-1] == lead else t.expand(*lead, t.shape[-1])).reshape(*size, t.shape[-1]) for t in operands]
+
+
+def upcast_half(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Half precision as float32, in which it is calculated; None and other dtypes as they are."""
+    return [t.float() if t is not None and t.dtype in HALVES else t for t in tensors]
+
+
+def upcast_for_kernels(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """What kernels are given: on the CPU no half precision; those of GPUs read it themselves."""
+    return upcast_half(x, *others) if x.device.type == "cpu" else [x, *others]
+
+
+def scale_degrees(x: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
+    """x [..., (lmax+1)^2] times w [..., lmax+1], degree by degree."""
+    if w is None:
+        return x
+    degree = torch.arange(w.shape[-1], device=w.device)
+    return x * w.repeat_interleave(2 * degree + 1, -1, output_size=x.shape[-1])
+
+
+def pad_degrees(x: torch.Tensor, lmax: int) -> torch.Tensor:
+    """[..., n] -> [..., (lmax+1)^2], zeros after the n components there are."""
+    more = (lmax + 1) ** 2 - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, more)) if more else x
+
+
+# checks
+
+
+def lmax_of(op: str, name: str, x) -> int:
+    """Checks that x is a tensor of coefficients [..., (lmax+1)^2]; returns lmax."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    n = x.shape[-1] if x.ndim else 0
+    if n < 1 or (degree_of(x) + 1) ** 2 != n:
+        raise ValueError(f"{op}: {name} must be [..., (lmax+1)^2], got {list(x.shape)}")
+    return degree_of(x)
+
+
+def check_natural(op: str, name: str, value, least: int = 0) -> int:
+    """Raises TypeError or ValueError unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return value
+
+
+def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
+    """Checks that tensors, by the names of their arguments, have the dtype and device of the first, and leading
+    dimensions that broadcast."""
+    (first, like), *_ = given.items()
+    for name, t in given.items():
+        if t.dtype != like.dtype:
+            raise TypeError(f"{op}: {name} must have the dtype of {first}, {like.dtype}, got {t.dtype}")
+        if t.device != like.device:
+            raise ValueError(f"{op}: {name} must be on the device of {first}, {like.device}, got {t.device}")
+    try:
+        batch_shape(*given.values())
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
+        raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
+
+
+def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int]:
+    """Checks the operands of a product of two functions for `op`; returns lmax1 and lmax2."""
+    lmax1, lmax2 = lmax_of(op, "x1", x1), lmax_of(op, "x2", x2)
+    check_natural(op, "lmax_out", lmax_out)
+    for name, w, degree in (("w1", w1, lmax1), ("w2", w2, lmax2), ("w3", w3, lmax_out)):
+        if w is not None and not isinstance(w, torch.Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor or None, got {type(w).__name__}")
+        if w is not None and (w.ndim == 0 or w.shape[-1] != degree + 1):
+            raise ValueError(f"{op}: {name} must be [..., {degree + 1}], got {list(w.shape)}")
+    given = {name: t for name, t in (("x1", x1), ("x2", x2), ("w1", w1), ("w2", w2), ("w3", w3)) if t is not None}
+    check_alike(op, given)
+    return lmax1, lmax2
