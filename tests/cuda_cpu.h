@@ -70,6 +70,7 @@ extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
 #define __host__
 #define __constant__ static
 #define __shared__ static thread_local
+#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)

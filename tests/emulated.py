@@ -9,16 +9,17 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit import channelwise, couplings, harmonics, matrices, signals
+from eqtp.backends.jit.runtime import Struct
 from eqtp.backends.jit.toolchain import Toolchain
 from eqtp.plans.calls import Pass
 
 ENGINES = channelwise, harmonics, signals, couplings, matrices
 
-_ROWS = ["T*"] * 6 + ["eqtp::Index"] * 6
 # Parameters of each kernel; T is its storage type, R the type it calculates in
 TYPES = {
-    "conv_fwd_kernel": [*_ROWS, *["const eqtp::Index*"] * 3, "T*", "eqtp::Index"],
-    "conv_bwd_kernel": ["T*", *_ROWS, "eqtp::Index", *["const eqtp::Index*"] * 3, "T*", "R*", "T*", "eqtp::Index"],
+    "conv_fwd_kernel": ["eqtp::ConvParams<T>"],
+    "conv_bwd_kernel": ["eqtp::ConvParams<T>"],
+    "harmonics_plan_kernel": ["eqtp::HarmonicsArrays<T>"],
     "planar_kernel": ["T*", "eqtp::Index", "const eqtp::Index*", "T*", "eqtp::Index", "eqtp::Index"],
     "sum_units_kernel": ["R*", "T*", "eqtp::Index"],
 }
@@ -32,7 +33,8 @@ def types_of(name: str, text: str) -> list[str]:
         return [parameter.rsplit(" ", 1)[0].replace("Index", "eqtp::Index") for parameter in parameters]
     storage = re.search(r"\b(float|double|eqtp::f16|eqtp::bf16)\b", name)[1]
     real = "double" if storage == "double" else "float"
-    return [t.replace("T*", f"{storage}*").replace("R*", f"{real}*") for t in TYPES[re.search(r"::(\w+)<", name)[1]]]
+    kinds = TYPES[re.search(r"::(\w+)<", name)[1]]
+    return [re.sub(r"\bT\b", storage, re.sub(r"\bR\b", real, kind)) for kind in kinds]
 
 
 def together(names: tuple[str, ...]) -> list[str]:
@@ -78,12 +80,14 @@ def family(sanitize: str | None = None, source: str | None = None) -> Family:
 
 
 def launch(kernel, grid, block, shared, *arguments):
-    kernel(
-        grid,
-        block,
-        shared,
-        *(flat(a) if isinstance(a, torch.Tensor) else a if a is None else a.item() for a in arguments),
-    )
+    kernel(grid, block, shared, *map(_passed, arguments))
+
+
+def _passed(value):
+    """An argument of `eqtp.backends.jit.runtime.launch` as one of tests/emulation.py."""
+    if isinstance(value, Struct):
+        return Struct(value.layout, tuple(flat(v) if isinstance(v, torch.Tensor) else v for v in value.values))
+    return flat(value) if isinstance(value, torch.Tensor) else value if value is None else value.item()
 
 
 def flat(t: torch.Tensor) -> torch.Tensor:

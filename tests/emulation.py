@@ -15,7 +15,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from eqtp.backends.jit.runtime import Struct
 
 HEADER = Path(__file__).with_name("cuda_cpu.h")
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -41,6 +44,7 @@ SCALARS = {
     "float": (ctypes.c_float, "f"),
     "double": (ctypes.c_double, "d"),
 }
+STRUCTS = ("eqtp::ConvParams", "eqtp::HarmonicsArrays")  # that kernels take by value
 LIBRARY = """
 extern "C" __attribute__((visibility("default"))) const char* {symbol}(dim3* d, size_t shared, void** a) {{
   static std::string error;
@@ -59,7 +63,7 @@ PROGRAM = """
 int main(int, char** argv) {
   FILE* in = std::fopen(argv[1], "rb");
   dim3 d[2];
-  long long head[3];  // kernel, shared memory, arguments
+  long long head[4];  // kernel, shared memory, arguments, pointers in structs
   if (!in || !std::fread(d, sizeof d, 1, in) || !std::fread(head, sizeof head, 1, in)) return 2;
   std::vector<void*> a(head[2]);
   std::vector<size_t> bytes(head[2]);
@@ -68,6 +72,10 @@ int main(int, char** argv) {
     if (size < 0) { a[i] = a[-1 - size]; continue; }
     bytes[i] = size, a[i] = size ? std::malloc(size) : nullptr;
     if (size && !std::fread(a[i], size, 1, in)) return 2;
+  }
+  for (long long n = 0, at[3]; n < head[3]; ++n) {  // argument, byte in it, argument whose address stands there
+    if (!std::fread(at, sizeof at, 1, in)) return 2;
+    std::memcpy(static_cast<char*>(a[at[0]]) + at[1], &a[at[2]], sizeof(void*));
   }
   std::fclose(in);
   const char* (*const kernels[])(dim3*, size_t, void**) = {%s};
@@ -177,14 +185,14 @@ def build(source: str, entry_points: dict[str, list[str]], sanitize: str | None 
 
     source: C++/CUDA text; csrc and tests are include folders. entry_points: for each kernel, written as in C++
     ("eqtp::segment_sum_kernel<float>"), the C++ types of its parameters: pointers or bool, int, unsigned, long long,
-    eqtp::Index, float, double. With sanitize="address" or "thread" every call runs in a process of its own, on copies
-    that have exactly the size of the tensors. Raises RuntimeError with the compiler's errors, ValueError for other
-    types.
+    eqtp::Index, float, double, or one of STRUCTS, in place of which a `Struct` is passed. With sanitize="address" or
+    "thread" every call runs in a process of its own, on copies that have exactly the size of the tensors. Raises
+    RuntimeError with the compiler's errors, ValueError for other types.
     """
     functions = ""
     for number, (name, types) in enumerate(entry_points.items()):
         for kind in types:
-            if not kind.rstrip().endswith("*") and kind not in SCALARS:
+            if not kind.rstrip().endswith("*") and kind not in SCALARS and not kind.startswith(STRUCTS):
                 raise ValueError(f"{name}: parameters must be pointers or one of {sorted(SCALARS)}, got {kind!r}")
         arguments = "".join(
             f", ({kind})a[{i}]" if "*" in kind else f", *({kind}*)a[{i}]" for i, kind in enumerate(types)
@@ -219,51 +227,89 @@ class Kernel:
             raise TypeError(f"{self.name} takes {len(self.types)} arguments, got {len(arguments)}")
         sizes = [*self._three(grid), *self._three(block)]
         for kind, value in zip(self.types, arguments, strict=True):
-            tensor = isinstance(value, torch.Tensor)
-            if (tensor or value is None) != ("*" in kind) or (
-                tensor and (value.device.type != "cpu" or not value.is_contiguous())
-            ):
-                wanted = "contiguous CPU tensor or None" if "*" in kind else "number"
-                raise TypeError(f"{self.name}: {kind} must be a {wanted}, got {value!r}")
+            self._check(kind, value)
         if self.sanitize:
             return self._run_apart(sizes, shared_bytes, arguments)
         cells = [
-            value if "*" in kind else SCALARS[kind][0](value) for kind, value in zip(self.types, arguments, strict=True)
+            _packed(value) if isinstance(value, Struct) else value if "*" in kind else SCALARS[kind][0](value)
+            for kind, value in zip(self.types, arguments, strict=True)
         ]
         pointers = [
-            v.data_ptr() if isinstance(v, torch.Tensor) else v if v is None else ctypes.addressof(v) for v in cells
+            v.data_ptr()
+            if isinstance(v, torch.Tensor)
+            else v.ctypes.data
+            if isinstance(v, np.ndarray)
+            else v
+            if v is None
+            else ctypes.addressof(v)
+            for v in cells
         ]
         error = self.function((ctypes.c_uint * 6)(*sizes), shared_bytes, (ctypes.c_void_p * len(pointers))(*pointers))
         if error:
             raise RuntimeError(f"{self.name}: {error.decode()}")
+
+    def _check(self, kind: str, value) -> None:
+        tensor = isinstance(value, torch.Tensor)
+        if kind.startswith(STRUCTS) != isinstance(value, Struct):
+            raise TypeError(f"{self.name}: {kind} must be a Struct, got {value!r}")
+        pointer = "*" in kind
+        if (tensor or value is None) != pointer or (
+            tensor and (value.device.type != "cpu" or not value.is_contiguous())
+        ):
+            wanted = "contiguous CPU tensor or None" if pointer else "number"
+            raise TypeError(f"{self.name}: {kind} must be a {wanted}, got {value!r}")
 
     @staticmethod
     def _three(size) -> tuple:
         return (*(size if isinstance(size, tuple | list) else (size,)), 1, 1)[:3]
 
     def _run_apart(self, sizes, shared_bytes, arguments):
-        """The same in a process of its own; tensors that begin at one address are one there too."""
-        data, first = struct.pack("6I3q", *sizes, self.number, shared_bytes, len(arguments)), {}
-        for i, (kind, value) in enumerate(zip(self.types, arguments, strict=True)):
+        """The same in a process of its own; tensors that begin at one address are one there too. Tensors of structs
+        follow the arguments."""
+        inside = [
+            (i, value.layout.fields[name][1], member)
+            for i, value in enumerate(arguments)
+            if isinstance(value, Struct)
+            for name, member in zip(value.layout.names, value.values, strict=True)
+            if isinstance(member, torch.Tensor)
+        ]
+        links = [(i, byte, len(arguments) + n) for n, (i, byte, _) in enumerate(inside)]
+        arguments = [*arguments, *(member for _, _, member in inside)]
+        head, first, raws = struct.pack("6I4q", *sizes, self.number, shared_bytes, len(arguments), len(links)), {}, []
+        for i, (kind, value) in enumerate(zip([*self.types, *"*" * len(inside)], arguments, strict=True)):
+            raws.append(_bytes(kind, value))
             if isinstance(value, torch.Tensor) and value.numel():
                 seen = first.setdefault(value.data_ptr(), i)
-                raw = value.detach().view(-1).view(torch.uint8).numpy().tobytes()
-                data += struct.pack("q", -1 - seen) if seen != i else struct.pack("q", len(raw)) + raw
+                head += struct.pack("q", -1 - seen) if seen != i else struct.pack("q", len(raws[i])) + raws[i]
             else:
-                raw = b"" if "*" in kind else struct.pack(SCALARS[kind][1], value)
-                data += struct.pack("q", len(raw)) + raw
+                head += struct.pack("q", len(raws[i])) + raws[i]
+        head += b"".join(struct.pack("3q", *link) for link in links)
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / name for name in ("in", "out")]
-            paths[0].write_bytes(data)
+            paths[0].write_bytes(head)
             try:
                 run_program(self.text, self.sanitize, *paths)
             except RuntimeError as error:
                 raise RuntimeError(f"{self.name}: {error}") from None
             data = paths[1].read_bytes()
-        for kind, value, i in zip(self.types, arguments, range(len(arguments)), strict=True):
-            if "*" not in kind:
-                data = data[struct.calcsize(SCALARS[kind][1]) :]
-            elif isinstance(value, torch.Tensor) and value.numel() and first[value.data_ptr()] == i:
+        for i, value in enumerate(arguments):
+            if isinstance(value, torch.Tensor) and value.numel() and first[value.data_ptr()] != i:
+                continue
+            if isinstance(value, torch.Tensor) and value.numel():
                 flat = value.detach().view(-1).view(torch.uint8)
                 flat.copy_(torch.frombuffer(bytearray(data[: flat.numel()]), dtype=torch.uint8))
-                data = data[flat.numel() :]
+            data = data[len(raws[i]) :]
+
+
+def _packed(value: Struct) -> np.ndarray:
+    """The bytes of a struct, [], with the addresses of its tensors."""
+    return value.pack(lambda v: v if isinstance(v, np.generic) else np.uint64(0 if v is None else v.data_ptr()))
+
+
+def _bytes(kind: str, value) -> bytes:
+    """What an argument is made from."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    if isinstance(value, Struct):
+        return _packed(value).tobytes()
+    return b"" if "*" in kind else struct.pack(SCALARS[kind][1], value)

@@ -98,6 +98,23 @@ def test_arguments(gpu, kernel):
     assert gpu.entered == [kernel.device]
 
 
+def test_struct(gpu, kernel):
+    """Its bytes as C++ has them: aligned members, addresses of tensors, 0 for None."""
+    layout = np.dtype([("flag", np.bool_), ("x", np.uint64), ("y", np.uint64), ("n", np.int32)], align=True)
+    x = torch.zeros(3)
+    runtime.launch(kernel, (1,), (1,), 0, runtime.Struct(layout, (np.bool_(True), x, None, np.int32(-5))))
+    ((_, _, (packed,), _, _),) = kernel.function.calls
+    assert packed.shape == () and packed.dtype == layout and packed.nbytes == 32
+    assert packed.item() == (True, x.data_ptr(), 0, -5)
+    with pytest.raises(TypeError, match="member n must be int32, got int64"):
+        runtime.launch(kernel, (1,), (1,), 0, runtime.Struct(layout, (np.bool_(True), x, None, np.int64(5))))
+    with pytest.raises(TypeError, match="argument 0 must be a tensor, None or a NumPy scalar"):
+        runtime.launch(kernel, (1,), (1,), 0, runtime.Struct(layout, (True, x, None, np.int32(5))))
+    with pytest.raises(ValueError, match="argument 0 must be on cpu, got a tensor on meta"):
+        away = torch.zeros(1, device="meta")
+        runtime.launch(kernel, (1,), (1,), 0, runtime.Struct(layout, (np.bool_(True), away, None, np.int32(5))))
+
+
 @pytest.mark.parametrize("bad", [3, 0.5, True, "x", [1], np.zeros(1)], ids=repr)
 def test_argument_of_unknown_size(kernel, bad):
     with pytest.raises(

@@ -4,11 +4,13 @@ and specialised."""
 import functools
 
 import emulation
+import numpy as np
 import pytest
 import torch
 
 from eqtp import testing
 from eqtp.backends.jit import harmonics as jit
+from eqtp.backends.jit.runtime import Struct
 from eqtp.math import harmonics
 from eqtp.ops.spherical_harmonics import reference
 
@@ -17,44 +19,26 @@ HALF = [torch.float16, torch.bfloat16]
 SIZES = [0, 1, 31, 129, 1000]
 NORMALIZE = pytest.mark.parametrize("normalize", [True, False], ids=["direction", "solid"])
 
-# The kernels ahead of time take structs; here their members are arguments
-ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row,
-  const T* c, Index c_row, Index c_col, T* out, T* gxyz, int tile, int room"""
-ARRAYS = (
-    "HarmonicsArrays<T>{normalize, points, xyz, g, c, xyz_row, xyz_col, g_row, c_row, c_col, out, gxyz, tile, room}"
-)
-AHEAD = f"""#include "harmonics/harmonics.cuh"
-namespace eqtp {{
+# Kernels of the tables that are arguments; those ahead of time take them in structs
+AHEAD = """#include "harmonics/harmonics.cuh"
+namespace eqtp {
 template <class T, int PASS>
 __global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width,
-                      {ARGUMENTS}) {{
-  harmonics<T, PASS>(GivenTable<Real<T>>{{constants, start, column, degree, width}}, {ARRAYS});
-}}
+                      HarmonicsArrays<T> a) {
+  harmonics<T, PASS>(GivenTable<Real<T>>{constants, start, column, degree, width}, a);
+}
 template <class T, int PASS, int L>
-__global__ void fixed(const Real<T>* constants, {ARGUMENTS}) {{
+__global__ void fixed(const Real<T>* constants, HarmonicsArrays<T> a) {
   FixedTable<Real<T>, L> table;
   for (int n = 0; n < 4 * harmonics_rows(L); ++n) table.constants[n / 4][n % 4] = constants[n];
-  harmonics<T, PASS>(table, {ARRAYS});
-}}
-}}
+  harmonics<T, PASS>(table, a);
+}
+}
 """
 
 
 def types(dtype):
-    T = NAMES[dtype]
-    return [
-        "bool",
-        "long long",
-        f"const {T}*",
-        *["long long"] * 2,
-        f"const {T}*",
-        "long long",
-        f"const {T}*",
-        *["long long"] * 2,
-        *[f"{T}*"] * 2,
-        "int",
-        "int",
-    ]
+    return [f"eqtp::HarmonicsArrays<{NAMES[dtype]}>"]
 
 
 def real(dtype):
@@ -119,21 +103,14 @@ def run(
     key = {"given": (), "fixed": degrees, "specialised": (degrees, normalization)}[kind]
     grid, block, shared = shape.launch(n)
 
-    def strided(t, k):
-        return [None if t is None else flat(t), *((0,) * k if t is None else t.stride()[:k])]
+    def strides(t, k):
+        return [np.int64(0 if t is None else t.stride(n)) for n in range(k)]
 
+    tensors = [None if t is None else flat(t) for t in (xyz, g, c)]
     outputs = [flat(t) if w else None for t, w in zip(results, wanted, strict=True)]
-    arguments = [
-        *tables,
-        normalize,
-        n,
-        *strided(xyz, 2),
-        *strided(g, 1),
-        *strided(c, 2),
-        *outputs,
-        shape.tile,
-        shape.room,
-    ]
+    members = [np.bool_(normalize), np.int64(n), *tensors, *strides(xyz, 2), *strides(g, 1), *strides(c, 2), *outputs]
+    arrays = Struct(jit.HARMONICS_ARRAYS, (*members, np.int32(shape.tile), np.int32(shape.room)))
+    arguments = [*tables, arrays]
     kernels(kind, key, dtype, sanitize)[which](blocks or max(grid, 1), block, shared, *arguments)
     for t, all_of_it in zip(results, memory, strict=True):
         assert all_of_it[:shift].isnan().all() and all_of_it[shift + t.numel() :].isnan().all(), (

@@ -16,6 +16,7 @@ from test_tensor_product_conv_cuda import PLANS, SMALL, on, ours
 import eqtp
 from eqtp import testing
 from eqtp.backends.jit import channelwise, channelwise_tables
+from eqtp.backends.jit.runtime import Struct
 from eqtp.backends.jit.toolchain import Toolchain
 from eqtp.ops import tensor_product_conv as conv_op
 from eqtp.plans.plan import TensorProductPlan
@@ -81,6 +82,8 @@ def test_launches_are_never_too_large(size, rows):
             "sum_": -(-size * plan.dim_in2 // 128),
         }[kernel.split("::")[1][:4]]
         assert grid == (min(blocks, 2**31 - 1),) and block == (128,)
+        if isinstance(arguments[0], Struct):
+            arguments = arguments[0].values
         numbers = [a for a in arguments if a is not None and not isinstance(a, torch.Tensor)]
         assert all(type(a) is np.int64 for a in numbers) and numbers[-1] == size
 

@@ -3,15 +3,15 @@
 // coefficients unroll, indices are registers and zeros vanish. Modes: GRAPH, edges sorted (CSR); ROWS, one edge per
 // row: the plain product; EDGES, edges in any order, whose sums are atomic: only when asked for.
 //
-// Formulas: path.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all
-// paths of one block of x), for a chunk of channels. One block of threads does one unit of one row: LANES threads hold
+// Formulas: path.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all paths of
+// one block of x), for a chunk of channels. One block of threads does one unit of one row: LANES threads hold
 // channels (CPL each), and WORKERS = THREADS / LANES of them share the edges of the row, whose sums meet in shared
 // memory at the end, in a fixed order: no atomics, the same bits every time.
 //
 //   fwd  walks the edges into a destination; the output row stays in registers.
 //   bwd  walks the edges out of a source (the transposed graph); x and the gradient of x stay in registers, the
-//        gradient of w is written per edge, that of
-//        y is summed over lanes by shuffles and over units by sum_units_kernel.
+//        gradient of w is written per edge, that of y is summed over lanes by shuffles and over units by
+//        sum_units_kernel.
 //   With TANGENT, both are differentiated along (tx, ty, tw): together they are the second order.
 //
 // Floor: the weights are read once (bwd: and their gradient written once); rows of x and of g are gathered from the
@@ -70,11 +70,51 @@ struct StridedRows {
   Index stride;
   __device__ __forceinline__ const T* row(Index n) const { return p + n * stride; }
 };
+// What conv_fwd_kernel and conv_bwd_kernel take, by value: CONV_PARAMS of eqtp/backends/jit/channelwise.py has the same
+// fields. A null pointer: absent, or not wanted.
+template <class T>
+struct ConvParams {
+  StridedRows<T> x, y, w, g;  // [num_src, DIM1], [e, DIM2], [e, NUMEL], [num_dst, DIM3]
+  StridedRows<T> tx, ty, tw;  // the direction
+  // fwd: src [e], and the CSR by destination; bwd: dst [e], and the CSR by source. EDGES: ptr holds the row of the sums
+  const Index *neighbour, *ptr, *order;  // [e], [rows + 1], [e]
+  T *out, *gx, *gw;  // [num_dst, DIM3], [num_src, DIM1], [e, NUMEL]
+  Real<T>* gy;  // [e, blocks of units, DIM2]: parts of the gradient of y
+  Index rows;  // that are summed; ROWS, EDGES: edges
+};
+
+// Sums of the worker's edges of a row: order[t] for t = begin, begin + WORKERS, .. < end. fetch(e, s, operands): edge e
+// out of row s
+template <class P, class G, bool TANGENT, class R, class F>
+__device__ __forceinline__ void sum_edges(const Index* src, const Index* order, Index begin, Index end, F&& fetch,
+                                          R* acc) {
+  Index t = begin, e = 0, s = 0;
+  Operands<P, G, TANGENT, R> now, soon;
+  const auto find = [&](Index t) {
+    if (t < end) e = order[t], s = src[e];
+  };
+  find(t);
+  if constexpr (G::AHEAD) {
+    if (t < end) fetch(e, s, now);
+    find(t + G::WORKERS);
+  }
+  EQTP_LOOP
+  for (; t < end; t += G::WORKERS) {
+    if constexpr (G::AHEAD) {
+      if (t + G::WORKERS < end) fetch(e, s, soon);
+      find(t + 2 * G::WORKERS);
+      multiply(now, acc);
+      now = soon;
+    } else {
+      fetch(e, s, now);
+      find(t + G::WORKERS);
+      multiply(now, acc);
+    }
+  }
+}
 
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ void fwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, StridedRows<T> tx, StridedRows<T> ty,
-                         StridedRows<T> tw, const Index* src, const Index* ptr, const Index* order, T* out, Index row,
-                         Index rows, int chunk, Real<T>* tile) {
+__device__ __forceinline__ void fwd_unit(const ConvParams<T>& a, Index row, int chunk, Real<T>* tile) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
@@ -82,54 +122,31 @@ __device__ void fwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, S
   EQTP_UNROLL
   for (int q = 0; q < G::NO * G::CPL; ++q) acc[q] = 0;
   const auto fetch = [&](Index e, Index s, Operands<P, G, TANGENT, R>& o) {
-    read_in<P, G, MODE == GRAPH>(x.row(s), at, o.x);
-    read_weights<P, G>(w.row(e), at, R(1), o.w);
-    read_y<P>(y.row(e), o.y);
+    read_in<P, G, MODE == GRAPH>(a.x.row(s), at, o.x);
+    read_weights<P, G>(a.w.row(e), at, R(1), o.w);
+    read_y<P>(a.y.row(e), o.y);
     if constexpr (TANGENT) {
-      read_in<P, G, MODE == GRAPH>(tx.row(s), at, o.tx);
-      read_weights<P, G>(tw.row(e), at, R(0), o.tw);
-      read_y<P>(ty.row(e), o.ty);
+      read_in<P, G, MODE == GRAPH>(a.tx.row(s), at, o.tx);
+      read_weights<P, G>(a.tw.row(e), at, R(0), o.tw);
+      read_y<P>(a.ty.row(e), o.ty);
     }
   };
   bool valid = true;
   if constexpr (MODE != GRAPH) {
     const Index e = row * G::WORKERS + at.worker;
-    valid = e < rows, row = e;
+    valid = e < a.rows, row = e;
     Operands<P, G, TANGENT, R> o;
     if (valid) {
-      fetch(e, MODE == EDGES ? src[e] : e, o), multiply(o, acc);
-      if constexpr (MODE == EDGES) row = ptr[e];
+      fetch(e, MODE == EDGES ? a.neighbour[e] : e, o), multiply(o, acc);
+      if constexpr (MODE == EDGES) row = a.ptr[e];
     }
   } else {
-    const Index end = ptr[row + 1];
-    Index t = ptr[row] + at.worker, e = 0, s = 0;
-    Operands<P, G, TANGENT, R> now, soon;
-    const auto find = [&](Index t) {
-      if (t < end) e = order[t], s = src[e];
-    };
-    find(t);
-    if constexpr (G::AHEAD) {
-      if (t < end) fetch(e, s, now);
-      find(t + G::WORKERS);
-    }
-    EQTP_LOOP
-    for (; t < end; t += G::WORKERS) {
-      if constexpr (G::AHEAD) {
-        if (t + G::WORKERS < end) fetch(e, s, soon);
-        find(t + 2 * G::WORKERS);
-        multiply(now, acc);
-        now = soon;
-      } else {
-        fetch(e, s, now);
-        find(t + G::WORKERS);
-        multiply(now, acc);
-      }
-    }
+    sum_edges<P, G, TANGENT>(a.neighbour, a.order, a.ptr[row] + at.worker, a.ptr[row + 1], fetch, acc);
   }
   each<G::OUT, G::OUT_END>([&](auto Q) {
     constexpr int q = Q;
     write_block<P, G, P::OUT_D[q], MODE>(acc + Int<P::OUT_AT[q]>::value * G::CPL,
-                                         out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at, tile);
+                                         a.out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at, tile);
   });
 }
 
@@ -221,30 +238,49 @@ __device__ __forceinline__ void differentiate(const R* x, const R* tx, const R* 
   });
 }
 
-template <class T>
-struct Gradients {  // null: not wanted
-  T *x, *w;  // [num_src, DIM1], [e, NUMEL]
-  Real<T>* y;  // [e, blocks of units, DIM2]: parts of the gradient of y
-};
+// The gradients that edge e, into row n, gives; x and its direction are in registers already
+template <class P, class G, int MODE, bool TANGENT, class T, class R>
+__device__ __forceinline__ void differentiate_edge(const ConvParams<T>& a, Index e, Index n, const R* x, const R* tx,
+                                                   R* gx, R* gy, const Place& at) {
+  R g[G::NO * G::CPL], w[G::NP * G::CPL], tw[TANGENT ? G::NP * G::CPL : 1], y[P::DIM2], ty[TANGENT ? P::DIM2 : 1];
+  read_y<P>(a.y.row(e), y);
+  read_weights<P, G>(a.w.row(e), at, R(1), w);
+  if constexpr (TANGENT) {
+    read_y<P>(a.ty.row(e), ty);
+    read_weights<P, G>(a.tw.row(e), at, R(0), tw);
+  }
+  read_out<P, G, MODE == GRAPH>(a.g.row(n), at, g);
+  differentiate<P, G, TANGENT, T>(x, tx, g, w, tw, y, ty, gx, gy, a.gw ? a.gw + e * P::NUMEL : nullptr, at);
+}
+
+// Sums of gy [DIM2] over lanes -> to [DIM2], where there is an edge
+template <class P, class G, class R>
+__device__ __forceinline__ void write_part(R* gy, R* to, bool some, const Place& at) {
+  int first = 0, last = P::DIM2;
+  sum_lanes<P::DIM2, G::LANES / 2>(gy, at.lane, first, last);
+  constexpr int HELD = sums_held(P::DIM2, G::LANES / 2);
+  EQTP_UNROLL
+  for (int q = 0; q < HELD; ++q)
+    if (some && first + q < last) to[first + q] = gy[q];
+}
 
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ void bwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, StridedRows<T> g, StridedRows<T> tx,
-                         StridedRows<T> ty, StridedRows<T> tw, const Index* dst, const Index* ptr, const Index* order,
-                         Gradients<T> out, Index row, Index rows, int chunk, int block, int blocks, Real<T>* tile) {
+__device__ __forceinline__ void bwd_unit(const ConvParams<T>& a, Index row, int chunk, int block, int blocks,
+                                         Real<T>* tile) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
-  R here[G::NX * G::CPL], along[TANGENT ? G::NX * G::CPL : 1],
-      gx[G::NX * G::CPL];  // x of the row, its direction, its gradient
+  // x of the row, its direction, its gradient
+  R here[G::NX * G::CPL], along[TANGENT ? G::NX * G::CPL : 1], gx[G::NX * G::CPL];
   bool valid = true;
   Index begin = 0, end = 1, edge = 0;
   if constexpr (MODE != GRAPH) {
     edge = row * G::WORKERS + at.worker;
-    valid = edge < rows, row = edge;
+    valid = edge < a.rows, row = edge;
     if constexpr (MODE == EDGES)
-      if (valid) row = ptr[edge];
+      if (valid) row = a.ptr[edge];
   } else {
-    begin = ptr[row], end = ptr[row + 1];
+    begin = a.ptr[row], end = a.ptr[row + 1];
   }
   EQTP_UNROLL
   for (int q = 0; q < G::NX * G::CPL; ++q) {
@@ -252,52 +288,30 @@ __device__ void bwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, S
     if constexpr (TANGENT) along[q] = 0;
   }
   if (valid && at.active) {  // zeros elsewhere: nothing is added to the gradient of y
-    read_in<P, G, false>(x.row(row), at, here);
-    if constexpr (TANGENT) read_in<P, G, false>(tx.row(row), at, along);
+    read_in<P, G, false>(a.x.row(row), at, here);
+    if constexpr (TANGENT) read_in<P, G, false>(a.tx.row(row), at, along);
   }
-  int first = 0, last = P::DIM2;
-  EQTP_LOOP
-  for (Index t = begin; t < end;
-       t += MODE == GRAPH ? G::WORKERS : 1) {  // all workers go round equally often: the lanes of a warp sum together
+  EQTP_LOOP  // all workers go round equally often: the lanes of a warp sum together
+  for (Index t = begin; t < end; t += MODE == GRAPH ? G::WORKERS : 1) {
     Index e = edge, n = edge;
     bool some = valid;
     if constexpr (MODE == EDGES)
-      if (some) n = dst[e];
+      if (some) n = a.neighbour[e];
     if constexpr (MODE == GRAPH) {
       some = t + at.worker < end;
-      if (some) e = order[t + at.worker], n = dst[e];
+      if (some) e = a.order[t + at.worker], n = a.neighbour[e];
     }
     R gy[P::DIM2];
     EQTP_UNROLL
     for (int j = 0; j < P::DIM2; ++j) gy[j] = 0;
-    if (some) {
-      R gr[G::NO * G::CPL], wr[G::NP * G::CPL], twr[TANGENT ? G::NP * G::CPL : 1], yr[P::DIM2],
-          tyr[TANGENT ? P::DIM2 : 1];
-      read_y<P>(y.row(e), yr);
-      read_weights<P, G>(w.row(e), at, R(1), wr);
-      if constexpr (TANGENT) {
-        read_y<P>(ty.row(e), tyr);
-        read_weights<P, G>(tw.row(e), at, R(0), twr);
-      }
-      read_out<P, G, MODE == GRAPH>(g.row(n), at, gr);
-      differentiate<P, G, TANGENT, T>(here, along, gr, wr, twr, yr, tyr, gx, gy, out.w ? out.w + e * P::NUMEL : nullptr,
-                                      at);
-    }
-    if (out.y) {
-      first = 0, last = P::DIM2;
-      sum_lanes<P::DIM2, G::LANES / 2>(gy, at.lane, first, last);
-      constexpr int HELD = sums_held(P::DIM2, G::LANES / 2);
-      R* const to = out.y + (e * blocks + block) * P::DIM2;
-      EQTP_UNROLL
-      for (int q = 0; q < HELD; ++q)
-        if (some && first + q < last) to[first + q] = gy[q];
-    }
+    if (some) differentiate_edge<P, G, MODE, TANGENT>(a, e, n, here, along, gx, gy, at);
+    if (a.gy) write_part<P, G>(gy, a.gy + (e * blocks + block) * P::DIM2, some, at);
   }
-  if (out.x)
+  if (a.gx)
     each<G::IN, G::IN_END>([&](auto Q) {
       constexpr int q = Q;
       write_block<P, G, P::IN_D[q], MODE>(gx + Int<P::IN_AT[q]>::value * G::CPL,
-                                          out.x + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at, tile);
+                                          a.gx + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at, tile);
     });
 }
 
@@ -323,35 +337,22 @@ __device__ __forceinline__ void all_units(Index rows, F&& f) {
   }
 }
 
-// x [num_src, DIM1] and tx: planar in GRAPH; y [e, DIM2], w [e, NUMEL]; strides of rows; src [e]; ptr, order: CSR by
-// destination; out [rows, DIM3]. EDGES: ptr is dst [e], rows is the number of edges, out is zero at first
+// out, from x and tx, which are planar in GRAPH. EDGES: out is zero at first
 template <class P, class T, int MODE, bool TANGENT>
-__global__ void __launch_bounds__(THREADS, P::RESIDENT)
-    conv_fwd_kernel(const T* x, const T* y, const T* w, const T* tx, const T* ty, const T* tw, Index x_stride,
-                    Index y_stride, Index w_stride, Index tx_stride, Index ty_stride, Index tw_stride, const Index* src,
-                    const Index* ptr, const Index* order, T* out, Index rows) {
+__global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_fwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
-  all_units<P, MODE>(rows, [&](auto u, Index row, int chunk, int) {
-    fwd_unit<P, decltype(u)::value, MODE, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {tx, tx_stride},
-                                                      {ty, ty_stride}, {tw, tw_stride}, src, ptr, order, out, row, rows,
-                                                      chunk, tile);
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int) {
+    fwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, tile);
   });
 }
 
-// As above, with g [num_dst, DIM3] planar in GRAPH, x and tx never; dst [e]; ptr, order: CSR by source (EDGES: src
-// [e]); gx [rows, DIM1], gy [e, blocks, DIM2], gw [e, NUMEL]
+// gx, gy, gw, from g, which is planar in GRAPH; x and tx never are. EDGES: gx is zero at first
 template <class P, class T, int MODE, bool TANGENT>
-__global__ void __launch_bounds__(THREADS, P::RESIDENT)
-    conv_bwd_kernel(const T* x, const T* y, const T* w, const T* g, const T* tx, const T* ty, const T* tw,
-                    Index x_stride, Index y_stride, Index w_stride, Index g_stride, Index tx_stride, Index ty_stride,
-                    Index tw_stride, const Index* dst, const Index* ptr, const Index* order, T* gx, Real<T>* gy, T* gw,
-                    Index rows) {
+__global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_bwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
   constexpr int BLOCKS = first_block<P, P::UNITS>();
-  all_units<P, MODE>(rows, [&](auto u, Index row, int chunk, int block) {
-    bwd_unit<P, decltype(u)::value, MODE, TANGENT, T>({x, x_stride}, {y, y_stride}, {w, w_stride}, {g, g_stride},
-                                                      {tx, tx_stride}, {ty, ty_stride}, {tw, tw_stride}, dst, ptr,
-                                                      order, {gx, gw, gy}, row, rows, chunk, block, BLOCKS, tile);
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int block) {
+    bwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, block, BLOCKS, tile);
   });
 }
 

@@ -2,10 +2,9 @@
 // coefficients as constants.
 //
 // P: DIM1, DIM2, DIM3, NUMEL row lengths; UNITS, and per unit MUL, CPL, AHEAD, the ranges IN, OUT, PATH of its blocks
-// and paths; per block of x IN_OFFSET
-//    (mul_ir row), IN_D, IN_AT (first register); per block of the output the same; per path W (first weight, -1: none),
-//      X, O (first registers), D1, ENTRY;
-//    per entry of M its I, K and TERM; per term J (column of y) and C. VEC_Y: numbers of a row of y in one load.
+// and paths; per block of x IN_OFFSET (mul_ir row), IN_D, IN_AT (first register); per block of the output the same; per
+// path W (first weight, -1: none), X, O (first registers), D1, ENTRY; per entry of M its I, K and TERM; per term J
+// (column of y) and C. VEC_Y: numbers of a row of y in one load.
 #pragma once
 #include "common/device.cuh"
 

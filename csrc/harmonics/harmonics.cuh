@@ -367,13 +367,10 @@ __global__ void __launch_bounds__(HARMONICS_THREADS, Table::LMAX < 0 ? 4 : 8)
 #endif
 }
 
-// The same with the table in the text and arguments that any caller can pass
+// The same with the table in the text; HARMONICS_ARRAYS of eqtp/backends/jit/harmonics.py has the fields of the arrays
 template <class T, int PASS, class Plan>
 __global__ void __launch_bounds__(HARMONICS_THREADS)
-    harmonics_plan_kernel(bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g,
-                          Index g_row, const T* c, Index c_row, Index c_col, T* out, T* gxyz, int tile, int room) {
-  const HarmonicsArrays<T> a{normalize, points, xyz,   g,   c,    xyz_row, xyz_col,
-                             g_row,     c_row,  c_col, out, gxyz, tile,    room};
+    harmonics_plan_kernel(const __grid_constant__ HarmonicsArrays<T> a) {
   harmonics<T, PASS>(PlanTable<Real<T>, Plan>{}, a);
 }
 

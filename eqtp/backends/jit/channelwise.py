@@ -13,6 +13,7 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.channelwise_tables import THREADS, SpecialisedPlan, tables
+from eqtp.backends.jit.runtime import Struct
 from eqtp.backends.jit.toolchain import GPU, MAX_BLOCKS, STORAGE, Toolchain
 from eqtp.backends.tensors import compute_dtype, contiguous_rows
 from eqtp.plans import channelwise
@@ -21,6 +22,13 @@ from eqtp.plans.plan import TensorProductPlan, dims
 
 FILE = "channelwise/channelwise.cuh"
 ALIGNMENT = 16  # bytes: of rows that are read several numbers at a time
+# The members of ConvParams in csrc/channelwise/channelwise.cuh
+CONV_PARAMS = np.dtype(
+    [member for n in ("x", "y", "w", "g", "tx", "ty", "tw") for member in ((n, np.uint64), (f"{n}_stride", np.int64))]
+    + [(n, np.uint64) for n in ("neighbour", "ptr", "order", "out", "gx", "gw", "gy")]
+    + [("rows", np.int64)],
+    align=True,
+)
 MODES = {EdgeKind.SORTED: "GRAPH", EdgeKind.ROWS: "ROWS", EdgeKind.UNSORTED: "EDGES"}  # in csrc/channelwise/unit.cuh
 
 
@@ -43,7 +51,7 @@ class Channelwise:
             self._backward(key, pass_, inputs, outputs)
 
     def _forward(self, key: str, pass_: Pass, inputs: Operands, out: torch.Tensor) -> None:
-        x, y, w, _, *tangent = inputs[:7]
+        x, y, _, _, tx, *_ = inputs
         edges = inputs.edges
         p = kernels_of(key, "fwd_tangent" if pass_ == Pass.BWDBWD else "fwd", x.dtype, MODES[edges.kind])
         for columns in [slice(None)] if p.mode == "EDGES" else p.tables.idle["out"]:
@@ -54,14 +62,12 @@ class Channelwise:
         built = self._build(p, x.device)
         if p.mode == "GRAPH":
             x = self._planar(built, p, x, key, True)
-            if tangent[0] is not None:
-                tangent[0] = self._planar(built, p, tangent[0], key, True)
-        tensors = [x, y, w, *tangent]
-        gathered = _gathered(edges, forward=True)
-        self._launch(built[p.main], p.blocks(rows), *tensors, *_strides(tensors), *gathered, out, np.int64(rows))
+            tx = None if tx is None else self._planar(built, p, tx, key, True)
+        params = _params(inputs._replace(x=x, cx=tx), _gathered(edges, forward=True), rows, Outputs(out=out))
+        self._launch(built[p.main], p.blocks(rows), params)
 
     def _backward(self, key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
-        x, y, w, g, *tangent = inputs[:7]
+        x, y, _, g, *_ = inputs
         edges, (_, gx, gy, gw) = inputs.edges, outputs
         p = kernels_of(key, "bwd_tangent" if pass_ == Pass.BWDBWD else "bwd", x.dtype, MODES[edges.kind])
         rows = x.shape[0] if p.mode == "GRAPH" else y.shape[0]
@@ -76,13 +82,12 @@ class Channelwise:
         built = self._build(p, x.device)
         if p.mode == "GRAPH":
             g = self._planar(built, p, g, key, False)
-        tensors = [x, y, w, g, *tangent]
         parts = None  # of the gradient of y, by block of threads
         if gy is not None:
             parts = gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=compute_dtype(x.dtype))
-        gathered = _gathered(edges, forward=False)
-        results = gx, parts, gw, np.int64(rows)
-        self._launch(built[p.main], p.blocks(rows), *tensors, *_strides(tensors), *gathered, *results)
+        results = Outputs(gx=gx, gy=parts, gw=gw)
+        params = _params(inputs._replace(g=g), _gathered(edges, forward=False), rows, results)
+        self._launch(built[p.main], p.blocks(rows), params)
         if gy is not None and gy.numel():
             self._launch(built[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
 
@@ -169,8 +174,11 @@ def _gathered(edges: Edges, forward: bool) -> tuple:
     return (edges.src, edges.ptr, edges.order) if forward else (edges.dst, edges.tptr, edges.torder)
 
 
-def _strides(tensors) -> list[np.int64]:
-    return [np.int64(0 if t is None else t.stride(0)) for t in tensors]
+def _params(inputs: Operands, gathered: tuple, rows: int, results: Outputs) -> Struct:
+    """CONV_PARAMS. gathered: neighbour, ptr, order."""
+    members = [member for t in inputs[:7] for member in (t, np.int64(0 if t is None else t.stride(0)))]
+    out, gx, gy, gw = results
+    return Struct(CONV_PARAMS, (*members, *gathered, out, gx, gw, gy, np.int64(rows)))
 
 
 def _aligned(t: torch.Tensor) -> torch.Tensor:

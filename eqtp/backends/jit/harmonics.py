@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eqtp.backends import registry
+from eqtp.backends.jit.runtime import Struct
 from eqtp.backends.jit.toolchain import GPU, MAX_BLOCKS, STORAGE, Toolchain
 from eqtp.backends.tensors import contiguous_rows
 from eqtp.math import harmonics
@@ -17,6 +18,14 @@ from eqtp.plans.calls import Harmonics, Pass
 FILE = "harmonics/harmonics.cuh"
 UNROLLED = 8  # largest degree whose loops are unrolled
 SHARED = 48 * 1024  # bytes of a block; more must be asked for
+# The members of HarmonicsArrays in csrc/harmonics/harmonics.cuh
+HARMONICS_ARRAYS = np.dtype(
+    [("normalize", np.bool_), ("points", np.int64)]
+    + [(n, np.uint64) for n in ("xyz", "g", "c")]
+    + [(n, np.int64) for n in ("xyz_row", "xyz_col", "g_row", "c_row", "c_col")]
+    + [("out", np.uint64), ("gxyz", np.uint64), ("tile", np.int32), ("room", np.int32)],
+    align=True,
+)
 PASSES = {Pass.FWD: "VALUES", Pass.BWD: "GRADIENT", Pass.BWDBWD: "SECOND"}  # their names in C++
 
 
@@ -103,12 +112,11 @@ def kernel(toolchain: Toolchain) -> registry.Kernel:
             return [np.int64(0 if t is None else t.stride(k)) for k in range(count)]
 
         g = None if g is None else contiguous_rows(g)
-        tensors = [xyz, *strides(xyz, 2), g, *strides(g, 1), c, *strides(c, 2), out, gxyz]
-        arguments = [np.bool_(what.normalize), np.int64(xyz.shape[0]), *tensors]
+        members = [np.bool_(what.normalize), np.int64(xyz.shape[0]), xyz, g, c]
+        members += [*strides(xyz, 2), *strides(g, 1), *strides(c, 2), out, gxyz]
+        members += [np.int32(shape.tile), np.int32(shape.room)]
         blocks, threads, shared = shape.launch(xyz.shape[0])
-        toolchain.launch(
-            function, (blocks,), (threads,), shared, *arguments, np.int32(shape.tile), np.int32(shape.room)
-        )
+        toolchain.launch(function, (blocks,), (threads,), shared, Struct(HARMONICS_ARRAYS, tuple(members)))
 
     return registry.Kernel(
         engine="harmonics",

@@ -22,11 +22,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from eqtp.backends.jit.nvrtc import OPTIONS, Compiled, architecture, compile, so
 __all__ = [
     "Compiled",
     "Kernel",
+    "Struct",
     "cache_folder",
     "cached",
     "compile",
@@ -302,8 +304,29 @@ def _stream(device: torch.device):
     return _streams[key]
 
 
-def _argument(kernel: Kernel, n: int, value) -> np.generic:
-    """An argument as the kernel receives it: 8 bytes of address, or a scalar of the size that its NumPy type has."""
+class Struct(NamedTuple):
+    """A struct that a kernel takes by value. layout: its members in their order, pointers as uint64 (a structured dtype
+    with align=True); values: one for each, as `launch` takes arguments."""
+
+    layout: np.dtype
+    values: tuple
+
+    def pack(self, argument: Callable) -> np.ndarray:
+        """The struct as C++ has it, []; argument(value) -> what stands for a tensor, None or a number."""
+        packed = np.zeros((), self.layout)
+        for name, value in zip(self.layout.names, self.values, strict=True):
+            member = argument(value)
+            if member.dtype != self.layout[name]:
+                raise TypeError(f"member {name} must be {self.layout[name]}, got {member.dtype}")
+            packed[name] = member
+        return packed
+
+
+def _argument(kernel: Kernel, n: int, value) -> np.generic | np.ndarray:
+    """An argument as the kernel receives it: 8 bytes of address, a scalar of the size that its NumPy type has, or a
+    struct, of which CuPy copies the bytes."""
+    if isinstance(value, Struct):
+        return value.pack(lambda member: _argument(kernel, n, member))
     if value is None:
         return np.uint64(0)
     if isinstance(value, torch.Tensor):
@@ -320,8 +343,8 @@ def _argument(kernel: Kernel, n: int, value) -> np.generic:
 def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, *args) -> None:
     """Launches on torch's current stream of the kernel's GPU and does not wait. An empty grid is no launch. shared:
     bytes of dynamic shared memory; args: tensors (their first element's address) or None (a null pointer) for pointers,
-    NumPy scalars of exactly the parameter's type for numbers. Raises TypeError for other arguments, ValueError for a
-    tensor elsewhere or a grid larger than CUDA's limits."""
+    NumPy scalars of exactly the parameter's type for numbers, `Struct` for structs. Raises TypeError for other
+    arguments, ValueError for a tensor elsewhere or a grid larger than CUDA's limits."""
     if any(n > limit for n, limit in zip(grid, MAX_GRID, strict=False)):
         raise ValueError(f"{kernel.name}: grid must be at most {MAX_GRID}, got {grid}")
     packed = [_argument(kernel, n, value) for n, value in enumerate(args)]
