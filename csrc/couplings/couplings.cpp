@@ -46,9 +46,12 @@ EQTP_INSTANTIATE_KERNEL(couple, CouplingArgs);
 #else  // ---- binding
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <numeric>
+#include <vector>
 
 #include "common/module.h"
+#include "common/precisions.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -57,16 +60,8 @@ using Ints = std::vector<int32_t>;
 
 struct CouplingTable {
   CouplingTable(Ints inputs, Ints outputs, Ints out_ptr, Ints group_ptr, Ints scale, Ints a, Ints b,
-                std::vector<double> c)
-      : inputs(inputs),
-        outputs(outputs),
-        out_ptr(out_ptr),
-        group_ptr(group_ptr),
-        scale(scale),
-        a(a),
-        b(b),
-        f64(c),
-        f32(c.begin(), c.end()) {
+                const std::vector<double>& c)
+      : inputs(inputs), outputs(outputs), out_ptr(out_ptr), group_ptr(group_ptr), scale(scale), a(a), b(b), c(c) {
     int most = 0;
     for (const Ints* sizes : {&inputs, &outputs})
       for (int n : *sizes) most = std::max(most, n);
@@ -74,8 +69,7 @@ struct CouplingTable {
     std::iota(place.begin(), place.end(), 0);
   }
   Ints inputs, outputs, out_ptr, group_ptr, scale, a, b, place;
-  std::vector<double> f64;
-  std::vector<float> f32;
+  BothPrecisions c;
 };
 
 template <class T>
@@ -84,9 +78,6 @@ static void run(const CouplingTable& t, const std::vector<Operand>& x, const std
   std::vector<Samples<T>> inputs, outputs;
   for (size_t i = 0; i < x.size(); ++i) inputs.push_back(samples<T>(x[i], b, c, t.inputs[i]));
   for (size_t o = 0; o < y.size(); ++o) outputs.push_back(samples<T>(y[o], b, c, t.outputs[o]));
-  const T* coefficients;
-  if constexpr (sizeof(T) == 4) coefficients = t.f32.data();
-  else coefficients = t.f64.data();
   const CouplingArgs<T> a{.inputs = int(inputs.size()),
                           .outputs = int(outputs.size()),
                           .out_ptr = t.out_ptr.data(),
@@ -94,7 +85,7 @@ static void run(const CouplingTable& t, const std::vector<Operand>& x, const std
                           .scale = t.scale.data(),
                           .a = t.a.data(),
                           .b = t.b.data(),
-                          .c = coefficients,
+                          .c = t.c.data<T>(),
                           .place = t.place.data(),
                           .x = inputs.data(),
                           .y = outputs.data(),

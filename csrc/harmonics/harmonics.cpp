@@ -304,7 +304,10 @@ EQTP_INSTANTIATE_KERNEL(harmonics, HarmonicsArgs);
 #else  // ---- binding
 #include <pybind11/stl.h>
 
+#include <vector>
+
 #include "common/module.h"
+#include "common/precisions.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -314,17 +317,11 @@ using P = uintptr_t;  // address of a tensor's first element; 0: absent
 // What a kernel needs to know of the degrees and the normalisation
 struct Harmonics {
   Harmonics(int lmax, int64_t columns, const std::vector<int32_t>& column, const std::vector<double>& constants)
-      : lmax(lmax), columns(columns), column(column), f64(constants), f32(constants.begin(), constants.end()) {}
-  template <class T>
-  const HarmonicsConstants<T>* constants() const {
-    if constexpr (sizeof(T) == 4) return reinterpret_cast<const HarmonicsConstants<T>*>(f32.data());
-    else return reinterpret_cast<const HarmonicsConstants<T>*>(f64.data());
-  }
+      : lmax(lmax), columns(columns), column(column), constants(constants) {}
   int lmax;
   int64_t columns;
   std::vector<int32_t> column;
-  std::vector<double> f64;
-  std::vector<float> f32;
+  BothPrecisions constants;  // [degrees and orders, 4] HarmonicsConstants
 };
 
 static void spherical_harmonics(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row,
@@ -334,7 +331,7 @@ static void spherical_harmonics(const Harmonics& h, bool normalize, int64_t poin
   with_real(f64, [&](auto real) {
     using T = decltype(real);
     const HarmonicsArgs<T> args{.lmax = h.lmax,
-                                .constants = h.constants<T>(),
+                                .constants = reinterpret_cast<const HarmonicsConstants<T>*>(h.constants.data<T>()),
                                 .columns = h.columns,
                                 .column = h.column.empty() ? nullptr : h.column.data(),
                                 .normalize = normalize,

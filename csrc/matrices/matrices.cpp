@@ -168,8 +168,10 @@ EQTP_INSTANTIATE_KERNEL(matrices, MatricesArgs);
 
 #include <memory>
 #include <numeric>
+#include <vector>
 
 #include "common/module.h"
+#include "common/precisions.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -177,24 +179,20 @@ namespace eqtp {
 using Ints = std::vector<int32_t>;
 using Doubles = std::vector<double>;
 
-// As eqtp/backends/native/library.py hands it over, in both precisions
+// As eqtp/backends/native/matrices.py hands it over
 struct MatrixConversion {
   template <class T>
   Conversion<T> conversion() const {
-    const T *to_c, *back_c;
-    if constexpr (sizeof(T) == 4) to_c = to_f32.data(), back_c = back_f32.data();
-    else to_c = to.data(), back_c = back.data();
     return {.components = int(back_ptr.size()) - 1,
             .to_ptr = to_ptr.data(),
             .to_at = to_at.data(),
-            .to = to_c,
+            .to = to.data<T>(),
             .back_ptr = back_ptr.data(),
             .back_at = back_at.data(),
-            .back = back_c};
+            .back = back.data<T>()};
   }
   Ints to_ptr, to_at, back_ptr, back_at;
-  Doubles to, back;
-  std::vector<float> to_f32, back_f32;
+  BothPrecisions to, back;
 };
 using Conversions = std::vector<std::shared_ptr<MatrixConversion>>;
 
@@ -240,15 +238,13 @@ static void run(const MatrixProgram& p, const std::vector<Operand>& x, const std
 
 EQTP_BINDING(define_matrix_tensor_product) {
   py::class_<MatrixConversion, std::shared_ptr<MatrixConversion>>(m, "MatrixConversion")
-      .def(py::init([](Ints to_ptr, Ints to_at, Ints back_ptr, Ints back_at, Doubles to, Doubles back) {
+      .def(py::init([](Ints to_ptr, Ints to_at, Ints back_ptr, Ints back_at, const Doubles& to, const Doubles& back) {
         return MatrixConversion{.to_ptr = to_ptr,
                                 .to_at = to_at,
                                 .back_ptr = back_ptr,
                                 .back_at = back_at,
-                                .to = to,
-                                .back = back,
-                                .to_f32 = {to.begin(), to.end()},
-                                .back_f32 = {back.begin(), back.end()}};
+                                .to = BothPrecisions(to),
+                                .back = BothPrecisions(back)};
       }));
   py::class_<MatrixProgram>(m, "MatrixProgram")
       .def(py::init([](int size, Conversions in, Conversions out, int pair_in, int pair_out, Ints term_ptr, Ints term) {

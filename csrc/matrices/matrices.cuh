@@ -6,12 +6,10 @@
 // and antisymmetric part; its components.
 //
 // Plan: what tile.cuh wants; WORKERS, UNROLL (tables become instructions); SIZE of the matrices; ROWS, COLUMNS, at most
-// SIZE; PAIR_IN, PAIR_OUT (-1:
-//    none); per output TERM (its first term, and one more); per term LEFT and RIGHT (inputs), LEFT_TURNED, RIGHT_TURNED
-//      (whether transposed).
-//    Sums n = sum over entries e of c(e) x[at(e)], of components: the parts at upper(q), lower(q) are the sums
-//      TO[input] + 2 q, + 1; of parts: the
-//    components are the sums BACK[output] + k. Functions: first(n) first entry of sum n, at(e), c(e).
+// SIZE; PAIR_IN, PAIR_OUT (-1: none); per output TERM (its first term, and one more); per term LEFT and RIGHT (inputs),
+// LEFT_TRANSPOSED, RIGHT_TRANSPOSED. Sums n = sum over entries e of c(e) x[at(e)]: of components, the parts at
+// upper(q), lower(q) are the sums TO[input] + 2 q, + 1; of parts, the components are the sums BACK[output] + k.
+// Functions: first(n) first entry of sum n, at(e), c(e).
 #pragma once
 #include "common/tile.cuh"
 
@@ -104,12 +102,13 @@ __device__ __forceinline__ void multiply(int worker, const R* matrices, R* out) 
               j = column < N - COLUMNS ? column : N - COLUMNS;  // the last blocks overlap those before
     R sum[ROWS][COLUMNS] = {};
     each<Plan::TERM[O], Plan::TERM[O + 1]>([&](auto t) {
-      constexpr bool LEFT_TURNED = Plan::LEFT_TURNED[t], RIGHT_TURNED = Plan::RIGHT_TURNED[t];
-      constexpr int ROW = (LEFT_TURNED ? 1 : N) * STRIDE, COLUMN = (RIGHT_TURNED ? N : 1) * STRIDE;
+      constexpr bool LEFT_TRANSPOSED = Plan::LEFT_TRANSPOSED[t], RIGHT_TRANSPOSED = Plan::RIGHT_TRANSPOSED[t];
+      constexpr int ROW = (LEFT_TRANSPOSED ? 1 : N) * STRIDE, COLUMN = (RIGHT_TRANSPOSED ? N : 1) * STRIDE;
       const R* left = matrices + Plan::LEFT[t] * N * N * STRIDE + i * ROW;
       const R* right = matrices + Plan::RIGHT[t] * N * N * STRIDE + j * COLUMN;
 #pragma unroll 3
-      for (int k = 0; k < N; ++k, left += (LEFT_TURNED ? N : 1) * STRIDE, right += (RIGHT_TURNED ? 1 : N) * STRIDE) {
+      for (int k = 0; k < N;
+           ++k, left += (LEFT_TRANSPOSED ? N : 1) * STRIDE, right += (RIGHT_TRANSPOSED ? 1 : N) * STRIDE) {
         R b[COLUMNS];
         EQTP_UNROLL
         for (int c = 0; c < COLUMNS; ++c) b[c] = right[c * COLUMN];

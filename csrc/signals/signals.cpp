@@ -295,45 +295,40 @@ EQTP_INSTANTIATE_KERNEL(signals, SignalsArgs);
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "common/module.h"
+#include "common/precisions.h"
 
 namespace py = pybind11;
 namespace eqtp {
 
-// Tables of one degree as eqtp/backends/native/library.py hands them over: place, then legendre (3), azimuth, turned,
-// back, projection, in both precisions
+// Tables of one degree as eqtp/backends/native/signals.py hands them over: place, then legendre (3), azimuth, turned,
+// back, projection
 struct SignalTables {
   SignalTables(int lmax, std::vector<int32_t> place, const std::vector<std::vector<double>>& tables)
-      : lmax(lmax), place(std::move(place)), f64(tables) {
-    for (const auto& t : f64) f32.emplace_back(t.begin(), t.end());
-  }
+      : lmax(lmax), place(std::move(place)), tables(tables.begin(), tables.end()) {}
   template <class T>
   Transform<T> transform() const {
-    const T* p[7];
-    for (int i = 0; i < 7; ++i) {
-      if constexpr (sizeof(T) == 4) p[i] = f32[i].data();
-      else p[i] = f64[i].data();
-    }
     return {.lmax = lmax,
             .place = place.data(),
-            .legendre = {p[0], p[1], p[2]},
-            .azimuth = p[3],
-            .turned = p[4],
-            .back = p[5],
-            .projection = p[6]};
+            .legendre = {tables[0].data<T>(), tables[1].data<T>(), tables[2].data<T>()},
+            .azimuth = tables[3].data<T>(),
+            .turned = tables[4].data<T>(),
+            .back = tables[5].data<T>(),
+            .projection = tables[6].data<T>()};
   }
   int lmax;
   std::vector<int32_t> place;
-  std::vector<std::vector<double>> f64;
-  std::vector<std::vector<float>> f32;
+  std::vector<BothPrecisions> tables;
 };
 
 struct SignalProgram {
   int rows, columns;
   std::vector<std::shared_ptr<SignalTables>> in, out;
   std::vector<int32_t> field, term_ptr;
-  std::vector<double> coefficient;
+  BothPrecisions coefficient;
   std::vector<int32_t> factor_ptr, factor;
 };
 
@@ -352,7 +347,6 @@ static void run(const SignalProgram& p, const std::vector<Operand>& x, const std
     inputs.push_back(samples<T>(x[i], count_b, count_c, int64_t(p.in[i]->place.size())));
   for (size_t o = 0; o < y.size(); ++o)
     outputs.push_back(samples<T>(y[o], count_b, count_c, int64_t(p.out[o]->place.size())));
-  const std::vector<T> coefficient(p.coefficient.begin(), p.coefficient.end());
   const SignalsArgs<T> a{.rows = p.rows,
                          .columns = p.columns,
                          .inputs = int(in.size()),
@@ -362,7 +356,7 @@ static void run(const SignalProgram& p, const std::vector<Operand>& x, const std
                          .out = out.data(),
                          .field = p.field.data(),
                          .term_ptr = p.term_ptr.data(),
-                         .coefficient = coefficient.data(),
+                         .coefficient = p.coefficient.data<T>(),
                          .factor_ptr = p.factor_ptr.data(),
                          .factor = p.factor.data(),
                          .x = inputs.data(),
@@ -388,7 +382,7 @@ EQTP_BINDING(define_gaunt_tensor_product) {
                              .out = std::move(out),
                              .field = std::move(field),
                              .term_ptr = std::move(term_ptr),
-                             .coefficient = std::move(coefficient),
+                             .coefficient = BothPrecisions(coefficient),
                              .factor_ptr = std::move(factor_ptr),
                              .factor = std::move(factor)};
       }));

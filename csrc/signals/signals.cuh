@@ -8,12 +8,10 @@
 // many rows as there are workers, again and again.
 //
 // Plan: what tile.cuh wants; WORKERS, UNROLL (the columns); ROWS, COLUMNS of the octant; per input LMAX_IN, per output
-// LMAX_OUT, SUM (its first sum
-//    over columns, and one more), TERM (its first term, and one more); per term C (coefficient), FACTOR (its first
-//      factor, and one more), per factor
-//    FIELD; FIELDS and per field OF (input), KIND (VALUE, DOWN, EAST), PART (its first part, and one more). Functions:
-//      synthesis<field>(r, n) and, zero
-//    for r >= ROWS, projection<output>(r, n), n = harmonic(lmax, m, l); azimuth(x, m, c).
+// LMAX_OUT, SUM (its first sum over columns, and one more), TERM (its first term, and one more); per term C
+// (coefficient), FACTOR (its first factor, and one more), per factor FIELD; FIELDS and per field OF (input), KIND
+// (VALUE, DOWN, EAST), PART (its first part, and one more). Functions: synthesis<field>(r, n) and, zero for r >= ROWS,
+// projection<output>(r, n), n = harmonic(lmax, m, l); azimuth(x, m, c).
 #pragma once
 #include "common/tile.cuh"
 

@@ -94,8 +94,8 @@ def specialise(program: MatrixProgram, dtype: torch.dtype) -> Specialised:
         TERM=running_sum(map(len, program.terms)),
         LEFT=[used.index(left) for left, _, _, _ in terms],
         RIGHT=[used.index(right) for _, _, right, _ in terms],
-        LEFT_TURNED=[int(turned) for _, turned, _, _ in terms],
-        RIGHT_TURNED=[int(turned) for _, _, _, turned in terms],
+        LEFT_TRANSPOSED=[int(turned) for _, turned, _, _ in terms],
+        RIGHT_TRANSPOSED=[int(turned) for _, _, _, turned in terms],
         TO=to,
         BACK=back,
     )
