@@ -197,6 +197,62 @@ def test_sizes(path):
                 assert node.end_lineno - node.lineno < 60, f"lines in {node.name}"
 
 
+def cpp_functions(text: str) -> list[tuple[str, int, int]]:
+    """Name, first and last line of every C++ function with a body; what is inside one, like a lambda, is part of it."""
+
+    def blank(found: re.Match) -> str:
+        return re.sub(r"[^\n]", " ", found[0])
+
+    text = re.sub(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", blank, text, flags=re.DOTALL)
+    text = re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", blank, text, flags=re.MULTILINE)  # preprocessor lines
+    found, nested, begin = [], [], 0
+    for at in (brace.start() for brace in re.finditer(r"[{};]", text)):
+        if text[at] == "{":
+            head = re.sub(r"(alignas|__align__|__launch_bounds__)\s*\((\([^()]*\)|[^()])*\)", blank, text[begin:at])
+            name = re.search(r"([\w~]+|operator[^\w\s]+)\s*\(", head)
+            scope = re.search(r"\b(namespace|struct|class|union|enum)\b[^()<>]*$|=\s*$", head)
+            inside = any(outer for outer, _ in nested)
+            first = text.count("\n", 0, at - len(head.lstrip())) + 1
+            nested.append((name[1] if name and not scope and not inside else "", first))
+        elif text[at] == "}":
+            name, first = nested.pop()
+            if name:
+                found.append((name, first, text.count("\n", 0, at) + 1))
+        begin = at + 1
+    assert not nested, "braces"
+    return found
+
+
+def test_cpp_functions():
+    """The measure itself: templates, members, constructors, operators, kernels; not structs, tables or lambdas."""
+    text = """namespace a {
+template <class T, int N = (1 < 2)>
+struct alignas(16) S : B<T> {
+  int x[2] = {1, 2};  // {
+  S(int y) : x{y} {}
+  T operator+(T b) const {
+    return [&](T c) { if (c) { return "}"; } }(b);
+  }
+};
+__global__ void __launch_bounds__(A, f(2))
+    kernel(S<int> s) {
+}
+static constexpr int TABLE[] = {1, 2};
+enum Mode { ON, OFF };
+}"""
+    found = {name: lines for name, *lines in cpp_functions(text)}
+    assert found["operator+"] == [6, 8] and found["kernel"] == [10, 12] and "S" in found
+    assert set(found) == {"S", "operator+", "kernel"}
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=relative)
+def test_sizes_of_native_code(path):
+    text = path.read_text()
+    assert max(map(len, text.splitlines())) <= 120, "columns"
+    for name, first, last in cpp_functions(text):
+        assert last - first < 60, f"lines in {name}"
+
+
 @pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=relative)
 def test_names(path):
     assert not re.search(r"(^|_)(v\d|opt|fast|new|utils?)(_|$)", path.stem)

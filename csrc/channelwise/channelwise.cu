@@ -15,8 +15,9 @@ constexpr size_t SHARED = 48 << 10;  // bytes that a kernel gets without asking
 using cuda::Address;
 using cuda::pointer;
 
-// The tables of one walk as Python holds them (eqtp/backends/native/library.py): addresses in the order of WalkColumns,
-// and how many groups there are and the largest of: components of a group, of a block across from it, entries of M
+// The tables of one walk as Python holds them (eqtp/backends/native/channelwise_columns.py): addresses in the order of
+// WalkColumns, and how many groups there are and the largest of: components of a group, of a block across from it,
+// entries of M
 struct HostColumns {
   std::vector<Address> address;  // [7]
   int groups, d, other, count;

@@ -1,14 +1,13 @@
 // The channelwise tensor product on the GPU, driven by tables: one compiled kernel for every plan. The family "native"
-// runs it where the specialised kernels (channelwise.cuh) cannot be compiled; with one edge per row it is the
-// plain product. Formulas: path.h.
+// runs it where the specialised kernels (channelwise.cuh) cannot be compiled; with one edge per row it is the plain
+// product. Formulas: path.h.
 //
 // Work: a *group* is one block of the output (fwd) or of x (bwd) with all paths that touch it, for 32 channels, one per
 // lane. The warps of a thread block share the edges of one row and add up in shared memory in a fixed order; rows of
 // the plain product have a warp each. No atomics.
 //   fwd  walks the edges into a destination; its sums stay in registers.
 //   bwd  walks the edges out of a source (the transposed graph). The gradient of w is written per edge; that of y is a
-//        small matrix product over the lanes
-//        in shared memory, per group, and sum_groups_kernel adds the groups.
+//        small matrix product over the lanes in shared memory, per group, and sum_groups_kernel adds the groups.
 //   With TANGENT both are differentiated along (tx, ty, tw): the second order.
 // M, the coefficients contracted with y, is built per edge by all lanes; an entry of it has at most two terms (real
 // bases couple m1, m3 to |m1| +- |m3|).
@@ -17,51 +16,10 @@
 // channels and read from shared memory (one 16-byte load per four multiply-adds), rows of x and g are read with stride
 // 2 l + 1. Half the speed of the specialised kernels is the aim, where nothing has been measured yet.
 #pragma once
+#include "channelwise/walk_columns.cuh"
 #include "common/device.cuh"
 
 namespace eqtp::table_driven {
-
-constexpr int LANES = 32, MAX_WARPS = 4,
-              TILE = 8;  // TILE: components that a lane holds at most; larger blocks are worked on in parts
-
-struct ChannelGroup {
-  int row, d, mul;  // the block [mul, d] begins at `row` in rows of the output (fwd) or x (bwd)
-  int u, k;  // first channel; first component (fwd, d > 7)
-  int path, path_end;  // its paths
-  int m, count;  // its entries of M
-  int y;  // bwd: the first of dim2 + 1 entries of y_ptr
-};
-struct TablePath {
-  int row, d;  // the other block, [mul, d], in rows of x (fwd) or g (bwd)
-  int w;  // first weight; -1: none
-  // where its part of M begins: [d, K] with K the components of the group, rounded up to 1, 4 or 8; bwd, d > 7: that
-  // for every TILE of them
-  int m;
-};
-template <class R>
-struct WalkColumns {
-  const ChannelGroup* groups;  // [num_groups]
-  const TablePath* paths;
-  const int* columns;  // [entries, 2] of y
-  const R* terms;  // [entries, 2]; M = terms[0] y[columns[0]] + terms[1] y[columns[1]]
-  const int *y_ptr, *y_entry;  // gy[j] = sum over the terms t of (group, j): y_term[t] gM[y_entry[t]]
-  const R* y_term;
-  int num_groups, dim2;
-};
-// Where the parts of a warp's shared memory begin, in numbers
-struct Space { int m, tm, gm, x, tx, g, tg, size; };
-// Rows are `*_stride` numbers apart. The walk is over `rows`: with a graph, row n has the edges order[ptr[n] : ptr[n +
-// 1]], which lead to other[e].
-template <class T>
-struct Args {
-  Index rows, num_edges;
-  const Index *ptr, *order, *other;  // [rows + 1], [e], [e]; null: edge n joins row n to row n
-  const T *x, *y, *w, *g, *tx, *ty, *tw;  // [num_src, dim1], [e, dim2], [e, numel], [num_dst, dim3]; the direction
-  Index x_stride, y_stride, w_stride, g_stride, tx_stride, ty_stride, tw_stride;
-  T *out, *gx, *gw;  // [num_dst, dim3], [num_src, dim1], [e, numel]; null: not wanted
-  Real<T>* gy;  // [num_groups, e, dim2]; null: not wanted
-  Index dim1, dim3, numel;
-};
 
 template <class R>
 constexpr int WIDTH = 16 / int(sizeof(R));  // numbers in 16 bytes
@@ -241,10 +199,9 @@ struct Gradients {
   const ChannelGroup& u;
   const int lane, channel;
   const bool here;
-  R *const sums,
-      *const m, *const tm, *const gm, *const x, *const tx,
-                                                    *const g,
-                                                        *const tg;  // [LANES, d], M, its derivative, gM, [d, PITCH] ...
+  R* const sums;  // [LANES, d]
+  R *const m, *const tm, *const gm;  // [count] M, its derivative, its gradient
+  R *const x, *const tx, *const g, *const tg;  // [d, PITCH]
   R sum[I];
 
   __device__ Gradients(const WalkColumns<R>& t, const Args<T>& a, const Space& s, const ChannelGroup& u, R* own)
