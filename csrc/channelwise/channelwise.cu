@@ -123,8 +123,8 @@ static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call&
   cuda::check_launch(what);
 }
 
-static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, int dtype, int device,
-                     Address stream) {
+[[maybe_unused]] static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, int dtype,
+                                      int device, Address stream) {
   const cuda::DeviceGuard guard(device, "tensor_product_conv");
   cuda::with_dtype(dtype, "tensor_product_conv", [&](auto type) {
     convolve<typename decltype(type)::type>(fwd, bwd, c, reinterpret_cast<cudaStream_t>(stream));
