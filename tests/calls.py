@@ -18,7 +18,9 @@ def edges_of(graph) -> Edges:
 
 
 def convolve(kernel: registry.Kernel | str, key: str, graph, inputs, outputs) -> None:
-    """A pass of a channelwise kernel, or of a family's. inputs: x, y, w [, g [, cx, cy, cw]]; outputs: out, gx, gy, gw."""
+    """A pass of a channelwise kernel, or of a family's.
+
+    inputs: x, y, w [, g [, cx, cy, cw]]; outputs: out, gx, gy, gw."""
     kernel = registry.kernel(kernel, "channelwise") if isinstance(kernel, str) else kernel
     operands = Operands(*inputs, edges=edges_of(graph))
     kernel.run(key, PASSES[len(inputs)], operands, Outputs(*outputs))
@@ -30,7 +32,7 @@ def run(family: str, engine: str, descriptor, inputs, outputs) -> None:
 
 
 def wrap(monkeypatch, engine: str, wrapper, family: str = "native") -> None:
-    """Puts wrapper(run, descriptor, pass_, inputs, outputs) in the place of the kernels' run, for the length of a test."""
+    """Puts wrapper(run, descriptor, pass_, inputs, outputs) in the place of the kernels' run, for one test."""
     kernel = registry.kernel(family, engine)
     wrapped = dataclasses.replace(kernel, run=functools.partial(wrapper, kernel.run))
     monkeypatch.setitem(registry._kernels, (family, engine), wrapped)

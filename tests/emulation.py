@@ -223,9 +223,8 @@ class Kernel:
             if (tensor or value is None) != ("*" in kind) or (
                 tensor and (value.device.type != "cpu" or not value.is_contiguous())
             ):
-                raise TypeError(
-                    f"{self.name}: {kind} must be a {'contiguous CPU tensor or None' if '*' in kind else 'number'}, got {value!r}"
-                )
+                wanted = "contiguous CPU tensor or None" if "*" in kind else "number"
+                raise TypeError(f"{self.name}: {kind} must be a {wanted}, got {value!r}")
         if self.sanitize:
             return self._run_apart(sizes, shared_bytes, arguments)
         cells = [

@@ -218,8 +218,10 @@ def test_a_sweep(run):
     code, out, _, conditions, lines = run(*arguments)
     assert code == 0 and conditions["machine"] == RATES.row() and set(conditions["versions"]) >= {"eqtp", "torch"}
     timed = {(line["layout"], line["lmax"], line["channels"], line["pass"], line["backend"]) for line in lines}
-    for layout, l, who, there in (("mimo", 1, "gaunt", True), ("siso", 1, "gaunt", False), ("siso", 2, "gaunt-grid", True),
-                                  ("siso", 1, "gaunt+odd", True), ("mimo", 2, "published-fft", True), ("mimo", 2, "pof-grid", False)):  # fmt: skip
+    for layout, l, who, there in (("mimo", 1, "gaunt", True), ("siso", 1, "gaunt", False),
+                                  ("siso", 2, "gaunt-grid", True),
+                                  ("siso", 1, "gaunt+odd", True), ("mimo", 2, "published-fft", True),
+                                  ("mimo", 2, "pof-grid", False)):  # fmt: skip
         assert all(((layout, l, c, pass_, who) in timed) == there for c in (1, 2) for pass_ in ("fwd", "bwd"))
     for line in lines:
         assert line["us_per_dof"] == pytest.approx(1e3 * line["ms"] / line["dof"])
@@ -319,8 +321,8 @@ def test_targets_as_a_rehearsal(run):
 def test_goals_are_judged_by_hand():
     ms = {"gaunt": 0.2, "e3nn-even": 4.0, "published-fft": 3.0}
     goals = (product_targets.Goal("ms", 0.2), product_targets.Goal("times", 15, ("e3nn-even", "published-fft", "away")),
-             product_targets.Goal("times", 16, ("e3nn-even", "published-fft")), product_targets.Goal("times", 5, ("away",)),
-             product_targets.Goal("peak", 0.4))  # fmt: skip
+             product_targets.Goal("times", 16, ("e3nn-even", "published-fft")),
+             product_targets.Goal("times", 5, ("away",)), product_targets.Goal("peak", 0.4))  # fmt: skip
     found = product_targets.judged("a", "fwd", goals, "gaunt", ms, 9e6, RATES)  # 9e6 in 0.2 ms: 45 of 100 GFLOP/s
     assert [goal["met"] for goal in found] == [True, True, False, None, True]
     assert [goal["reached"] for goal in found] == [

@@ -155,9 +155,8 @@ def usage_of_signals(
 def usage_of(kernel, file, what, arch, dtype=torch.float32):
     (row,) = runtime.usage(runtime.compile(source(file) + kernel.text, (kernel.name,), arch).log)
     shape = f"{kernel.samples} samples, {kernel.threads} threads, {kernel.shared} bytes of shared memory"
-    print(
-        f"{what} sm_{arch} {dtype}: {row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack; {shape}"
-    )
+    taken = f"{row.registers} registers, {row.spill_stores} bytes spilled, {row.stack} bytes of stack"
+    print(f"{what} sm_{arch} {dtype}: {taken}; {shape}")
     return row
 
 

@@ -27,10 +27,12 @@ WARPS = """
 // y: [16, threads], one row for each warp operation
 __global__ void warp_kernel(int* y) {
   const unsigned full = 0xffffffffu, t = threadIdx.x + blockDim.x * threadIdx.y, n = blockDim.x * blockDim.y;
-  int r[] = {__shfl_sync(full, int(t), 3), __shfl_sync(full, int(t), t + 1, 8), __shfl_xor_sync(full, int(t), 5), __shfl_xor_sync(full, int(t), 9, 8),
+  int r[] = {__shfl_sync(full, int(t), 3), __shfl_sync(full, int(t), t + 1, 8),
+             __shfl_xor_sync(full, int(t), 5), __shfl_xor_sync(full, int(t), 9, 8),
              __shfl_up_sync(full, int(t), 3), __shfl_up_sync(full, int(t), 3, 8),
              __shfl_down_sync(full, int(t), 3), __shfl_down_sync(full, int(t), 3, 8),
-             int(__ballot_sync(full, t % 3 == 0)), __any_sync(full, t == 40), __all_sync(full, t < 32), 0, 0, int(threadIdx.x), int(threadIdx.y), 0};
+             int(__ballot_sync(full, t % 3 == 0)), __any_sync(full, t == 40), __all_sync(full, t < 32),
+             0, 0, int(threadIdx.x), int(threadIdx.y), 0};
   if (t % 2) r[11] = __shfl_xor_sync(0xaaaaaaaau, int(t), 2);  // the two halves of a warp apart
   else r[11] = int(__ballot_sync(0x55555555u, t % 4 == 0));
   r[12] = int(__shfl_xor_sync(full, 3e9 + t, 1) - 3e9);  // 8 bytes
@@ -38,17 +40,20 @@ __global__ void warp_kernel(int* y) {
   for (int i = 0; i < 16; ++i) y[i * n + t] = r[i];
 }
 __global__ void atomic_kernel(int* sum, float* fsum, int* most, unsigned long long* wide) {
-  atomicAdd(sum, 1), atomicAdd(fsum, 0.5), atomicMax(most, int(threadIdx.x * 7 % 64 + blockIdx.y + 10 * blockIdx.z)), atomicAdd(wide, 1ull << 33);
+  atomicAdd(sum, 1), atomicAdd(fsum, 0.5), atomicAdd(wide, 1ull << 33);
+  atomicMax(most, int(threadIdx.x * 7 % 64 + blockIdx.y + 10 * blockIdx.z));
 }
 __global__ void order_kernel(int* turn, int* y) { y[threadIdx.x] = atomicAdd(turn, 1); }
 template <class T>
 __global__ void convert_kernel(const T* x, float* y, const float* a, T* b, eqtp::Index n, eqtp::Index m) {
-  for (eqtp::Index i = threadIdx.x + blockDim.x * blockIdx.x; i < n; i += blockDim.x * gridDim.x) y[i] = eqtp::read(x[i]);
-  for (eqtp::Index i = threadIdx.x + blockDim.x * blockIdx.x; i < m; i += blockDim.x * gridDim.x) eqtp::write(b + i, a[i]);
+  const eqtp::Index first = threadIdx.x + blockDim.x * blockIdx.x, step = blockDim.x * gridDim.x;
+  for (eqtp::Index i = first; i < n; i += step) y[i] = eqtp::read(x[i]);
+  for (eqtp::Index i = first; i < m; i += step) eqtp::write(b + i, a[i]);
 }
 __global__ void vector_kernel(const float4* x, double2* y, bool twice, unsigned n, double s, int* none) {
   const float4 v = __ldg(x + threadIdx.x);
-  if (threadIdx.x < n && !none) y[threadIdx.x] = make_double2(v.x + v.y, eqtp::fused(double(v.z), s, double(v.w)) * (twice ? 2 : 1) + rsqrtf(16.0f));
+  const double product = eqtp::fused(double(v.z), s, double(v.w)) * (twice ? 2 : 1);
+  if (threadIdx.x < n && !none) y[threadIdx.x] = make_double2(v.x + v.y, product + rsqrtf(16.0f));
 }
 """
 CONVERT = ["{0}*", "float*", "const float*", "{0}*", "eqtp::Index", "long long"]
@@ -368,7 +373,8 @@ def test_errors_of_compiler_and_program():
 def test_libraries_share_nothing():
     """Two sources with a kernel of one name, but static shared memory of different size."""
     source = "template <int N> struct Tables {{ static constexpr int n = {0}; }};\n"
-    source += "template <class T> __global__ void f(int* y) {{ __shared__ int s[T::n]; s[T::n - 1] = T::n; *y = s[T::n - 1]; }}"
+    source += "template <class T> __global__ void f(int* y) "
+    source += "{{ __shared__ int s[T::n]; s[T::n - 1] = T::n; *y = s[T::n - 1]; }}"
     built = [emulation.build(source.format(n), {"f<Tables<0>>": ["int*"]}) for n in (1, 4000)]
     for kernels, n in [*zip(built, (1, 4000), strict=True)] * 2:
         y = torch.zeros(1, dtype=torch.int32)

@@ -138,7 +138,8 @@ def test_python_m_eqtp():
 
 
 def test_python_m_eqtp_without_kernels():
-    out = run_module("-c", "import sys; sys.modules['eqtp._native'] = None\nimport runpy; sys.argv = ['eqtp']; runpy.run_module('eqtp.__main__')\n"
+    out = run_module("-c", "import sys; sys.modules['eqtp._native'] = None\n"
+                     "import runpy; sys.argv = ['eqtp']; runpy.run_module('eqtp.__main__')\n"
                      "from eqtp.__main__ import main; main()")  # fmt: skip
     assert re.search(r"native +no: eqtp\._native is not built .*pip install", out) and re.search(
         r"auto +takes reference", out
@@ -178,8 +179,9 @@ def plot():
 
 def rows(**changes):
     """Lines of a results file: ours and a peer's."""
-    row = {"op": "tensor_product_conv", "problem": "a", "pass": "fwd", "backend": "native", "dtype": "float32", "threads": 1, "ms": 2.0,
-           "ratio_to": {"slow": 100.0, "best": 12.34}, "machine": {"cpu": "a processor"}, "versions": {"torch": "2"}} | changes  # fmt: skip
+    row = {"op": "tensor_product_conv", "problem": "a", "pass": "fwd", "backend": "native", "dtype": "float32",
+           "threads": 1, "ms": 2.0, "ratio_to": {"slow": 100.0, "best": 12.34}, "machine": {"cpu": "a processor"},
+           "versions": {"torch": "2"}} | changes  # fmt: skip
     return [row, row | {"backend": "slow", "ratio_to": {}}]
 
 

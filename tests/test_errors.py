@@ -1,6 +1,7 @@
 """R21: what is wrong is said in one sentence that names the op, the argument, what was expected and what
 came; before any kernel."""
 
+import calls
 import pytest
 import torch
 
@@ -23,8 +24,9 @@ def no_kernel(monkeypatch):
     def ran(*_):
         raise AssertionError("a kernel ran")
 
-    for name in ("convolve", "segment_sum", "segment_max", "segment_softmax", "segment_softmax_bwd", "csr"):
-        monkeypatch.setattr(library, name, ran)
+    for engine in ("channelwise", "segments"):
+        calls.wrap(monkeypatch, engine, ran)
+    monkeypatch.setattr(library, "csr", ran)
 
 
 def rows(**changes):
@@ -89,13 +91,18 @@ CASES = [
     (graph(src=torch.zeros(3, dtype=torch.int64)), ValueError, "Graph: src and dst must have one length, got 3 and 2"),
     # dtypes
     (rows(x1=INT), TypeError, "tensor_product: x1 must be floating point, got torch.int64"),
-    (rows(x2=torch.zeros(4, 4, dtype=F64)), TypeError, "tensor_product: x2 must have the dtype of x1, torch.float32, got torch.float64"),
-    (rows(w=torch.zeros(4, dtype=F64)), TypeError, "tensor_product: w must have the dtype of x1, torch.float32, got torch.float64"),
-    (rows(x1=torch.zeros(4, 5, dtype=torch.complex64)), TypeError, "tensor_product: x1 must be floating point, got torch.complex64"),
-    (conv(y=torch.zeros(4, 4, dtype=F64)), TypeError, "tensor_product_conv: y must have the dtype of x, torch.float32, got torch.float64"),
+    (rows(x2=torch.zeros(4, 4, dtype=F64)),
+     TypeError, "tensor_product: x2 must have the dtype of x1, torch.float32, got torch.float64"),
+    (rows(w=torch.zeros(4, dtype=F64)),
+     TypeError, "tensor_product: w must have the dtype of x1, torch.float32, got torch.float64"),
+    (rows(x1=torch.zeros(4, 5, dtype=torch.complex64)),
+     TypeError, "tensor_product: x1 must be floating point, got torch.complex64"),
+    (conv(y=torch.zeros(4, 4, dtype=F64)),
+     TypeError, "tensor_product_conv: y must have the dtype of x, torch.float32, got torch.float64"),
     (total(x=INT), TypeError, "segment_sum: x must be a floating point tensor, got torch.int64"),
     (total(eqtp.segment_max, x=INT), TypeError, "segment_max: x must be a floating point tensor, got torch.int64"),
-    (total(eqtp.segment_softmax, x=INT), TypeError, "segment_softmax: x must be a floating point tensor, got torch.int64"),
+    (total(eqtp.segment_softmax, x=INT),
+     TypeError, "segment_softmax: x must be a floating point tensor, got torch.int64"),
     (graph(src=torch.zeros(2)), TypeError, "Graph: src must be int32 or int64, got torch.float32"),
     (graph(dst=torch.zeros(2, dtype=torch.int16)), TypeError, "Graph: dst must be int32 or int64, got torch.int16"),
     # no tensors
@@ -105,7 +112,8 @@ CASES = [
     (conv(x=None), TypeError, "tensor_product_conv: x must be a tensor, got NoneType"),
     (total(x=None), TypeError, "segment_sum: x must be a floating point tensor, got NoneType"),
     (total(eqtp.segment_max, x=None), TypeError, "segment_max: x must be a floating point tensor, got NoneType"),
-    (total(eqtp.segment_softmax, x=None), TypeError, "segment_softmax: x must be a floating point tensor, got NoneType"),
+    (total(eqtp.segment_softmax, x=None),
+     TypeError, "segment_softmax: x must be a floating point tensor, got NoneType"),
     (graph(src=[0, 1]), TypeError, "Graph: src must be a tensor, got list"),
     (graph(num_src=2.0), TypeError, "Graph: num_src must be an int, got float"),
     (graph(num_dst=torch.tensor(2)), TypeError, "Graph: num_dst must be an int, got Tensor"),
@@ -129,7 +137,8 @@ CASES = [
     (total(x=meta(4, 2)), ValueError, "segment_sum: graph is on cpu, x is on meta"),
     (total(eqtp.segment_max, x=meta(4, 2)), ValueError, "segment_max: graph is on cpu, x is on meta"),
     (total(eqtp.segment_softmax, x=meta(4, 2)), ValueError, "segment_softmax: graph is on cpu, x is on meta"),
-    (graph(src=torch.zeros(2, dtype=torch.int64, device="meta")), ValueError, "Graph: src and dst must be on one device, got meta and cpu"),
+    (graph(src=torch.zeros(2, dtype=torch.int64, device="meta")),
+     ValueError, "Graph: src and dst must be on one device, got meta and cpu"),
     # index range
     (graph(src=torch.tensor([0, 2])), ValueError, "Graph: src must be in [0, 2), got 2"),
     (graph(src=torch.tensor([-1, 0])), ValueError, "Graph: src must be in [0, 2), got -1"),
@@ -139,7 +148,8 @@ CASES = [
     (rows(backend="cuda"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'cuda'"),
     (conv(backend="Native"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'Native'"),
     (total(backend=""), ValueError, "backend must be one of auto, jit, native, triton, reference, got ''"),
-    (lambda: eqtp.set_backend("fast"), ValueError, "backend must be one of auto, jit, native, triton, reference, got 'fast'"),
+    (lambda: eqtp.set_backend("fast"),
+     ValueError, "backend must be one of auto, jit, native, triton, reference, got 'fast'"),
     (
         rows(x1=torch.zeros(4, 2), x2=torch.zeros(4, 2), w=torch.zeros(4, 12), plan=MIXING, backend="native"),
         RuntimeError,
@@ -158,26 +168,36 @@ CASES = [
     # irreps, instructions, layout
     (lambda: eqtp.Irreps("2x1x"), ValueError, "1x"),
     (lambda: eqtp.Irrep("o1"), ValueError, "o1"),
-    (lambda: TensorProductPlan("1o", "1o", "0e", [(0, 0, 0, "uvu")]), ValueError, "instruction 0 must be (i_in1, i_in2"),
+    (lambda: TensorProductPlan("1o", "1o", "0e", [(0, 0, 0, "uvu")]),
+     ValueError, "instruction 0 must be (i_in1, i_in2"),
     (lambda: TensorProductPlan("1o", "1o", "0e", [(0, 0, 0, "wvu", True)]), ValueError, "mode must be one of uvw, uvu"),
     (lambda: TensorProductPlan("1o", "1o", "0e", [(1, 0, 0, "uvu", True)]), ValueError, "instruction 0"),
-    (lambda: TensorProductPlan("1o", "1o", "0o", [(0, 0, 0, "uvu", True)]), ValueError, "0o does not occur in 1o x 1o = 0e + 1e + 2e"),
-    (lambda: TensorProductPlan("2x1o", "1o", "0e", [(0, 0, 0, "uvu", True)]), ValueError, "needs output multiplicity 2, got 1"),
-    (lambda: TensorProductPlan("1o", "1o", "0e", [], layout="ir_mul"), ValueError, "layout must be one of 'mul_ir', got 'ir_mul'"),
+    (lambda: TensorProductPlan("1o", "1o", "0o", [(0, 0, 0, "uvu", True)]),
+     ValueError, "0o does not occur in 1o x 1o = 0e + 1e + 2e"),
+    (lambda: TensorProductPlan("2x1o", "1o", "0e", [(0, 0, 0, "uvu", True)]),
+     ValueError, "needs output multiplicity 2, got 1"),
+    (lambda: TensorProductPlan("1o", "1o", "0e", [], layout="ir_mul"),
+     ValueError, "layout must be one of 'mul_ir', got 'ir_mul'"),
     (lambda: TensorProductPlan.from_key("[]"), ValueError, "not the key of a plan: '[]'"),
     # modules
     (
-        lambda: eqtp.nn.TensorProduct("1o", "1o", "0e", [(0, 0, 0, "uvu", True)], internal_weights=False)(torch.zeros(3), torch.zeros(3)),
+        lambda: eqtp.nn.TensorProduct("1o", "1o", "0e", [(0, 0, 0, "uvu", True)], internal_weights=False)(
+            torch.zeros(3), torch.zeros(3)
+        ),
         ValueError,
         "TensorProduct: weight must be given, [..., 1]; the module has none of its own",
     ),
     (
-        lambda: eqtp.nn.TensorProduct("1o", "1o", "0e", [(0, 0, 0, "uvu", True)])(torch.zeros(3), torch.zeros(3), torch.zeros(2)),
+        lambda: eqtp.nn.TensorProduct("1o", "1o", "0e", [(0, 0, 0, "uvu", True)])(
+            torch.zeros(3), torch.zeros(3), torch.zeros(2)
+        ),
         ValueError,
         "TensorProduct: weight must be [..., 1], got [2]",
     ),
     (
-        lambda: eqtp.nn.TensorProductConv("1o", "1o", "0e", [(0, 0, 0, "uvu", False)])(torch.zeros(3, 3), torch.zeros(3, 3)),
+        lambda: eqtp.nn.TensorProductConv("1o", "1o", "0e", [(0, 0, 0, "uvu", False)])(
+            torch.zeros(3, 3), torch.zeros(3, 3)
+        ),
         ValueError,
         "TensorProductConv: give edge_src and edge_dst, or a graph",
     ),

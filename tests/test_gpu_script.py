@@ -237,10 +237,12 @@ def test_jobs_are_what_the_harness_takes():
 
 
 def rows(**changes):
-    row = {"op": "tensor_product_conv", "problem": "a", "pass": "fwd", "backend": "jit", "dtype": "float32", "device": "cuda", "threads": None,
-           "ms": 2.0, "ratio_to": {"cueq": 3.0}, "bandwidth_fraction": 0.75, "peak_mb": 1234.5, "versions": {"torch": "2"},
+    row = {"op": "tensor_product_conv", "problem": "a", "pass": "fwd", "backend": "jit", "dtype": "float32",
+           "device": "cuda", "threads": None, "ms": 2.0, "ratio_to": {"cueq": 3.0}, "bandwidth_fraction": 0.75,
+           "peak_mb": 1234.5, "versions": {"torch": "2"},
            "size": {"nodes": 10, "edges": 2000, "graph": "diamond:5"},
-           "machine": {"cpu": "a processor", "gpu": "a GPU", "driver": "1.2", "copy_gb_s": 4000.0}} | changes  # fmt: skip
+           "machine": {"cpu": "a processor", "gpu": "a GPU", "driver": "1.2", "copy_gb_s": 4000.0},
+           } | changes  # fmt: skip
     return [row, row | {"backend": "native", "ms": 4.0, "bandwidth_fraction": 0.375, "peak_mb": None, "ratio_to": {}}]
 
 

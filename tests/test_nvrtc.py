@@ -77,7 +77,8 @@ def test_source(compiler, tmp_path, monkeypatch):
     files = {
         "common/device.cuh": "#pragma once\nusing Index = long long;\n",
         "left.cuh": '#pragma once\n#include "common/device.cuh"\nstruct Left { Index i; };\n',
-        "op.cuh": '#include "left.cuh"\n  # include "common/device.cuh"\n__global__ void op(Left* x) { x->i = broken; }\n',
+        "op.cuh": '#include "left.cuh"\n  # include "common/device.cuh"\n'
+        "__global__ void op(Left* x) { x->i = broken; }\n",
     }
     (tmp_path / "common").mkdir()
     for name, text in files.items():
@@ -222,7 +223,8 @@ import sys, eqtp, torch
 before = set(sys.modules)
 import eqtp.backends.jit.runtime
 libraries = {line.split()[-1] for line in open("/proc/self/maps") if "nvrtc" in line}
-print(sorted(name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends", "nvidia")), libraries, torch.cuda.is_initialized())
+names = sorted(name for name in sys.modules if name.split(".")[0] in ("cupy", "cupy_backends", "nvidia"))
+print(names, libraries, torch.cuda.is_initialized())
 """
 
 

@@ -18,15 +18,16 @@ SIZES = [0, 1, 31, 129, 1000]
 NORMALIZE = pytest.mark.parametrize("normalize", [True, False], ids=["direction", "solid"])
 
 # The kernels ahead of time take structs; here their members are arguments
-ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row, const T* c, Index c_row,
-  Index c_col, T* out, T* gxyz, int tile, int room"""
+ARGUMENTS = """bool normalize, Index points, const T* xyz, Index xyz_row, Index xyz_col, const T* g, Index g_row,
+  const T* c, Index c_row, Index c_col, T* out, T* gxyz, int tile, int room"""
 ARRAYS = (
     "HarmonicsArrays<T>{normalize, points, xyz, g, c, xyz_row, xyz_col, g_row, c_row, c_col, out, gxyz, tile, room}"
 )
 AHEAD = f"""#include "harmonics/harmonics.cuh"
 namespace eqtp {{
 template <class T, int PASS>
-__global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width, {ARGUMENTS}) {{
+__global__ void given(const Real<T>* constants, const int* start, const int* column, int degree, int width,
+                      {ARGUMENTS}) {{
   harmonics<T, PASS>(GivenTable<Real<T>>{{constants, start, column, degree, width}}, {ARRAYS});
 }}
 template <class T, int PASS, int L>

@@ -161,10 +161,10 @@ def test_transforms():
 
 def test_opcheck():
     torch.library.opcheck(
-        torch.ops.eqtp.math.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False)
+        torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False)
     )
     torch.library.opcheck(
-        torch.ops.eqtp.math.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True)
+        torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True)
     )
 
 
@@ -183,7 +183,8 @@ def test_float32(lmax):
 @pytest.mark.parametrize("method", ["sparse", "grid"])
 def test_methods_and_backends(method, backend):
     """With their derivatives, against the third method."""
-    case = testing.Case({"x1": coefficients(4, 3, 3, seed=1), "x2": coefficients(4, 1, 2, seed=2)}, coefficients(4, 3, 4, seed=3),
+    case = testing.Case({"x1": coefficients(4, 3, 3, seed=1), "x2": coefficients(4, 1, 2, seed=2)},
+                        coefficients(4, 3, 4, seed=3),
                         {"x1": coefficients(4, 3, 3, seed=4), "x2": coefficients(4, 1, 2, seed=5)}, {})  # fmt: skip
 
     def f(**options):
