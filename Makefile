@@ -1,5 +1,5 @@
 # Every target but gpu does all the set-up it needs: a virtual environment in .venv, torch, the package with its kernels, and what demo and tests use.
-# Needed beforehand: Python 3.10 or newer and a C++17 compiler. Set-up runs again when pyproject.toml, setup.py, cmake_arguments.py,
+# Needed beforehand: Python 3.10 or newer and a C++20 compiler. Set-up runs again when pyproject.toml, setup.py, cmake_arguments.py,
 # CMakeLists.txt or csrc/ change.
 #
 #   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate

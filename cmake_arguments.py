@@ -11,7 +11,7 @@ from pathlib import Path
 def missing(path: str | None = None) -> str | None:
     """What the build needs and pip cannot bring, as a sentence, or None. path: where compilers are looked for."""
     if not os.environ.get("CXX") and not any(shutil.which(name, path=path) for name in ("c++", "g++", "clang++")):
-        return "no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX"
+        return "no C++ compiler found; install one with C++20 (on Debian and Ubuntu: g++), or name yours in CXX"
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         return f"{header} is missing; install Python's development files (on Debian and Ubuntu: python3-dev)"

@@ -1,4 +1,4 @@
-"""Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to
+"""Builds eqtp._native with CMake. Needs a C++20 compiler, and nvcc for the CUDA kernels; torch is not needed to
 build."""
 
 import os

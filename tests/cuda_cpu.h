@@ -1,4 +1,4 @@
-// Compiles the CUDA kernels of csrc/*.cuh as host C++17 and runs them without a GPU; to be included before device.cuh.
+// Compiles the CUDA kernels of csrc/*.cuh as host C++20 and runs them without a GPU; to be included before device.cuh.
 //
 // The threads of a block are fibers of one operating-system thread: each runs until it waits at a barrier or in a warp
 // operation, then the next one does. The environment is read at every launch:

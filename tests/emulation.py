@@ -20,7 +20,7 @@ import torch
 HEADER = Path(__file__).with_name("cuda_cpu.h")
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = [
-    "-std=c++17",
+    "-std=c++20",
     "-O1",
     "-w",
     "-pthread",

@@ -123,7 +123,7 @@ def test_nvcc_takes_the_same_text(tmp_path):
     kernels = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)
     file_cu = tmp_path / "plan.cu"
     file_cu.write_text(source(FILE) + "".join(tables) + f"extern const void* const kernels[] = {{{kernels}}};\n")
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "plan.o").stat().st_size > 10_000
@@ -231,6 +231,6 @@ def test_nvcc_takes_the_text_of_products(file, tmp_path):
         kernel = jit_signals.specialise(signals.product(*arguments), torch.float32)
     file_cu = tmp_path / "plan.cu"
     file_cu.write_text(source(file) + kernel.text)
-    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", file_cu, "-o", tmp_path / "plan.o"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]

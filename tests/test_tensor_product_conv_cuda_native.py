@@ -39,13 +39,13 @@ template <class K> static int cudaFuncSetAttribute(K*, int, int) { return 0; }
 ENTRY = """
 using namespace eqtp;
 extern "C" __attribute__((visibility("default")))
-const char* convolve(const table_driven::P* a, const Index* n, int graph, int inputs) {
+const char* convolve(const table_driven::Address* a, const Index* n, int graph, int inputs) {
   static std::string error;
   auto take = [](auto& from, int count) { from += count; return from - count; };
-  auto list = [&](int count) { auto p = take(a, count); return std::vector<table_driven::P>(p, p + count); };
+  auto list = [&](int count) { auto p = take(a, count); return std::vector<table_driven::Address>(p, p + count); };
   auto sizes = [&] { auto p = take(n, 4); return p; };
   try {
-    const table_driven::P *fwd = take(a, 7), *bwd = take(a, 7);
+    const table_driven::Address *fwd = take(a, 7), *bwd = take(a, 7);
     const Index *f = sizes(), *b = sizes(), *d = sizes(), *rest = take(n, 4 + inputs);
     table_driven::Call c{rest[0], rest[1], rest[2], list(graph), {}, {}, 0, {d, d + 4}};
     for (int i = 0; i < inputs; ++i) c.in.push_back({list(1)[0], rest[4 + i]});

@@ -4,89 +4,14 @@
 // given number of threads.
 #include "channelwise/channelwise.h"
 
+#include "channelwise/blocked_rows.h"
 #include "common/parallel.h"
 
 #ifdef EQTP_SIMD
 namespace eqtp::EQTP_SIMD {
 
-// W rows of D numbers, [W, D], to and from D vectors of W lanes, [D, W]: lane l of vector i is number l D + i, so each
-// vector is put together from D others by one permutation each. For levels that have such a permutation.
-template <class T, int D>
-struct Shuffle {
-  static constexpr int W = Simd<T>::W;
-  static constexpr bool possible = (D == 3 || D == 5 || D == 7) && Simd<T>::bytes >= 32;
-  using I = typename Simd<T>::I;
-  using N = typename Simd<T>::Index;
-  struct Table { N at[D][W], from[D][W]; };
-  static constexpr Table blocking() {  // component i, lane l: element l D + i of the row
-    Table t{};
-    for (int i = 0; i < D; ++i)
-      for (int l = 0; l < W; ++l) t.at[i][l] = (l * D + i) % W, t.from[i][l] = (l * D + i) / W;
-    return t;
-  }
-  static constexpr Table unblocking() {  // vector i of the row, lane l: component (i W + l) % D, lane (i W + l) / D
-    Table t{};
-    for (int i = 0; i < D; ++i)
-      for (int l = 0; l < W; ++l) t.at[i][l] = (i * W + l) / D, t.from[i][l] = (i * W + l) % D;
-    return t;
-  }
-  template <const Table& table>
-  static inline __attribute__((always_inline)) void apply(const T* in, T* out) {
-    Vec<T> v[D];
-    for (int q = 0; q < D; ++q) v[q] = load(in + q * W);
-    for (int i = 0; i < D; ++i) {
-      const I at = *reinterpret_cast<const I*>(table.at[i]), from = *reinterpret_cast<const I*>(table.from[i]);
-      Vec<T> a = permute<T>(v[0], at);
-      for (int q = 1; q < D; ++q) a = from == q ? permute<T>(v[q], at) : a;
-      store(out + i * W, a);
-    }
-  }
-};
-template <class T, int D>
-static constexpr auto blocking_table = Shuffle<T, D>::blocking();
-template <class T, int D>
-static constexpr auto unblocking_table = Shuffle<T, D>::unblocking();
-
-// [mul, d] <-> [nv, d, W]: whole blocks through registers, other dimensions and the last channels one by one
-template <class T, int D>
-static inline __attribute__((always_inline)) void block_slot(const Slot& s, const T* row, T* t) {
-  constexpr int W = Simd<T>::W;
-  const int d = D ? D : s.d;
-  int u = 0;
-  if constexpr (Shuffle<T, D>::possible)
-    for (; u + W <= s.mul; u += W) Shuffle<T, D>::template apply<blocking_table<T, D>>(row + u * D, t + u * D);
-  for (; u < s.mul; ++u)
-    for (int i = 0; i < d; ++i) t[u / W * W * d + i * W + u % W] = row[u * d + i];
-}
-template <class T, int D>
-static inline __attribute__((always_inline)) void unblock_slot(const Slot& s, const T* t, T* row) {
-  constexpr int W = Simd<T>::W;
-  const int d = D ? D : s.d;
-  int u = 0;
-  if constexpr (Shuffle<T, D>::possible)
-    for (; u + W <= s.mul; u += W) Shuffle<T, D>::template apply<unblocking_table<T, D>>(t + u * D, row + u * D);
-  for (; u < s.mul; ++u)
-    for (int i = 0; i < d; ++i) row[u * d + i] = t[u / W * W * d + i * W + u % W];
-}
-#define EQTP_BY_DIM(f, s, ...)              \
-  switch ((s).d) {                          \
-    case 1: f<T, 1>(s, __VA_ARGS__); break; \
-    case 3: f<T, 3>(s, __VA_ARGS__); break; \
-    case 5: f<T, 5>(s, __VA_ARGS__); break; \
-    case 7: f<T, 7>(s, __VA_ARGS__); break; \
-    default: f<T, 0>(s, __VA_ARGS__);       \
-  }
-// a mul_ir row to a blocked row; padding lanes of `t` must be zero already
 template <class T>
-static void block_row(const Slot* slots, int n, const T* row, T* t) {
-  for (int i = 0; i < n; ++i) EQTP_BY_DIM(block_slot, slots[i], row + slots[i].offset, t + slots[i].toffset);
-}
-template <class T>
-static void unblock_row(const Slot* slots, int n, const T* t, T* row) {
-  for (int i = 0; i < n; ++i) EQTP_BY_DIM(unblock_slot, slots[i], t + slots[i].toffset, row + slots[i].offset);
-}
-template <class T>
-static inline __attribute__((always_inline)) void fill(T* p, int64_t n, T v) {
+EQTP_INLINE void fill(T* p, int64_t n, T v) {
   for (int64_t i = 0; i < n; ++i) p[i] = v;
 }
 
@@ -106,7 +31,7 @@ static void edge_matrix(const PlanColumns<T>& t, const T* y, T* m) {
 
 // weights of one edge, in whole vectors per path; padding lanes of `t` are zero already
 template <class T>
-static const T* weights(const PlanColumns<T>& p, const T* row, T* t) {
+static const T* pad_weights(const PlanColumns<T>& p, const T* row, T* t) {
   if (!p.padded) return row;
   for (int q = 0; q < p.n_paths; ++q)
     if (p.paths[q].w >= 0)
@@ -142,15 +67,14 @@ struct Workspace {
   }
 };
 
+// One pass over all destinations, or over the rows of the plain product
 template <class T>
 struct Traversal {
   static constexpr int W = Simd<T>::W;
   const ConvArgs<T>& a;
   const PlanColumns<T>& t;
-  const Pass pass;
   const PathKernel<T>* kernels;  // [n_paths]
   const T *xt, *txt;  // [num_src, xt] blocked operands (graph only)
-  T* gxt;  // [threads, num_src, xt] or null
   int64_t w_part;  // length of a row of weights over n_paths
   bool stream_gw;
 
@@ -171,99 +95,129 @@ struct Traversal {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t e = a.order[next + i];
       prefetch(a.w + e * a.w_stride + w_part * q, w_part);
-      if (pass == BWDBWD) prefetch(a.tw + e * a.tw_stride + w_part * q, w_part);
+      if (a.pass == BWDBWD) prefetch(a.tw + e * a.tw_stride + w_part * q, w_part);
       if (q == 0) prefetch(a.y + e * a.y_stride, t.dim2);
     }
   }
 
-  void row(int64_t n, Workspace<T>& r, T* gx_buffer) const {
+  // Row n of the output, from all its edges. gx_sums: the thread's [num_src, xt], or null
+  void row(int64_t n, Workspace<T>& r, T* gx_sums) const {
     const int64_t edges = edges_into(n);
-    if (pass != BWD) fill(r.out, t.ot, T(0));
-    if (pass != FWD && edges) block_row(t.out, t.n_out, a.g + n * a.g_stride, r.g);
+    if (a.pass != BWD) fill(r.out, t.ot, T(0));
+    if (a.pass != FWD && edges) block_row(t.out, t.n_out, a.g + n * a.g_stride, r.g);
     for (int64_t first = 0; first < edges; first += EDGES)
-      edge_block(n, first, edges - first < EDGES ? int(edges - first) : EDGES, r, gx_buffer);
+      edge_block(n, first, edges - first < EDGES ? int(edges - first) : EDGES, r, gx_sums);
     if (a.out) unblock_row(t.out, t.n_out, r.out, a.out + n * t.dim_out);
   }
 
-  void edge_block(int64_t n, int64_t first, int count, Workspace<T>& r, T* gx_buffer) const {
+  // `count` of these edges, from number `first` on
+  void edge_block(int64_t n, int64_t first, int count, Workspace<T>& r, T* gx_sums) const {
     EdgeBlock<T> b;
     int64_t ids[EDGES];
-    const int64_t numel = t.padded ? t.wt : t.numel;
     b.n = count, b.g = r.g, b.out = r.out, b.gm = r.gm, b.row = r.row, b.ones = r.ones, b.zeros = r.zeros,
     b.sink = r.sink;
     b.want_gy = a.gy != nullptr, b.stream_gw = stream_gw;
     for (int q = 0; q < count; ++q) {
       const int64_t e = ids[q] = rows() ? n : a.order[a.ptr[n] + first + q], s = rows() ? n : a.src[e];
-      edge_matrix(t, a.y + e * a.y_stride, r.m + q * t.mt);
-      b.m[q] = r.m + q * t.mt;
-      b.w[q] = weights(t, a.w + e * a.w_stride, r.w + q * numel);
-      if (rows()) block_row(t.in1, t.n_in1, a.x + n * a.x_stride, r.x);
-      b.x[q] = rows() ? r.x : xt + s * t.xt;
-      if (pass == FWD) continue;
-      b.gx[q] = gx_buffer ? gx_buffer + s * t.xt : r.gx;
-      b.gw[q] = !a.gw || t.padded ? r.gw + q * numel : a.gw + e * t.numel;
-      b.gy[q] = r.gy + q * t.dim2 * W;
-      fill(b.gy[q], t.dim2 * W, T(0));
-      if (pass == BWD) continue;
-      edge_matrix(t, a.ty + e * a.ty_stride, r.tm + q * t.mt);
-      b.tm[q] = r.tm + q * t.mt;
-      b.tw[q] = weights(t, a.tw + e * a.tw_stride, r.tw + q * numel);
-      if (rows()) block_row(t.in1, t.n_in1, a.tx + n * a.tx_stride, r.tx);
-      b.tx[q] = rows() ? r.tx : txt + s * t.xt;
+      read_edge(q, e, s, r, b, gx_sums);
     }
-    if (pass != FWD && rows()) fill(r.gx, t.xt, T(0));
+    if (a.pass != FWD && rows()) fill(r.gx, t.xt, T(0));
     for (int q = 0; q < t.n_paths; ++q) {
       if (!rows()) prefetch_weights(a.ptr[n] + first + count, q);
       kernels[q](t.paths[q], t, b);
     }
-    if (pass == FWD) return;
+    if (a.pass == FWD) return;
     if (rows() && a.gx) unblock_row(t.in1, t.n_in1, r.gx, a.gx + n * t.dim1);
-    for (int q = 0; q < count; ++q) {
-      if (a.gy)
-        for (int64_t j = 0; j < t.dim2; ++j) a.gy[ids[q] * t.dim2 + j] = sum<T>(load(b.gy[q] + j * W));
-      if (a.gw && t.padded)
-        for (int i = 0; i < t.n_paths; ++i)
-          for (int u = 0; t.paths[i].w >= 0 && u < t.paths[i].mul; ++u)
-            a.gw[ids[q] * t.numel + t.paths[i].w + u] = b.gw[q][t.paths[i].wt + u];
-    }
+    for (int q = 0; q < count; ++q) write_gradients(ids[q], b.gy[q], b.gw[q]);
+  }
+
+  // Operands of edge e, out of row s of x, as number q of a block; where its gradients go
+  void read_edge(int q, int64_t e, int64_t s, Workspace<T>& r, EdgeBlock<T>& b, T* gx_sums) const {
+    const int64_t numel = t.padded ? t.wt : t.numel;
+    edge_matrix(t, a.y + e * a.y_stride, r.m + q * t.mt);
+    b.m[q] = r.m + q * t.mt;
+    b.w[q] = pad_weights(t, a.w + e * a.w_stride, r.w + q * numel);
+    if (rows()) block_row(t.in1, t.n_in1, a.x + s * a.x_stride, r.x);
+    b.x[q] = rows() ? r.x : xt + s * t.xt;
+    if (a.pass == FWD) return;
+    b.gx[q] = gx_sums ? gx_sums + s * t.xt : r.gx;
+    b.gw[q] = !a.gw || t.padded ? r.gw + q * numel : a.gw + e * t.numel;
+    b.gy[q] = r.gy + q * t.dim2 * W;
+    fill(b.gy[q], t.dim2 * W, T(0));
+    if (a.pass == BWD) return;
+    edge_matrix(t, a.ty + e * a.ty_stride, r.tm + q * t.mt);
+    b.tm[q] = r.tm + q * t.mt;
+    b.tw[q] = pad_weights(t, a.tw + e * a.tw_stride, r.tw + q * numel);
+    if (rows()) block_row(t.in1, t.n_in1, a.tx + s * a.tx_stride, r.tx);
+    b.tx[q] = rows() ? r.tx : txt + s * t.xt;
+  }
+
+  // Gradients of y (summed over lanes) and of padded weights; others stand in their place already
+  void write_gradients(int64_t e, const T* gy, const T* gw) const {
+    if (a.gy)
+      for (int64_t j = 0; j < t.dim2; ++j) a.gy[e * t.dim2 + j] = sum<T>(load(gy + j * W));
+    if (a.gw && t.padded)
+      for (int i = 0; i < t.n_paths; ++i)
+        for (int u = 0; t.paths[i].w >= 0 && u < t.paths[i].mul; ++u)
+          a.gw[e * t.numel + t.paths[i].w + u] = gw[t.paths[i].wt + u];
   }
 };
 
+// How many threads are worth it. features: numbers of one blocked copy of x
 template <class T>
-static void block_all(const PlanColumns<T>& t, const T* x, int64_t stride, int64_t n, T* xt, int threads) {
+static int choose_threads(const ConvArgs<T>& a, int64_t features) {
+  int threads = a.threads < 1 ? 1 : a.threads;
+  if (threads > a.num_dst) threads = a.num_dst < 1 ? 1 : int(a.num_dst);
+  if (!a.rows && a.gx) {  // one gradient buffer per thread, together no larger than the weights (and a copy of x)
+    const int64_t most = features ? 1 + a.num_edges * a.columns->numel / features : 1;
+    if (threads > most) threads = int(most);
+  }
+  return threads;
+}
+
+// gx = sum of the threads' buffers [threads, num_src, xt], in their order
+template <class T>
+static void sum_buffers(const ConvArgs<T>& a, T* buffers, int threads) {
+  const PlanColumns<T>& t = *a.columns;
   auto body = [&](int thread, int count) {
-    const Range r = share(n, thread, count);
-    for (int64_t i = r.begin; i < r.end; ++i) block_row(t.in1, t.n_in1, x + i * stride, xt + i * t.xt);
+    const Range range = share(a.num_src, thread, count);
+    for (int64_t n = range.begin; n < range.end; ++n) {
+      T* const first = buffers + n * t.xt;
+      for (int q = 1; q < threads; ++q)
+        for (int64_t i = 0; i < t.xt; i += Simd<T>::W)
+          store(first + i, load(first + i) + load(first + q * a.num_src * t.xt + i));
+      unblock_row(t.in1, t.n_in1, first, a.gx + n * t.dim1);
+    }
   };
   parallel(threads, body);
 }
 
 template <class T>
-static void conv(Pass pass, const ConvArgs<T>& a, PathKernel<T> (*kernel_of)(Pass, const Path&)) {
+void convolve(const ConvArgs<T>& a) {
   const PlanColumns<T>& t = *a.columns;
   const bool graph = !a.rows;
-  int threads = a.threads < 1 ? 1 : a.threads;
-  if (threads > a.num_dst) threads = a.num_dst < 1 ? 1 : int(a.num_dst);
-  const int64_t features = a.num_src * t.xt;  // elements of one blocked copy of x
-  if (graph && a.gx) {  // one gradient buffer per thread, together no larger than the weights (and a copy of x)
-    const int64_t most = features ? 1 + a.num_edges * t.numel / features : 1;
-    if (threads > most) threads = int(most);
-  }
+  const int64_t features = a.num_src * t.xt;
+  const int threads = choose_threads(a, features);
   const size_t nodes = graph ? size_t(features) * sizeof(T) : 0;
-  Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(pass == BWDBWD ? nodes : 0),
+  Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(a.pass == BWDBWD ? nodes : 0),
       gxt(a.gx ? nodes * threads : 0);
-  Traversal<T> traversal{a,          t,           pass,        kernels.as<PathKernel<T>>(),
-                         xt.as<T>(), txt.as<T>(), gxt.as<T>(), t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0,
-                         false};
-  // past the caches only where gw would not stay in them
-  traversal.stream_gw = a.gw && !t.padded && t.numel % Simd<T>::W == 0 &&
-                        reinterpret_cast<uintptr_t>(a.gw) % Simd<T>::bytes == 0 &&
-                        a.num_edges * t.numel * int64_t(sizeof(T)) > STREAM;
-  for (int q = 0; q < t.n_paths; ++q) kernels.as<PathKernel<T>>()[q] = kernel_of(pass, t.paths[q]);
-  if (graph) block_all(t, a.x, a.x_stride, a.num_src, xt.as<T>(), threads);
-  if (graph && pass == BWDBWD) block_all(t, a.tx, a.tx_stride, a.num_src, txt.as<T>(), threads);
+  for (int q = 0; q < t.n_paths; ++q) kernels.as<PathKernel<T>>()[q] = path_kernel<T>(a.pass, t.paths[q]);
+  if (graph) block_rows(t, a.x, a.x_stride, a.num_src, xt.as<T>(), threads);
+  if (graph && a.pass == BWDBWD) block_rows(t, a.tx, a.tx_stride, a.num_src, txt.as<T>(), threads);
   if (a.out) advise_huge(a.out, size_t(a.num_dst * t.dim_out) * sizeof(T));
   if (a.gw) advise_huge(a.gw, size_t(a.num_edges * t.numel) * sizeof(T));
+  const Traversal<T> traversal{
+      .a = a,
+      .t = t,
+      .kernels = kernels.as<PathKernel<T>>(),
+      .xt = xt.as<T>(),
+      .txt = txt.as<T>(),
+      .w_part = t.n_paths ? (t.numel + t.n_paths - 1) / t.n_paths : 0,
+      // past the caches only where gw would not stay in them
+      .stream_gw = a.gw && !t.padded && t.numel % Simd<T>::W == 0 &&
+                   reinterpret_cast<uintptr_t>(a.gw) % Simd<T>::bytes == 0 &&
+                   a.num_edges * t.numel * int64_t(sizeof(T)) > STREAM,
+  };
 
   const int64_t workspace = Workspace<T>::size(t) + 2 * 64 / int64_t(sizeof(T));
   Scratch workspaces(size_t(workspace) * sizeof(T) * size_t(threads));
@@ -277,28 +231,17 @@ static void conv(Pass pass, const ConvArgs<T>& a, PathKernel<T> (*kernel_of)(Pas
     streaming_fence();
   };
   parallel(threads, body);
-
-  if (!(graph && a.gx)) return;
-  auto total = [&](int thread, int count) {  // gx = sum of the threads' buffers, in their order
-    const Range range = share(a.num_src, thread, count);
-    T* const buffers = gxt.as<T>();
-    for (int64_t n = range.begin; n < range.end; ++n) {
-      T* const first = buffers + n * t.xt;
-      for (int q = 1; q < threads; ++q)
-        for (int64_t i = 0; i < t.xt; i += Simd<T>::W)
-          store(first + i, load(first + i) + load(first + q * features + i));
-      unblock_row(t.in1, t.n_in1, first, a.gx + n * t.dim1);
-    }
-  };
-  parallel(threads, total);
+  if (graph && a.gx) sum_buffers(a, gxt.as<T>(), threads);
 }
-void conv_f32(Pass pass, const ConvArgs<float>& a) { conv(pass, a, &path_kernel_f32); }
-void conv_f64(Pass pass, const ConvArgs<double>& a) { conv(pass, a, &path_kernel_f64); }
+EQTP_INSTANTIATE_KERNEL(convolve, ConvArgs);
 
 }  // namespace eqtp::EQTP_SIMD
 
 #else  // ---- binding
 #include <pybind11/stl.h>
+
+#include <utility>
+#include <vector>
 
 #include "common/module.h"
 
@@ -307,58 +250,76 @@ namespace eqtp {
 
 using P = uintptr_t;  // address of a tensor's first element; 0: absent
 
-template <class T>
-static ConvArgs<T> arguments(const ChannelwisePlan& plan, int64_t num_src, int64_t num_dst, int64_t num_edges,
-                             const std::vector<P>& graph, const std::vector<std::pair<P, int64_t>>& in,
-                             const std::vector<P>& out, int threads) {
-  auto index = [&](size_t i) { return i < graph.size() ? reinterpret_cast<const int64_t*>(graph[i]) : nullptr; };
-  auto data = [&](size_t i) { return i < in.size() ? reinterpret_cast<const T*>(in[i].first) : nullptr; };
-  auto stride = [&](size_t i) { return i < in.size() ? in[i].second : 0; };
-  auto result = [&](size_t i) { return reinterpret_cast<T*>(out.at(i)); };
-  return {&plan.columns<T>(),
-          num_src,
-          num_dst,
-          num_edges,
-          graph.empty(),
-          index(0),
-          index(1),
-          index(2),
-          data(0),
-          data(1),
-          data(2),
-          data(3),
-          data(4),
-          data(5),
-          data(6),
-          stride(0),
-          stride(1),
-          stride(2),
-          stride(3),
-          stride(4),
-          stride(5),
-          stride(6),
-          result(0),
-          result(1),
-          result(2),
-          result(3),
-          threads};
-}
+// The operands as Python has them
+struct ConvCall {
+  const ChannelwisePlan& plan;
+  int64_t num_src, num_dst, num_edges;
+  const std::vector<P>& graph;  // src, ptr, order; empty: rows
+  const std::vector<std::pair<P, int64_t>>& in;  // address, row stride of x, y, w [, g [, tx, ty, tw]]
+  const std::vector<P>& out;  // out, gx, gy, gw
+  int threads;
 
-// in: (address, row stride) of x, y, w [, g [, tx, ty, tw]]; out: addresses of out, gx, gy, gw
-static void convolve(const ChannelwisePlan& plan, int64_t num_src, int64_t num_dst, int64_t num_edges,
-                     const std::vector<P>& graph, const std::vector<std::pair<P, int64_t>>& in,
-                     const std::vector<P>& out, bool f64, int threads) {
-  const Pass pass = in.size() == 3 ? FWD : in.size() == 4 ? BWD : BWDBWD;
+  template <class T>
+  ConvArgs<T> args() const {
+    const auto index = [&](size_t i) {
+      return i < graph.size() ? reinterpret_cast<const int64_t*>(graph[i]) : nullptr;
+    };
+    const auto data = [&](size_t i) { return i < in.size() ? reinterpret_cast<const T*>(in[i].first) : nullptr; };
+    const auto stride = [&](size_t i) { return i < in.size() ? in[i].second : 0; };
+    const auto result = [&](size_t i) { return reinterpret_cast<T*>(out.at(i)); };
+    return {.pass = in.size() == 3   ? FWD
+                    : in.size() == 4 ? BWD
+                                     : BWDBWD,
+            .columns = &plan.columns<T>(),
+            .num_src = num_src,
+            .num_dst = num_dst,
+            .num_edges = num_edges,
+            .rows = graph.empty(),
+            .src = index(0),
+            .ptr = index(1),
+            .order = index(2),
+            .x = data(0),
+            .y = data(1),
+            .w = data(2),
+            .g = data(3),
+            .tx = data(4),
+            .ty = data(5),
+            .tw = data(6),
+            .x_stride = stride(0),
+            .y_stride = stride(1),
+            .w_stride = stride(2),
+            .g_stride = stride(3),
+            .tx_stride = stride(4),
+            .ty_stride = stride(5),
+            .tw_stride = stride(6),
+            .out = result(0),
+            .gx = result(1),
+            .gy = result(2),
+            .gw = result(3),
+            .threads = threads};
+  }
+};
+
+static void tensor_product_conv(const ChannelwisePlan& plan, int64_t num_src, int64_t num_dst, int64_t num_edges,
+                                const std::vector<P>& graph, const std::vector<std::pair<P, int64_t>>& in,
+                                const std::vector<P>& out, bool f64, int threads) {
+  const ConvCall call{.plan = plan,
+                      .num_src = num_src,
+                      .num_dst = num_dst,
+                      .num_edges = num_edges,
+                      .graph = graph,
+                      .in = in,
+                      .out = out,
+                      .threads = threads};
   py::gil_scoped_release nogil;
-  if (f64) EQTP_PICK(conv_f64)(pass, arguments<double>(plan, num_src, num_dst, num_edges, graph, in, out, threads));
-  else EQTP_PICK(conv_f32)(pass, arguments<float>(plan, num_src, num_dst, num_edges, graph, in, out, threads));
+  with_real(f64, [&](auto real) { EQTP_RUN(convolve, call.args<decltype(real)>()); });
 }
 
 EQTP_BINDING(define_tensor_product_conv) {
   py::class_<ChannelwisePlan>(m, "Plan").def(
       py::init<const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<int64_t>&,
                const std::vector<double>&, int64_t, int64_t, int64_t, int64_t>());
-  m.def("tensor_product_conv", &convolve);
+  m.def("tensor_product_conv", &tensor_product_conv);
 }
 
 }  // namespace eqtp

@@ -1,40 +1,37 @@
 // Launches the kernels of table_driven.cuh: the convolution, and the plain product as one with an edge per row.
 #include "channelwise/table_driven.cuh"
-#include "common/cuda.h"
-#include "common/device.cuh"
 
-#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
+
+#include "common/cuda.h"
+#include "common/device.cuh"
 
 namespace eqtp::table_driven {
 
 constexpr size_t SHARED = 48 << 10;  // bytes that a kernel gets without asking
 
-using P = uintptr_t;  // address of a tensor's first element; 0: absent
-template <class T>
-static T* pointer(P address) {
-  return reinterpret_cast<T*>(address);
-}
+using cuda::Address;
+using cuda::pointer;
 
 // The tables of one walk as Python holds them (eqtp/backends/native/library.py): addresses in the order of WalkColumns,
 // and how many groups there are and the largest of: components of a group, of a block across from it, entries of M
 struct HostColumns {
-  std::vector<P> address;  // [7]
+  std::vector<Address> address;  // [7]
   int groups, d, other, count;
 };
 template <class R>
 static WalkColumns<R> view(const HostColumns& h, int dim2) {
-  return {pointer<const ChannelGroup>(h.address[0]),
-          pointer<const TablePath>(h.address[1]),
-          pointer<const int>(h.address[2]),
-          pointer<const R>(h.address[3]),
-          pointer<const int>(h.address[4]),
-          pointer<const int>(h.address[5]),
-          pointer<const R>(h.address[6]),
-          h.groups,
-          dim2};
+  return {.groups = pointer<const ChannelGroup>(h.address[0]),
+          .paths = pointer<const TablePath>(h.address[1]),
+          .columns = pointer<const int>(h.address[2]),
+          .terms = pointer<const R>(h.address[3]),
+          .y_ptr = pointer<const int>(h.address[4]),
+          .y_entry = pointer<const int>(h.address[5]),
+          .y_term = pointer<const R>(h.address[6]),
+          .num_groups = h.groups,
+          .dim2 = dim2};
 }
 // fwd needs M and the sums [LANES, min(d, TILE)]; bwd also gM and blocks of x and g [d, PITCH]
 template <class R>
@@ -63,18 +60,17 @@ static void run(void (*kernel)(WalkColumns<Real<T>>, Args<T>, Space), const Host
   while (warps > 1 && warps * warp > SHARED) warps /= 2;
   if (warps * warp > SHARED)
     cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(warps * warp)), what);
-  const Index blocks = (a.ptr ? a.rows : (a.rows + warps - 1) / warps) * h.groups, most = 0x7fffffff;
-  launch(kernel, dim3(unsigned(blocks < most ? blocks : most)), dim3(LANES * warps), warps * warp, stream,
-         view<R>(h, dim2), a, s);
+  const Index blocks = (a.ptr ? a.rows : (a.rows + warps - 1) / warps) * h.groups;
+  launch(kernel, dim3(cuda::grid_of(blocks)), dim3(LANES * warps), warps * warp, stream, view<R>(h, dim2), a, s);
   cuda::check_launch(what);
 }
 
 struct Call {
   Index num_src, num_dst, num_edges;
-  std::vector<P> graph;  // src, dst, ptr, order, and ptr, order of the transposed graph; empty: rows
-  std::vector<std::pair<P, int64_t>> in;  // address, row stride of x, y, w [, g [, tx, ty, tw]]
-  std::vector<P> out;  // out, gx, gy, gw
-  P shares;  // [groups of bwd, e, dim2] as Real<T>, where gy is wanted
+  std::vector<Address> graph;  // src, dst, ptr, order, and ptr, order of the transposed graph; empty: rows
+  std::vector<std::pair<Address, int64_t>> in;  // address, row stride of x, y, w [, g [, tx, ty, tw]]
+  std::vector<Address> out;  // out, gx, gy, gw
+  Address shares;  // [groups of bwd, e, dim2] as Real<T>, where gy is wanted
   std::vector<int64_t> dims;  // dim1, dim2, dim3, numel
 };
 
@@ -86,13 +82,28 @@ static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call&
   auto stride = [&](size_t i) { return i < inputs ? Index(c.in[i].second) : 0; };
   auto column = [&](size_t i) { return c.graph.empty() ? nullptr : pointer<const Index>(c.graph[i]); };
   const int dim2 = int(c.dims[1]);
-  Args<T> a{};
-  a.x = data(0), a.y = data(1), a.w = data(2), a.g = data(3), a.tx = data(4), a.ty = data(5), a.tw = data(6);
-  a.x_stride = stride(0), a.y_stride = stride(1), a.w_stride = stride(2), a.g_stride = stride(3);
-  a.tx_stride = stride(4), a.ty_stride = stride(5), a.tw_stride = stride(6);
-  a.out = pointer<T>(c.out[0]), a.gx = pointer<T>(c.out[1]), a.gw = pointer<T>(c.out[3]);
-  a.gy = c.out[2] ? pointer<Real<T>>(c.shares) : nullptr;
-  a.dim1 = c.dims[0], a.dim3 = c.dims[2], a.numel = c.dims[3], a.num_edges = c.num_edges;
+  Args<T> a{.num_edges = c.num_edges,
+            .x = data(0),
+            .y = data(1),
+            .w = data(2),
+            .g = data(3),
+            .tx = data(4),
+            .ty = data(5),
+            .tw = data(6),
+            .x_stride = stride(0),
+            .y_stride = stride(1),
+            .w_stride = stride(2),
+            .g_stride = stride(3),
+            .tx_stride = stride(4),
+            .ty_stride = stride(5),
+            .tw_stride = stride(6),
+            .out = pointer<T>(c.out[0]),
+            .gx = pointer<T>(c.out[1]),
+            .gw = pointer<T>(c.out[3]),
+            .gy = c.out[2] ? pointer<Real<T>>(c.shares) : nullptr,
+            .dim1 = c.dims[0],
+            .dim3 = c.dims[2],
+            .numel = c.dims[3]};
   const bool tangent = inputs == 7;
   if (a.out) {
     a.rows = c.num_dst, a.ptr = column(2), a.order = column(3), a.other = column(0);
@@ -111,22 +122,20 @@ static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call&
   cuda::check_launch(what);
 }
 
-// dtype: the position in CUDA_DTYPES of eqtp/backends/native
-static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, int dtype, int device, P stream) {
+static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, int dtype, int device,
+                     Address stream) {
   const cuda::DeviceGuard guard(device, "tensor_product_conv");
-  const auto s = reinterpret_cast<cudaStream_t>(stream);
-  switch (dtype) {
-    case 0: return convolve<float>(fwd, bwd, c, s);
-    case 1: return convolve<double>(fwd, bwd, c, s);
-    case 2: return convolve<f16>(fwd, bwd, c, s);
-    default: return convolve<bf16>(fwd, bwd, c, s);
-  }
+  cuda::with_dtype(dtype, "tensor_product_conv", [&](auto type) {
+    convolve<typename decltype(type)::type>(fwd, bwd, c, reinterpret_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace eqtp::table_driven
 
 #ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
 #include <pybind11/stl.h>
+
+#include <array>
 
 #include "common/module.h"
 
@@ -135,14 +144,20 @@ namespace eqtp::table_driven {
 using Sizes = std::array<int, 4>;
 EQTP_BINDING(define_tensor_product_conv_cuda) {
   m.def("tensor_product_conv_cuda",
-        [](std::vector<P> fwd, Sizes fwd_sizes, std::vector<P> bwd, Sizes bwd_sizes, Index num_src, Index num_dst,
-           Index num_edges, std::vector<P> graph, std::vector<std::pair<P, int64_t>> in, std::vector<P> out, P shares,
-           std::vector<int64_t> dims, int dtype, int device, P stream) {
-          auto host = [](std::vector<P>& address, const Sizes& n) {
-            return HostColumns{std::move(address), n[0], n[1], n[2], n[3]};
+        [](std::vector<Address> fwd, Sizes fwd_sizes, std::vector<Address> bwd, Sizes bwd_sizes, Index num_src,
+           Index num_dst, Index num_edges, std::vector<Address> graph, std::vector<std::pair<Address, int64_t>> in,
+           std::vector<Address> out, Address shares, std::vector<int64_t> dims, int dtype, int device, Address stream) {
+          auto host = [](std::vector<Address>& address, const Sizes& n) {
+            return HostColumns{.address = std::move(address), .groups = n[0], .d = n[1], .other = n[2], .count = n[3]};
           };
-          const Call call{num_src,       num_dst,        num_edges, std::move(graph),
-                          std::move(in), std::move(out), shares,    std::move(dims)};
+          const Call call{.num_src = num_src,
+                          .num_dst = num_dst,
+                          .num_edges = num_edges,
+                          .graph = std::move(graph),
+                          .in = std::move(in),
+                          .out = std::move(out),
+                          .shares = shares,
+                          .dims = std::move(dims)};
           pybind11::gil_scoped_release nogil;
           convolve(host(fwd, fwd_sizes), host(bwd, bwd_sizes), call, dtype, device, stream);
         });

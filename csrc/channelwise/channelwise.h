@@ -9,6 +9,7 @@ namespace eqtp {
 // contiguous; a null output is not wanted.
 template <class T>
 struct ConvArgs {
+  Pass pass;
   const PlanColumns<T>* columns;
   int64_t num_src, num_dst, num_edges;
   bool rows;  // the plain product: edge n joins row n of x to row n of the output; no graph
@@ -20,9 +21,6 @@ struct ConvArgs {
   int threads;
 };
 
-#define EQTP_CONV                              \
-  void conv_f32(Pass, const ConvArgs<float>&); \
-  void conv_f64(Pass, const ConvArgs<double>&)
-EQTP_DECLARE_LEVELS(EQTP_CONV)
+EQTP_DECLARE_KERNEL(convolve, ConvArgs);
 
 }  // namespace eqtp

@@ -199,7 +199,7 @@ static PathKernel<T> by_d3(Pass pass, const Path& p) {
 }
 
 template <class T>
-static PathKernel<T> path_kernel(Pass pass, const Path& p) {
+PathKernel<T> path_kernel(Pass pass, const Path& p) {
   if (p.diagonal) switch (p.d1) {
       case 1: return PathPass<T, 1, 1, true>::of(pass);
       case 3: return PathPass<T, 3, 3, true>::of(pass);
@@ -216,8 +216,8 @@ static PathKernel<T> path_kernel(Pass pass, const Path& p) {
     default: return PathPass<T, 0, 0, false>::of(pass);
   }
 }
-PathKernel<float> path_kernel_f32(Pass pass, const Path& p) { return path_kernel<float>(pass, p); }
-PathKernel<double> path_kernel_f64(Pass pass, const Path& p) { return path_kernel<double>(pass, p); }
+template PathKernel<float> path_kernel(Pass, const Path&);
+template PathKernel<double> path_kernel(Pass, const Path&);
 
 }  // namespace eqtp::EQTP_SIMD
 #endif

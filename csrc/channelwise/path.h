@@ -36,9 +36,6 @@ enum Pass { FWD, BWD, BWDBWD };
 template <class T>
 using PathKernel = void (*)(const Path&, const PlanColumns<T>&, const EdgeBlock<T>&);
 
-#define EQTP_PATH_KERNEL                                \
-  PathKernel<float> path_kernel_f32(Pass, const Path&); \
-  PathKernel<double> path_kernel_f64(Pass, const Path&)
-EQTP_DECLARE_LEVELS(EQTP_PATH_KERNEL)
+EQTP_DECLARE_LEVELS(template <class T> PathKernel<T> path_kernel(Pass, const Path&));
 
 }  // namespace eqtp

@@ -10,21 +10,42 @@
 
 namespace eqtp {
 
-// Declares `signature` once per level: EQTP_DECLARE_LEVELS(void fwd(const Args&))
+// A kernel is a template `void name(const Args<T>&)`, T float or double, of every level:
+//   EQTP_DECLARE_KERNEL(name, Args) in its header;
+//   EQTP_INSTANTIATE_KERNEL(name, Args) in the .cpp of a level, below the template's definition;
+//   with_real(f64, [&](auto real) { EQTP_RUN(name, Args<decltype(real)>{..}); }) in its binding.
+#define EQTP_DECLARE_KERNEL(name, Args) EQTP_DECLARE_LEVELS(template <class T> void name(const Args<T>&))
+#define EQTP_INSTANTIATE_KERNEL(name, Args) \
+  template void name(const Args<float>&);   \
+  template void name(const Args<double>&)
+
+// Declares `signature` once per level: EQTP_DECLARE_LEVELS(void fwd(const Args&)). EQTP_RUN calls this machine's
 #if defined(__x86_64__)
 #define EQTP_DECLARE_LEVELS(...)  \
   namespace base { __VA_ARGS__; } \
   namespace avx2 { __VA_ARGS__; } \
   namespace avx512 { __VA_ARGS__; }
-#define EQTP_PICK(f) (::eqtp::simd_level() == 4 ? avx512::f : ::eqtp::simd_level() == 3 ? avx2::f : base::f)
+#define EQTP_RUN(kernel, ...)                                \
+  (::eqtp::simd_level() == 4   ? avx512::kernel(__VA_ARGS__) \
+   : ::eqtp::simd_level() == 3 ? avx2::kernel(__VA_ARGS__)   \
+                               : base::kernel(__VA_ARGS__))
 #else
 #define EQTP_DECLARE_LEVELS(...) \
   namespace base { __VA_ARGS__; }
-#define EQTP_PICK(f) (base::f)
+#define EQTP_RUN(kernel, ...) base::kernel(__VA_ARGS__)
 #endif
 
 int simd_level();  // 1 plain, 3 AVX2+FMA, 4 AVX-512; capped by the environment variable EQTP_SIMD (read once)
 inline int simd_bytes() { return simd_level() == 4 ? 64 : simd_level() == 3 ? 32 : 16; }
+
+#ifndef EQTP_SIMD
+// f(T()), T double or float
+template <class F>
+inline void with_real(bool f64, const F& f) {
+  if (f64) f(double());
+  else f(float());
+}
+#endif
 
 #ifdef EQTP_SIMD
 #define EQTP_INLINE static inline __attribute__((always_inline))

@@ -31,7 +31,7 @@ static void couple_tile(const CouplingArgs<T>& a, Vec<T>* in, Vec<T>* out, int64
 }
 
 template <class T>
-static void couple(const CouplingArgs<T>& a) {
+void couple(const CouplingArgs<T>& a) {
   int64_t inputs = 0, most = 0;
   for (int i = 0; i < a.inputs; ++i) inputs += a.x[i].n;
   for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
@@ -39,8 +39,7 @@ static void couple(const CouplingArgs<T>& a) {
       a.count_b * a.count_c, a.threads, inputs + most, a.y, a.outputs, [](Vec<T>* work) { return work; },
       [&](Vec<T>* work, int64_t z, int count) { couple_tile(a, work, work + inputs, z, count); });
 }
-void couple_f32(const CouplingArgs<float>& a) { couple(a); }
-void couple_f64(const CouplingArgs<double>& a) { couple(a); }
+EQTP_INSTANTIATE_KERNEL(couple, CouplingArgs);
 
 }  // namespace eqtp::EQTP_SIMD
 
@@ -88,33 +87,30 @@ static void run(const CouplingTable& t, const std::vector<Operand>& x, const std
   const T* coefficients;
   if constexpr (sizeof(T) == 4) coefficients = t.f32.data();
   else coefficients = t.f64.data();
-  const CouplingArgs<T> a{int(inputs.size()),
-                          int(outputs.size()),
-                          t.out_ptr.data(),
-                          t.group_ptr.data(),
-                          t.scale.data(),
-                          t.a.data(),
-                          t.b.data(),
-                          coefficients,
-                          t.place.data(),
-                          inputs.data(),
-                          outputs.data(),
-                          b,
-                          c,
-                          threads};
+  const CouplingArgs<T> a{.inputs = int(inputs.size()),
+                          .outputs = int(outputs.size()),
+                          .out_ptr = t.out_ptr.data(),
+                          .group_ptr = t.group_ptr.data(),
+                          .scale = t.scale.data(),
+                          .a = t.a.data(),
+                          .b = t.b.data(),
+                          .c = coefficients,
+                          .place = t.place.data(),
+                          .x = inputs.data(),
+                          .y = outputs.data(),
+                          .count_b = b,
+                          .count_c = c,
+                          .threads = threads};
   py::gil_scoped_release nogil;
-  if constexpr (sizeof(T) == 4) EQTP_PICK(couple_f32)(a);
-  else EQTP_PICK(couple_f64)(a);
+  EQTP_RUN(couple, a);
 }
 
 EQTP_BINDING(define_coupling) {
   py::class_<CouplingTable>(m, "CouplingTable")
       .def(py::init<Ints, Ints, Ints, Ints, Ints, Ints, Ints, std::vector<double>>());
-  m.def("couple", [](const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b,
-                     int64_t c, bool f64, int threads) {
-    if (f64) run<double>(t, x, y, b, c, threads);
-    else run<float>(t, x, y, b, c, threads);
-  });
+  m.def("couple",
+        [](const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
+           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(t, x, y, b, c, threads); }); });
 }
 
 }  // namespace eqtp

@@ -20,9 +20,6 @@ struct CouplingArgs {
   int64_t count_b, count_c;  // samples
   int threads;
 };
-#define EQTP_COUPLE                            \
-  void couple_f32(const CouplingArgs<float>&); \
-  void couple_f64(const CouplingArgs<double>&)
-EQTP_DECLARE_LEVELS(EQTP_COUPLE)
+EQTP_DECLARE_KERNEL(couple, CouplingArgs);
 
 }  // namespace eqtp

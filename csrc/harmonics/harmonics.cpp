@@ -4,9 +4,9 @@
 // number of threads, so results do not depend on it.
 #include "harmonics/harmonics.h"
 
-#include "common/dual.h"
+#include "common/dual.cuh"
+#include "common/interleave.h"
 #include "common/parallel.h"
-#include "common/transpose.h"
 
 #ifdef EQTP_SIMD
 
@@ -92,28 +92,13 @@ static void read_rows(const HarmonicsArgs<T>& a, const T* g, int count, Vec<T>* 
   }
 }
 
-// W points in a row in memory, 3 vectors -> component K of each; and vector K of that row from the components
-template <class T, int K, int... I>
-EQTP_INLINE Vec<T> component(const Vec<T>* row, Indices<I...>) {
-  constexpr int W = Simd<T>::W;
-  const Vec<T> t = EQTP_SHUFFLE(T, row[0], row[1], (3 * I + K < 2 * W ? 3 * I + K : 0)...);
-  return EQTP_SHUFFLE(T, t, row[2], (3 * I + K < 2 * W ? I : 3 * I + K - W)...);
-}
-template <class T, int K, int... I>
-EQTP_INLINE Vec<T> third(const Vec<T>* x, Indices<I...>) {
-  constexpr int W = Simd<T>::W;
-  const Vec<T> t = EQTP_SHUFFLE(T, x[0], x[1], ((K * W + I) % 3 % 2 * W + (K * W + I) / 3)...);
-  return EQTP_SHUFFLE(T, t, x[2], ((K * W + I) % 3 == 2 ? W + (K * W + I) / 3 : I)...);
-}
-
 // `count` points -> their components; nothing behind the last one is read
 template <class T>
 EQTP_INLINE void read_vectors(const T* p, int64_t row, int64_t col, int count, Vec<T>* x) {
   constexpr int W = Simd<T>::W;
   if (row == 3 && col == 1 && count == W) {
     const Vec<T> v[3] = {load(p), load(p + W), load(p + 2 * W)};
-    x[0] = component<T, 0>(v, AllLanes<T>()), x[1] = component<T, 1>(v, AllLanes<T>()),
-    x[2] = component<T, 2>(v, AllLanes<T>());
+    deinterleave<T, 3>(v, x);
     return;
   }
   for (int k = 0; k < 3; ++k) {
@@ -127,8 +112,9 @@ EQTP_INLINE void write_vectors(const Vec<T>* x, int count, T* p) {
   constexpr int W = Simd<T>::W;
   T t[3 * W];
   T* const to = count == W ? p : t;
-  store(to, third<T, 0>(x, AllLanes<T>())), store(to + W, third<T, 1>(x, AllLanes<T>())),
-      store(to + 2 * W, third<T, 2>(x, AllLanes<T>()));
+  Vec<T> rows[3];
+  interleave<T, 3>(x, rows);
+  for (int k = 0; k < 3; ++k) store(to + k * W, rows[k]);
   if (count < W)
     for (int i = 0; i < 3 * count; ++i) p[i] = t[i];
 }
@@ -147,11 +133,11 @@ struct PointTile {
 template <class T, class N>
 EQTP_INLINE void locate(PointTile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool normalize) {
   constexpr int W = Simd<T>::W;
-  using Make = Number<T, N>;
+  using Make = eqtp::Make<N>;
   if (!normalize) {
-    t.x = Make::make(x[0], c[0]), t.y = Make::make(x[1], c[1]), t.z = Make::make(x[2], c[2]);
+    t.x = Make::number(x[0], c[0]), t.y = Make::number(x[1], c[1]), t.z = Make::number(x[2], c[2]);
     t.r2 = t.x * t.x + t.y * t.y + t.z * t.z;
-    t.inv = Make::make(Vec<T>{} + T(1), Vec<T>{});
+    t.inv = Make::number(Vec<T>{} + T(1), Vec<T>{});
     return;
   }
   const Vec<T> zero{}, one = zero + T(1);
@@ -172,25 +158,25 @@ EQTP_INLINE void locate(PointTile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bo
   const Vec<T> unit = null ? zero : one / load(root), inv = unit * scale;
   for (int k = 0; k < 3; ++k) u[k] *= unit;
   const Vec<T> along = u[0] * c[0] + u[1] * c[1] + u[2] * c[2];  // derivative of |x|
-  t.x = Make::make(u[0], (c[0] - u[0] * along) * inv);
-  t.y = Make::make(u[1], (c[1] - u[1] * along) * inv);
-  t.z = Make::make(u[2], (c[2] - u[2] * along) * inv);
-  t.r2 = Make::make(null ? zero : one, zero);
-  t.inv = Make::make(inv, -inv * (inv * along));
+  t.x = Make::number(u[0], (c[0] - u[0] * along) * inv);
+  t.y = Make::number(u[1], (c[1] - u[1] * along) * inv);
+  t.z = Make::number(u[2], (c[2] - u[2] * along) * inv);
+  t.r2 = Make::number(null ? zero : one, zero);
+  t.inv = Make::number(inv, -inv * (inv * along));
 }
 
 template <class T, class N>
 EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, PointTile<T, N>& t) {
-  using Make = Number<T, N>;
+  using Make = eqtp::Make<N>;
   const Vec<T> zero{};
   N* p = t.p;
-  t.c[0] = Make::make(zero + T(1), zero), t.s[0] = Make::make(zero, zero);
+  t.c[0] = Make::number(zero + T(1), zero), t.s[0] = Make::number(zero, zero);
   if (lmax) t.c[1] = t.z, t.s[1] = t.x;
   for (int m = 2; m <= lmax; ++m)
     t.c[m] = t.z * t.c[m - 1] - t.x * t.s[m - 1], t.s[m] = t.z * t.s[m - 1] + t.x * t.c[m - 1];
   for (int m = 0; m <= lmax; ++m) {
     const T first = k->a;
-    N p2 = Make::make(zero + first, zero), p1 = p2;
+    N p2 = Make::number(zero + first, zero), p1 = p2;
     *p++ = p2, ++k;
     if (m < lmax) p1 = (k->a * first) * t.y, *p++ = p1, ++k;
     for (int l = m + 2; l <= lmax; ++l, ++k) {
@@ -202,7 +188,7 @@ EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, PointTile
 
 template <class T, class N>
 EQTP_INLINE void values(int lmax, PointTile<T, N>& t) {
-  using Make = Number<T, N>;
+  using Make = eqtp::Make<N>;
   const N* p = t.p;
   for (int l = 0; l <= lmax; ++l) t.components[l * l + l] = Make::result(*p++);
   for (int m = 1; m <= lmax; ++m)
@@ -215,8 +201,8 @@ EQTP_INLINE void values(int lmax, PointTile<T, N>& t) {
 // sum_lm g_lm grad S_lm at (x, y, z), then through the normalisation
 template <class T, class N>
 EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, PointTile<T, N>& t, bool normalize, Vec<T>* out) {
-  using Make = Number<T, N>;
-  const N none = Make::make(Vec<T>{}, Vec<T>{});
+  using Make = eqtp::Make<N>;
+  const N none = Make::number(Vec<T>{}, Vec<T>{});
   N gx = none, gy = none, gz = none, radial = none;
   for (int l = 1; l <= lmax; ++l) {  // m = 0
     const Vec<T> gc = t.components[l * l + l];
@@ -230,7 +216,7 @@ EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, PointTile<T,
     const N c = t.c[m], s = t.s[m];
     const T first = k[0].a, next = count > 2 ? k[count].a : T(0);  // P_mm, P_(m+1)(m+1): constants
     const Vec<T>* const g = t.components + m * m + m;
-    N u = Make::make(first * g[m], Vec<T>{}), v = Make::make(first * g[-m], Vec<T>{});
+    N u = Make::number(first * g[m], Vec<T>{}), v = Make::number(first * g[-m], Vec<T>{});
     for (int i = 1; i < count; ++i) {
       const int l = m + i, at = l * l + l - m * m - m;
       const Vec<T> gc = g[at + m], gs = g[at - m];
@@ -307,12 +293,11 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
   parallel(threads, body);
 }
 template <class T>
-static void harmonics(const HarmonicsArgs<T>& a) {
-  if (a.c) harmonics_of<T, Dual<T>>(a);
+void harmonics(const HarmonicsArgs<T>& a) {
+  if (a.c) harmonics_of<T, Dual<Vec<T>>>(a);
   else harmonics_of<T, Vec<T>>(a);
 }
-void harmonics_f32(const HarmonicsArgs<float>& a) { harmonics(a); }
-void harmonics_f64(const HarmonicsArgs<double>& a) { harmonics(a); }
+EQTP_INSTANTIATE_KERNEL(harmonics, HarmonicsArgs);
 
 }  // namespace eqtp::EQTP_SIMD
 
@@ -342,36 +327,37 @@ struct Harmonics {
   std::vector<float> f32;
 };
 
-template <class T>
-static HarmonicsArgs<T> arguments(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row,
-                                  int64_t xyz_col, P g, int64_t g_row, P c, int64_t c_row, int64_t c_col, P out, P gxyz,
-                                  int threads) {
-  auto data = [](P p) { return reinterpret_cast<T*>(p); };
-  return {h.lmax,    h.constants<T>(),
-          h.columns, h.column.empty() ? nullptr : h.column.data(),
-          normalize, points,
-          data(xyz), data(g),
-          data(c),   xyz_row,
-          xyz_col,   g_row,
-          c_row,     c_col,
-          data(out), data(gxyz),
-          threads};
-}
-static void run(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row, int64_t xyz_col, P g,
-                int64_t g_row, P c, int64_t c_row, int64_t c_col, P out, P gxyz, bool f64, int threads) {
+static void spherical_harmonics(const Harmonics& h, bool normalize, int64_t points, P xyz, int64_t xyz_row,
+                                int64_t xyz_col, P g, int64_t g_row, P c, int64_t c_row, int64_t c_col, P out, P gxyz,
+                                bool f64, int threads) {
   py::gil_scoped_release nogil;
-  if (f64)
-    EQTP_PICK(harmonics_f64)(
-        arguments<double>(h, normalize, points, xyz, xyz_row, xyz_col, g, g_row, c, c_row, c_col, out, gxyz, threads));
-  else
-    EQTP_PICK(harmonics_f32)(
-        arguments<float>(h, normalize, points, xyz, xyz_row, xyz_col, g, g_row, c, c_row, c_col, out, gxyz, threads));
+  with_real(f64, [&](auto real) {
+    using T = decltype(real);
+    const HarmonicsArgs<T> args{.lmax = h.lmax,
+                                .constants = h.constants<T>(),
+                                .columns = h.columns,
+                                .column = h.column.empty() ? nullptr : h.column.data(),
+                                .normalize = normalize,
+                                .points = points,
+                                .xyz = reinterpret_cast<const T*>(xyz),
+                                .g = reinterpret_cast<const T*>(g),
+                                .c = reinterpret_cast<const T*>(c),
+                                .xyz_row = xyz_row,
+                                .xyz_col = xyz_col,
+                                .g_row = g_row,
+                                .c_row = c_row,
+                                .c_col = c_col,
+                                .out = reinterpret_cast<T*>(out),
+                                .gxyz = reinterpret_cast<T*>(gxyz),
+                                .threads = threads};
+    EQTP_RUN(harmonics, args);
+  });
 }
 
 EQTP_BINDING(define_spherical_harmonics) {
   py::class_<Harmonics>(m, "Harmonics")
       .def(py::init<int, int64_t, const std::vector<int32_t>&, const std::vector<double>&>());
-  m.def("spherical_harmonics", &run);
+  m.def("spherical_harmonics", &spherical_harmonics);
 }
 
 }  // namespace eqtp

@@ -1,9 +1,11 @@
-#include "common/cuda.h"
+// Launches the kernels of harmonics.cuh with tables that are arguments: of fixed degrees by value, or in memory.
 #include "harmonics/harmonics.cuh"
 
-#ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
-#include "common/module.h"
-#endif
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "common/cuda.h"
 
 namespace eqtp {
 
@@ -12,8 +14,8 @@ constexpr size_t SHARED = 48 * 1024;  // bytes of a block; more must be asked fo
 // What a launch needs to know of the degrees and the normalisation
 struct HarmonicsCuda {
   int lmax, columns;
-  const double*
-      constants;  // [harmonics_rows(lmax), 4] if the columns are the components of degrees 0 .. lmax, else null
+  // [harmonics_rows(lmax), 4] if the columns are the components of degrees 0 .. lmax, else null
+  const double* constants;
 };
 
 template <class T, int PASS, class Table>
@@ -29,10 +31,9 @@ static void run_table(const Table& table, const HarmonicsCuda& h, HarmonicsArray
                                 " columns do not fit the shared memory of a GPU");
   const size_t most = SHARED / (room(points) * SIZE),
                warps = most < HARMONICS_THREADS / 32 ? most : HARMONICS_THREADS / 32;
-  const Index blocks = (a.points + points * warps - 1) / (points * warps), limit = 0x7fffffff;
   a.tile = int(points), a.room = int(room(points));
-  launch(harmonics_kernel<T, PASS, Table>, dim3(unsigned(blocks < limit ? blocks : limit)), dim3(unsigned(32 * warps)),
-         warps * room(points) * SIZE, stream, table, a);
+  launch(harmonics_kernel<T, PASS, Table>, dim3(cuda::grid_of((a.points + points * warps - 1) / (points * warps))),
+         dim3(unsigned(32 * warps)), warps * room(points) * SIZE, stream, table, a);
 }
 template <class T, int PASS, int L>
 static void run_fixed(const HarmonicsCuda& h, const HarmonicsArrays<T>& a, cudaStream_t stream) {
@@ -54,43 +55,95 @@ static void run_pass(const HarmonicsCuda& h, const GivenTable<Real<T>>& given, c
   run_table<T, PASS>(given, h, a, stream);
 }
 
-using P = uintptr_t;  // address of a tensor's first element; 0: absent
+using cuda::Address;
+using cuda::pointer;
+
+// Operands by address, as HarmonicsArrays has them. constants [harmonics_rows(lmax), 4] of Real<T>, start and column of
+// int: GivenTable, on the device
+struct HarmonicsCall {
+  HarmonicsCuda shape;
+  Address constants, start, column;
+  bool normalize;
+  Index points;
+  Address xyz;
+  Index xyz_row, xyz_col;
+  Address g;
+  Index g_row;
+  Address c;
+  Index c_row, c_col;
+  Address out, gxyz;
+  int dtype, device;
+  Address stream;
+};
 
 template <class T>
-static void run_type(const HarmonicsCuda& h, P constants, P start, P column, bool normalize, Index points, P xyz,
-                     Index xyz_row, Index xyz_col, P g, Index g_row, P c, Index c_row, Index c_col, P out, P gxyz,
-                     cudaStream_t stream) {
-  const auto data = [](P p) { return reinterpret_cast<T*>(p); };
-  const auto integers = [](P p) { return reinterpret_cast<const int*>(p); };
-  const GivenTable<Real<T>> given{reinterpret_cast<const Real<T>*>(constants), integers(start), integers(column),
-                                  h.lmax, h.columns};
-  const HarmonicsArrays<T> a{normalize, points, data(xyz), data(g),   data(c),    xyz_row, xyz_col,
-                             g_row,     c_row,  c_col,     data(out), data(gxyz), 0,       0};
-  if (c) run_pass<T, SECOND>(h, given, a, stream);
-  else if (gxyz) run_pass<T, GRADIENT>(h, given, a, stream);
-  else run_pass<T, VALUES>(h, given, a, stream);
+static HarmonicsArrays<T> arrays(const HarmonicsCall& call) {
+  return {.normalize = call.normalize,
+          .points = call.points,
+          .xyz = pointer<const T>(call.xyz),
+          .g = pointer<const T>(call.g),
+          .c = pointer<const T>(call.c),
+          .xyz_row = call.xyz_row,
+          .xyz_col = call.xyz_col,
+          .g_row = call.g_row,
+          .c_row = call.c_row,
+          .c_col = call.c_col,
+          .out = pointer<T>(call.out),
+          .gxyz = pointer<T>(call.gxyz)};
 }
 
-// dtype: 0 float, 1 double, 2 f16, 3 bf16. fixed: address of HarmonicsCuda::constants on the host. constants
-// [harmonics_rows(lmax), 4] of Real<T>, start and column of int (GivenTable): on the device.
-void spherical_harmonics_cuda(int lmax, int columns, P fixed, P constants, P start, P column, bool normalize,
-                              Index points, P xyz, Index xyz_row, Index xyz_col, P g, Index g_row, P c, Index c_row,
-                              Index c_col, P out, P gxyz, int dtype, int device, P stream) {
-  if (!points || (!out && !gxyz)) return;
-  cuda::DeviceGuard guard(device, "spherical_harmonics");
-  const auto run = dtype == 0   ? run_type<float>
-                   : dtype == 1 ? run_type<double>
-                   : dtype == 2 ? run_type<f16>
-                                : run_type<bf16>;
-  run({lmax, columns, reinterpret_cast<const double*>(fixed)}, constants, start, column, normalize, points, xyz,
-      xyz_row, xyz_col, g, g_row, c, c_row, c_col, out, gxyz, reinterpret_cast<cudaStream_t>(stream));
+static void spherical_harmonics(const HarmonicsCall& call) {
+  if (!call.points || (!call.out && !call.gxyz)) return;
+  const cuda::DeviceGuard guard(call.device, "spherical_harmonics");
+  cuda::with_dtype(call.dtype, "spherical_harmonics", [&](auto type) {
+    using T = typename decltype(type)::type;
+    const GivenTable<Real<T>> given{.constants = pointer<const Real<T>>(call.constants),
+                                    .start = pointer<const int>(call.start),
+                                    .column = pointer<const int>(call.column),
+                                    .degree = call.shape.lmax,
+                                    .width = call.shape.columns};
+    const auto stream = cudaStream_t(call.stream);
+    if (call.c) run_pass<T, SECOND>(call.shape, given, arrays<T>(call), stream);
+    else if (call.gxyz) run_pass<T, GRADIENT>(call.shape, given, arrays<T>(call), stream);
+    else run_pass<T, VALUES>(call.shape, given, arrays<T>(call), stream);
+  });
   cuda::check_launch("spherical_harmonics");
 }
 
-#ifndef __CUDA_ARCH__
+// fixed: address of HarmonicsCuda::constants, on the host
+void spherical_harmonics_cuda(int lmax, int columns, Address fixed, Address constants, Address start, Address column,
+                              bool normalize, Index points, Address xyz, Index xyz_row, Index xyz_col, Address g,
+                              Index g_row, Address c, Index c_row, Index c_col, Address out, Address gxyz, int dtype,
+                              int device, Address stream) {
+  spherical_harmonics({.shape = {.lmax = lmax, .columns = columns, .constants = pointer<const double>(fixed)},
+                       .constants = constants,
+                       .start = start,
+                       .column = column,
+                       .normalize = normalize,
+                       .points = points,
+                       .xyz = xyz,
+                       .xyz_row = xyz_row,
+                       .xyz_col = xyz_col,
+                       .g = g,
+                       .g_row = g_row,
+                       .c = c,
+                       .c_row = c_row,
+                       .c_col = c_col,
+                       .out = out,
+                       .gxyz = gxyz,
+                       .dtype = dtype,
+                       .device = device,
+                       .stream = stream});
+}
+
+}  // namespace eqtp
+
+#ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
+#include "common/module.h"
+
+namespace eqtp {
 EQTP_BINDING(define_spherical_harmonics_cuda) {
   m.def("spherical_harmonics_cuda", &spherical_harmonics_cuda, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
-#endif
-
 }  // namespace eqtp
+#endif

@@ -10,6 +10,7 @@
 // second order s (9 + 2 C).
 #pragma once
 #include "common/device.cuh"
+#include "common/dual.cuh"
 
 namespace eqtp {
 
@@ -102,28 +103,7 @@ __device__ __forceinline__ int component(int m, int l) {
 
 // ----------------------------------------------------------------------------------------------------------------
 //   numbers
-// A value and its derivative along c
-template <class R>
-struct Dual {
-  R v, d;
-};
-template <class R>
-__device__ __forceinline__ Dual<R> operator+(Dual<R> a, Dual<R> b) {
-  return {a.v + b.v, a.d + b.d};
-}
-template <class R>
-__device__ __forceinline__ Dual<R> operator-(Dual<R> a, Dual<R> b) {
-  return {a.v - b.v, a.d - b.d};
-}
-template <class R>
-__device__ __forceinline__ Dual<R> operator*(Dual<R> a, Dual<R> b) {
-  return {a.v * b.v, a.d * b.v + a.v * b.d};
-}
-template <class R>
-__device__ __forceinline__ Dual<R> operator*(R a, Dual<R> b) {
-  return {a * b.v, a * b.d};
-}
-
+// A number, or for the second order its derivative along c too
 template <class R, int PASS>
 struct NumberOf {
   using type = R;
@@ -132,18 +112,6 @@ template <class R>
 struct NumberOf<R, SECOND> {
   using type = Dual<R>;
 };
-// What a number N (R or Dual<R>) is made from, and what of it is written
-template <class N>
-struct Make {
-  static __device__ __forceinline__ N number(N v, N) { return v; }
-  static __device__ __forceinline__ N result(N a) { return a; }
-};
-template <class R>
-struct Make<Dual<R>> {
-  static __device__ __forceinline__ Dual<R> number(R v, R d) { return {v, d}; }
-  static __device__ __forceinline__ R result(Dual<R> a) { return a.d; }
-};
-
 // One number for each degree: registers where the loops are unrolled, else shared memory, 32 apart
 template <class N, int LMAX>
 struct Line {

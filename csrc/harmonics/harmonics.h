@@ -29,9 +29,6 @@ struct HarmonicsArgs {
 
 // c null, g null: out = Y. c null: gxyz = sum_lm g_lm grad Y_lm. Else out = c . grad Y, gxyz = derivative of that
 // gradient along c; g null: 0.
-#define EQTP_HARMONICS                             \
-  void harmonics_f32(const HarmonicsArgs<float>&); \
-  void harmonics_f64(const HarmonicsArgs<double>&)
-EQTP_DECLARE_LEVELS(EQTP_HARMONICS)
+EQTP_DECLARE_KERNEL(harmonics, HarmonicsArgs);
 
 }  // namespace eqtp

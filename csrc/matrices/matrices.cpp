@@ -139,13 +139,14 @@ static void run_tile(const MatricesTile<T>& t, int64_t z, int count) {
 }
 
 template <class T>
-static void matrices(const MatricesArgs<T>& a) {
+void matrices(const MatricesArgs<T>& a) {
   const int64_t square = int64_t(a.size) * a.size;
   int64_t most = 0;
   for (int i = 0; i < a.inputs; ++i) most = a.x[i].n > most ? a.x[i].n : most;
   for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
   const auto make = [&](Vec<T>* work) {
-    return MatricesTile<T>{a, {work, work + most}, work + 2 * most, work + 2 * most + a.inputs * square};
+    return MatricesTile<T>{
+        .a = a, .components = {work, work + most}, .in = work + 2 * most, .out = work + 2 * most + a.inputs * square};
   };
   const auto run = [&](const MatricesTile<T>& tile, int64_t z, int count) {
     switch (a.size) {  // the usual sizes have code of their own
@@ -158,8 +159,7 @@ static void matrices(const MatricesArgs<T>& a) {
   };
   each_sample_tile(a.count_b * a.count_c, a.threads, 2 * most + (a.inputs + 1) * square, a.y, a.outputs, make, run);
 }
-void matrices_f32(const MatricesArgs<float>& a) { matrices(a); }
-void matrices_f64(const MatricesArgs<double>& a) { matrices(a); }
+EQTP_INSTANTIATE_KERNEL(matrices, MatricesArgs);
 
 }  // namespace eqtp::EQTP_SIMD
 
@@ -184,7 +184,13 @@ struct MatrixConversion {
     const T *to_c, *back_c;
     if constexpr (sizeof(T) == 4) to_c = to_f32.data(), back_c = back_f32.data();
     else to_c = to.data(), back_c = back.data();
-    return {int(back_ptr.size()) - 1, to_ptr.data(), to_at.data(), to_c, back_ptr.data(), back_at.data(), back_c};
+    return {.components = int(back_ptr.size()) - 1,
+            .to_ptr = to_ptr.data(),
+            .to_at = to_at.data(),
+            .to = to_c,
+            .back_ptr = back_ptr.data(),
+            .back_at = back_at.data(),
+            .back = back_c};
   }
   Ints to_ptr, to_at, back_ptr, back_at;
   Doubles to, back;
@@ -212,33 +218,56 @@ static void run(const MatrixProgram& p, const std::vector<Operand>& x, const std
     }
   };
   fill(p.in, x, in, inputs), fill(p.out, y, out, outputs);
-  const MatricesArgs<T> a{p.size,         int(in.size()), int(out.size()), in.data(),
-                          out.data(),     p.pair_in,      p.pair_out,      p.term_ptr.data(),
-                          p.term.data(),  p.used.data(),  p.place.data(),  inputs.data(),
-                          outputs.data(), count_b,        count_c,         threads};
+  const MatricesArgs<T> a{.size = p.size,
+                          .inputs = int(in.size()),
+                          .outputs = int(out.size()),
+                          .in = in.data(),
+                          .out = out.data(),
+                          .pair_in = p.pair_in,
+                          .pair_out = p.pair_out,
+                          .term_ptr = p.term_ptr.data(),
+                          .term = p.term.data(),
+                          .used = p.used.data(),
+                          .place = p.place.data(),
+                          .x = inputs.data(),
+                          .y = outputs.data(),
+                          .count_b = count_b,
+                          .count_c = count_c,
+                          .threads = threads};
   py::gil_scoped_release nogil;
-  if constexpr (sizeof(T) == 4) EQTP_PICK(matrices_f32)(a);
-  else EQTP_PICK(matrices_f64)(a);
+  EQTP_RUN(matrices, a);
 }
 
 EQTP_BINDING(define_matrix_tensor_product) {
   py::class_<MatrixConversion, std::shared_ptr<MatrixConversion>>(m, "MatrixConversion")
       .def(py::init([](Ints to_ptr, Ints to_at, Ints back_ptr, Ints back_at, Doubles to, Doubles back) {
-        return MatrixConversion{
-            to_ptr, to_at, back_ptr, back_at, to, back, {to.begin(), to.end()}, {back.begin(), back.end()}};
+        return MatrixConversion{.to_ptr = to_ptr,
+                                .to_at = to_at,
+                                .back_ptr = back_ptr,
+                                .back_at = back_at,
+                                .to = to,
+                                .back = back,
+                                .to_f32 = {to.begin(), to.end()},
+                                .back_f32 = {back.begin(), back.end()}};
       }));
   py::class_<MatrixProgram>(m, "MatrixProgram")
       .def(py::init([](int size, Conversions in, Conversions out, int pair_in, int pair_out, Ints term_ptr, Ints term) {
         Ints used(in.size()), place(size_t(size) * size_t(size));  // no more components than entries of a matrix
         for (size_t n = 0; n < term.size(); n += 2) used[size_t(term[n])] = 1;
         std::iota(place.begin(), place.end(), 0);
-        return MatrixProgram{size, in, out, pair_in, pair_out, term_ptr, term, used, place};
+        return MatrixProgram{.size = size,
+                             .in = in,
+                             .out = out,
+                             .pair_in = pair_in,
+                             .pair_out = pair_out,
+                             .term_ptr = term_ptr,
+                             .term = term,
+                             .used = used,
+                             .place = place};
       }));
-  m.def("matrices", [](const MatrixProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b,
-                       int64_t c, bool f64, int threads) {
-    if (f64) run<double>(p, x, y, b, c, threads);
-    else run<float>(p, x, y, b, c, threads);
-  });
+  m.def("matrices",
+        [](const MatrixProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
+           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(p, x, y, b, c, threads); }); });
 }
 
 }  // namespace eqtp

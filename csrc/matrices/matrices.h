@@ -33,9 +33,6 @@ struct MatricesArgs {
   int64_t count_b, count_c;  // samples
   int threads;
 };
-#define EQTP_MATRICES                            \
-  void matrices_f32(const MatricesArgs<float>&); \
-  void matrices_f64(const MatricesArgs<double>&)
-EQTP_DECLARE_LEVELS(EQTP_MATRICES)
+EQTP_DECLARE_KERNEL(matrices, MatricesArgs);
 
 }  // namespace eqtp

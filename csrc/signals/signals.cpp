@@ -261,7 +261,7 @@ static void run_tile(const SignalsTile<T>& tile, int64_t z, int count) {
 }
 
 template <class T>
-static void signals(const SignalsArgs<T>& a) {
+void signals(const SignalsArgs<T>& a) {
   int64_t blocks = 0, orders = 0;
   for (int i = 0; i < a.inputs + a.outputs; ++i) {
     const int lmax = (i < a.inputs ? a.in[i] : a.out[i - a.inputs]).lmax, size = 4 * even(lmax) * (lmax / 2 + 1);
@@ -275,7 +275,11 @@ static void signals(const SignalsArgs<T>& a) {
                 pointers = (a.fields + a.outputs) * sizeof(Vec<T>*) / sizeof(Vec<T>) + 1;
   const auto make = [&](Vec<T>* work) {
     Vec<T>* const found = work + blocks + pointers;
-    SignalsTile<T> tile{a, work, reinterpret_cast<Vec<T>**>(work + blocks), found, found + a.fields * a.columns * 8};
+    SignalsTile<T> tile{.a = a,
+                        .blocks = work,
+                        .orders = reinterpret_cast<Vec<T>**>(work + blocks),
+                        .values = found,
+                        .products = found + a.fields * a.columns * 8};
     work = found + values;
     for (int f = 0; f < a.fields + a.outputs; ++f) tile.orders[f] = work, work += a.rows * 4 * even(transform(f).lmax);
     return tile;
@@ -283,8 +287,7 @@ static void signals(const SignalsArgs<T>& a) {
   each_sample_tile(a.count_b * a.count_c, a.threads, blocks + pointers + values + orders, a.y, a.outputs, make,
                    [](const SignalsTile<T>& tile, int64_t z, int count) { run_tile(tile, z, count); });
 }
-void signals_f32(const SignalsArgs<float>& a) { signals(a); }
-void signals_f64(const SignalsArgs<double>& a) { signals(a); }
+EQTP_INSTANTIATE_KERNEL(signals, SignalsArgs);
 
 }  // namespace eqtp::EQTP_SIMD
 
@@ -312,7 +315,13 @@ struct SignalTables {
       if constexpr (sizeof(T) == 4) p[i] = f32[i].data();
       else p[i] = f64[i].data();
     }
-    return {lmax, place.data(), {p[0], p[1], p[2]}, p[3], p[4], p[5], p[6]};
+    return {.lmax = lmax,
+            .place = place.data(),
+            .legendre = {p[0], p[1], p[2]},
+            .azimuth = p[3],
+            .turned = p[4],
+            .back = p[5],
+            .projection = p[6]};
   }
   int lmax;
   std::vector<int32_t> place;
@@ -344,26 +353,25 @@ static void run(const SignalProgram& p, const std::vector<Operand>& x, const std
   for (size_t o = 0; o < y.size(); ++o)
     outputs.push_back(samples<T>(y[o], count_b, count_c, int64_t(p.out[o]->place.size())));
   const std::vector<T> coefficient(p.coefficient.begin(), p.coefficient.end());
-  const SignalsArgs<T> a{p.rows,
-                         p.columns,
-                         int(in.size()),
-                         int(out.size()),
-                         int(p.field.size() / 2),
-                         in.data(),
-                         out.data(),
-                         p.field.data(),
-                         p.term_ptr.data(),
-                         coefficient.data(),
-                         p.factor_ptr.data(),
-                         p.factor.data(),
-                         inputs.data(),
-                         outputs.data(),
-                         count_b,
-                         count_c,
-                         threads};
+  const SignalsArgs<T> a{.rows = p.rows,
+                         .columns = p.columns,
+                         .inputs = int(in.size()),
+                         .outputs = int(out.size()),
+                         .fields = int(p.field.size() / 2),
+                         .in = in.data(),
+                         .out = out.data(),
+                         .field = p.field.data(),
+                         .term_ptr = p.term_ptr.data(),
+                         .coefficient = coefficient.data(),
+                         .factor_ptr = p.factor_ptr.data(),
+                         .factor = p.factor.data(),
+                         .x = inputs.data(),
+                         .y = outputs.data(),
+                         .count_b = count_b,
+                         .count_c = count_c,
+                         .threads = threads};
   py::gil_scoped_release nogil;
-  if constexpr (sizeof(T) == 4) EQTP_PICK(signals_f32)(a);
-  else EQTP_PICK(signals_f64)(a);
+  EQTP_RUN(signals, a);
 }
 
 EQTP_BINDING(define_gaunt_tensor_product) {
@@ -374,21 +382,19 @@ EQTP_BINDING(define_gaunt_tensor_product) {
   py::class_<SignalProgram>(m, "SignalProgram")
       .def(py::init([](int rows, int columns, Tables in, Tables out, Ints field, Ints term_ptr,
                        std::vector<double> coefficient, Ints factor_ptr, Ints factor) {
-        return SignalProgram{rows,
-                             columns,
-                             std::move(in),
-                             std::move(out),
-                             std::move(field),
-                             std::move(term_ptr),
-                             std::move(coefficient),
-                             std::move(factor_ptr),
-                             std::move(factor)};
+        return SignalProgram{.rows = rows,
+                             .columns = columns,
+                             .in = std::move(in),
+                             .out = std::move(out),
+                             .field = std::move(field),
+                             .term_ptr = std::move(term_ptr),
+                             .coefficient = std::move(coefficient),
+                             .factor_ptr = std::move(factor_ptr),
+                             .factor = std::move(factor)};
       }));
-  m.def("signals", [](const SignalProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b,
-                      int64_t c, bool f64, int threads) {
-    if (f64) run<double>(p, x, y, b, c, threads);
-    else run<float>(p, x, y, b, c, threads);
-  });
+  m.def("signals",
+        [](const SignalProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
+           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(p, x, y, b, c, threads); }); });
 }
 
 }  // namespace eqtp

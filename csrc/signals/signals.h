@@ -37,9 +37,6 @@ struct SignalsArgs {
   int64_t count_b, count_c;  // samples
   int threads;
 };
-#define EQTP_SIGNALS                           \
-  void signals_f32(const SignalsArgs<float>&); \
-  void signals_f64(const SignalsArgs<double>&)
-EQTP_DECLARE_LEVELS(EQTP_SIGNALS)
+EQTP_DECLARE_KERNEL(signals, SignalsArgs);
 
 }  // namespace eqtp

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 TEGRA = (72, 87, 101)  # their machine code is of no use to other GPUs of the same generation
-OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
+OPTIONS = ("-std=c++20", "-default-device", "--ptxas-options=-v")
 
 
 # ------------------------------------------------------------------------------------------------ what this machine has
