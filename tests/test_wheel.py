@@ -53,7 +53,6 @@ def sources(*patterns: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_is_complete_and_runs(tmp_path):
     wheel = build("wheel", tmp_path)
