@@ -1,12 +1,13 @@
 # Every target but gpu does all the set-up it needs: a virtual environment in .venv, torch, the package with its kernels, and what demo and tests use.
-# Needed beforehand: Python 3.10 or newer and a C++17 compiler. Set-up runs again when pyproject.toml, setup.py, CMakeLists.txt or csrc/ change.
+# Needed beforehand: Python 3.10 or newer and a C++17 compiler. Set-up runs again when pyproject.toml, setup.py, cmake_arguments.py,
+# CMakeLists.txt or csrc/ change.
 #
 #   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
 #   make test    all tests              make test TESTS="tests/test_plan.py -k normalization"
 #   make lint    ruff and clang-format  make fmt applies them
 #   make racecheck   the CUDA kernels on the CPU, watched for races, divergent barriers and writes out of bounds
 #   make compile every GPU kernel of every named workload through the compilers, minutes: registers, spills; a GPU is not needed
-#   make bench   timings against other libraries, into bench/results/, then the picture and the table of README.md
+#   make bench   timings against other libraries, into bench/results/, then docs/speedup.png and the tables of README.md and docs/benchmarks.md
 #   make gpu     on a GPU machine, with the torch, nvcc, CuPy and Triton that it has: build, tests, compute-sanitizer, timings; no set-up, no network
 #   make wheel   source distribution, wheel built from it, and tests of that wheel in an environment of its own
 #   make setup   only the set-up        make clean removes all that make has made
@@ -22,7 +23,7 @@ THREADS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
+SOURCES := setup.py cmake_arguments.py pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
 FORMATTED := $(wildcard csrc/*/* tests/*.h tests/cuda/*)
 
 .PHONY: demo test lint fmt racecheck compile bench gpu wheel setup clean
@@ -82,7 +83,8 @@ $(VENV)/bench: $(VENV)/installed
 	$(PIP) install -q --no-build-isolation -e ".[bench]"
 	@touch $@
 
-# Less than nine minutes; tables in bench/results/, logs in build/gpu/. Without a GPU: make gpu GPU=--rehearse
+# Stops after 530 seconds, which is too short for all of it: make gpu GPU="--steps build,tests" does some of the steps.
+# Tables in bench/results/, logs in build/gpu/. Without a GPU: make gpu GPU=--rehearse
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU)
 

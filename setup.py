@@ -1,7 +1,6 @@
 """Builds eqtp._native with CMake. Needs a C++17 compiler, and nvcc for the CUDA kernels; torch is not needed to
 build."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,44 +13,19 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # an isolated build does not look next to this file
+
+import cmake_arguments  # noqa: E402
 
 
-def require_compiler() -> None:
-    """Stops with one sentence if something is missing that pip cannot bring."""
-    if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        sys.exit(
-            "eqtp: no C++ compiler found; install one with C++17 (on Debian and Ubuntu: g++), or name yours in CXX"
-        )
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    if not header.exists():
-        sys.exit(f"eqtp: {header} is missing; install Python's development files (on Debian and Ubuntu: python3-dev)")
-
-
-def pybind11_argument() -> str:
-    """Where CMake finds pybind11: its own package, or (on a machine without it) the headers inside torch."""
-    try:
-        import pybind11
-
-        return f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
-    except ImportError:
-        spec = importlib.util.find_spec("torch")
-        include = Path(spec.origin).parent / "include" if spec and spec.origin else None
-        if include is None or not (include / "pybind11" / "pybind11.h").exists():
-            raise RuntimeError("eqtp needs pybind11 to build: pip install pybind11") from None
-        return f"-DEQTP_PYBIND11_INCLUDE={include}"
-
-
-def cuda_arguments() -> list[str]:
+def cuda() -> dict[str, str]:
     """EQTP_CUDA: auto (if there is a working nvcc), 0 (no), 1 (it must be). EQTP_CUDA_ARCHS: compute capabilities, as
     in 80;90."""
     values = {"auto": "AUTO", "0": "OFF", "1": "ON"}
     value = os.environ.get("EQTP_CUDA") or "auto"
     if value not in values:
         sys.exit(f"eqtp: EQTP_CUDA must be auto, 0 or 1, got {value!r}")
-    return [
-        f"-DEQTP_CUDA={values[value]}",
-        f"-DEQTP_CUDA_ARCHS={os.environ.get('EQTP_CUDA_ARCHS', '').replace(',', ';')}",
-    ]
+    return {"cuda": values[value], "architectures": os.environ.get("EQTP_CUDA_ARCHS", "").replace(",", ";")}
 
 
 def jobs() -> str:
@@ -63,21 +37,15 @@ def jobs() -> str:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
-        require_compiler()
+        if missing := cmake_arguments.missing():
+            sys.exit(f"eqtp: {missing}")
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # one folder for all kinds of install (setuptools gives an editable one a temporary folder), so that only what
         # changed is compiled
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         build = ROOT / "build" / f"cmake{suffix.removesuffix('.so')}"
         build.mkdir(parents=True, exist_ok=True)
-        arguments = [
-            f"-DCMAKE_BUILD_TYPE={os.environ.get('EQTP_BUILD_TYPE', 'Release')}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DEQTP_EXT_SUFFIX={suffix}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}",
-            pybind11_argument(),
-            *cuda_arguments(),
-        ]
+        arguments = cmake_arguments.arguments(out, **cuda(), build_type=os.environ.get("EQTP_BUILD_TYPE", "Release"))
         # cmake and ninja of this Python's environment first, which need not be active
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         if shutil.which("cmake", path=path) is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
-from bench.harness import Case, neighbours, random, require
+from bench.harness import Case, case_of_segments
 from eqtp.ops.segment_max import segment_max
 from eqtp.testing import problems
 
@@ -34,24 +34,11 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
     return peers._refuse(name, "segment max")
 
 
-def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
-    width = problems.tensor_product(problem_id).dim_out
-    csr = neighbours(graph, nodes, edges, device)
-    nodes, edges = csr.num_dst, csr.num_edges
+def costs(edges: int, nodes: int, width: int, itemsize: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Forward writes the edge of each maximum too, which backward reads."""
+    moved = (edges + nodes) * width * itemsize + 8 * nodes * width
+    return {"fwd": moved + 8 * edges, "bwd": moved}, {"fwd": edges * width, "bwd": 0}
 
-    def ours(backend: str) -> Callable:
-        require(backend, "segment_max", None, dtype, torch.device(device))
-        return lambda x: segment_max(x, csr, backend=backend)
 
-    values = (edges + nodes) * width * dtype.itemsize
-    arg = 8 * nodes * width
-    return Case(
-        problem=problem_id,
-        size={"nodes": nodes, "edges": edges},
-        inputs={"x": random(edges, width, dtype=dtype, seed=1, device=device)},
-        cotangent=random(nodes, width, dtype=dtype, seed=2, device=device, grad=False),
-        ours=ours,
-        peer=lambda name: peer(name, csr.dst, nodes),
-        bytes={"fwd": values + arg + 8 * edges, "bwd": values + arg},
-        flops={"fwd": edges * width, "bwd": 0},
-    )
+def case(problem_id: str, dtype: torch.dtype, *, device: str = "cpu", **size) -> Case:
+    return case_of_segments(segment_max, problem_id, dtype, size, device, peer, costs)

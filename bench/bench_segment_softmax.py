@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
-from bench.harness import Case, neighbours, random, require
+from bench.harness import Case, case_of_segments
 from eqtp.ops.segment_softmax import segment_softmax
 from eqtp.testing import problems
 
@@ -37,27 +37,15 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
     return peers._refuse(name, "segment softmax")
 
 
-def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
-    width = problems.tensor_product(problem_id).dim_out
-    csr = neighbours(graph, nodes, edges, device)
-    nodes, edges = csr.num_dst, csr.num_edges
-
-    def ours(backend: str) -> Callable:
-        require(backend, "segment_softmax", None, dtype, torch.device(device))
-        return lambda x: segment_softmax(x, csr, backend=backend)
-
-    row = edges * width * dtype.itemsize
-    return Case(
-        problem=problem_id,
-        size={"nodes": nodes, "edges": edges},
-        inputs={"x": random(edges, width, dtype=dtype, seed=1, device=device)},
-        cotangent=random(edges, width, dtype=dtype, seed=2, device=device, grad=False),
-        ours=ours,
-        peer=lambda name: peer(name, csr.dst, nodes),
-        bytes={
-            "fwd": 2 * row + 8 * edges,
-            "bwd": 3 * row + 8 * edges,
-            "bwdbwd": 5 * row + 8 * edges,
-        },  # bwdbwd: g, y, c; their gradients
-        flops={"fwd": 5 * edges * width, "bwd": 4 * edges * width, "bwdbwd": 12 * edges * width},
+def costs(edges: int, nodes: int, width: int, itemsize: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Double backward reads g, y, c and writes two gradients."""
+    rows = {"fwd": 2, "bwd": 3, "bwdbwd": 5}
+    flops = {"fwd": 5, "bwd": 4, "bwdbwd": 12}
+    return (
+        {stage: n * edges * width * itemsize + 8 * edges for stage, n in rows.items()},
+        {stage: n * edges * width for stage, n in flops.items()},
     )
+
+
+def case(problem_id: str, dtype: torch.dtype, *, device: str = "cpu", **size) -> Case:
+    return case_of_segments(segment_softmax, problem_id, dtype, size, device, peer, costs, to="edges")

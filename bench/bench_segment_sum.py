@@ -5,13 +5,11 @@ The sum is linear, so its second-order gradient is zero and there is no bwdbwd p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-import eqtp
 from bench import peers
-from bench.harness import Case, neighbours, random, require
+from bench.harness import Case, case_of_segments
+from eqtp.ops.segment_sum import segment_sum
 from eqtp.testing import problems
 
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
@@ -19,25 +17,11 @@ PASSES = ("fwd", "bwd")
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 
 
-def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
-    width = problems.tensor_product(problem_id).dim_out
-    csr = neighbours(graph, nodes, edges, device)
-    nodes, edges = csr.num_dst, csr.num_edges
-    inputs = {"x": random(edges, width, dtype=dtype, seed=1, device=device)}
-    cotangent = random(nodes, width, dtype=dtype, seed=2, device=device, grad=False)
+def costs(edges: int, nodes: int, width: int, itemsize: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Both ways alike: the op is linear, so backward does not read x."""
+    moved = (edges + nodes) * width * itemsize + 8 * edges
+    return {"fwd": moved, "bwd": moved}, {"fwd": edges * width, "bwd": 0}
 
-    def ours(backend: str) -> Callable:
-        require(backend, "segment_sum", None, dtype, torch.device(device))
-        return lambda x: eqtp.segment_sum(x, csr, backend=backend)
 
-    moved = (edges + nodes) * width * dtype.itemsize + 8 * edges  # both ways: linear, so backward does not read x
-    return Case(
-        problem=problem_id,
-        size={"nodes": nodes, "edges": edges},
-        inputs=inputs,
-        cotangent=cotangent,
-        ours=ours,
-        peer=lambda name: peers.summation(name, csr.dst, nodes),
-        bytes={"fwd": moved, "bwd": moved},
-        flops={"fwd": edges * width, "bwd": 0},
-    )
+def case(problem_id: str, dtype: torch.dtype, *, device: str = "cpu", **size) -> Case:
+    return case_of_segments(segment_sum, problem_id, dtype, size, device, peers.summation, costs)

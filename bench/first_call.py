@@ -85,9 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         gpu = {"gpu": torch.cuda.get_device_name(), "driver": machine.driver_version()} if device.type == "cuda" else {}
         row = {
-            "op": "first_call", "problem": "sevennet-0, 5 layers", "pass": f"{options.cache} cache", "backend": options.backend, "dtype": "float32",
-            "device": options.device, "threads": None if gpu else torch.get_num_threads(), "ms": ms, "ratio_to": {}, "missing": {},
-            "step_ms": 1e3 * min(seconds[1:]), "size": {"graph": options.graph}, "machine": {"cpu": machine.cpu_name(), **gpu},
+            "op": "first_call", "problem": "sevennet-0, 5 layers", "pass": f"{options.cache} cache",
+            "backend": options.backend, "dtype": "float32", "device": options.device,
+            "threads": None if gpu else torch.get_num_threads(), "ms": ms, "ratio_to": {}, "missing": {},
+            "step_ms": 1e3 * min(seconds[1:]), "size": {"graph": options.graph},
+            "machine": {"cpu": machine.cpu_name(), **gpu},
             "versions": {"eqtp": eqtp.__version__, **peers.versions(options.device)},
         }  # fmt: skip
         options.json.write_text(json.dumps(row) + "\n")

@@ -145,6 +145,39 @@ def case_of_signals(
     )
 
 
+def case_of_segments(
+    op: Callable,
+    problem_id: str,
+    dtype: torch.dtype,
+    size: dict,
+    device: str,
+    peer: Callable,
+    costs: Callable,
+    to="nodes",
+) -> Case:
+    """A segment op on edge rows as wide as the messages of a convolution. peer: f(name, dst, num_dst); costs:
+    f(edges, nodes, width, itemsize) -> bytes and operations by stage; to: what the rows of the output are."""
+    width = problems.tensor_product(problem_id).dim_out
+    csr = neighbours(size["graph"], size["nodes"], size["edges"], device)
+    sizes = {"nodes": csr.num_dst, "edges": csr.num_edges}
+    moved, flops = costs(csr.num_edges, csr.num_dst, width, dtype.itemsize)
+
+    def ours(backend: str) -> Callable:
+        require(backend, op.__name__, None, dtype, torch.device(device))
+        return lambda x: op(x, csr, backend=backend)
+
+    return Case(
+        problem=problem_id,
+        size=sizes,
+        inputs={"x": random(csr.num_edges, width, dtype=dtype, seed=1, device=device)},
+        cotangent=random(sizes[to], width, dtype=dtype, seed=2, device=device, grad=False),
+        ours=ours,
+        peer=lambda name: peer(name, csr.dst, csr.num_dst),
+        bytes=moved,
+        flops=flops,
+    )
+
+
 def degrees_of(lmax: int, lmin: int = 0) -> list[slice]:
     """Components of each degree lmin..lmax."""
     return [slice(l * l, (l + 1) ** 2) for l in range(lmin, lmax + 1)]

@@ -166,22 +166,18 @@ def records(
         flops = None
         if product.startswith("gaunt") and problem.layout == "mimo":
             once = folded_flops(problem.l, problem.l, problem.lmax_out, odd=product == "gaunt+odd")
-            flops = (
-                options.batch
-                * channels
-                * once
-                * {"fwd": 1, "bwd": 3, "bwdbwd": 6}[pass_]
-                / timing.ms
-                / 1e6
-                / rates.gflop_s
-            )
+            done = options.batch * channels * once * {"fwd": 1, "bwd": 3, "bwdbwd": 6}[pass_]
+            flops = done / timing.ms / 1e6 / rates.gflop_s
         rows.append({
-            "op": "products", "problem": f"{problem.layout}-l{problem.l}-c{channels}", "pass": pass_, "backend": name, "product": product,
-            "layout": problem.layout, "lmax": problem.l, "channels": channels, "batch": options.batch, "dof": dof,
+            "op": "products", "problem": f"{problem.layout}-l{problem.l}-c{channels}", "pass": pass_,
+            "backend": name, "product": product, "layout": problem.layout, "lmax": problem.l,
+            "channels": channels, "batch": options.batch, "dof": dof,
             "dtype": options.dtype, "device": "cpu", "threads": options.threads,
-            "ms": timing.ms, "ms_p20": timing.quantile(0.2), "ms_p80": timing.quantile(0.8), "us_per_dof": timing.ms * 1e3 / dof,
-            "gb_s": size / timing.ms / 1e6, "floor_fraction": size / timing.ms / 1e6 / rates.copy_gb_s, "flop_fraction": flops,
-            **errors[name], "peak_mb": timing.peak_mb, "repeats": len(timing.calls), "ratio_to": {}, "missing": {} if rows else missing,
+            "ms": timing.ms, "ms_p20": timing.quantile(0.2), "ms_p80": timing.quantile(0.8),
+            "us_per_dof": timing.ms * 1e3 / dof, "gb_s": size / timing.ms / 1e6,
+            "floor_fraction": size / timing.ms / 1e6 / rates.copy_gb_s, "flop_fraction": flops,
+            **errors[name], "peak_mb": timing.peak_mb, "repeats": len(timing.calls), "ratio_to": {},
+            "missing": {} if rows else missing,
         })  # fmt: skip
     return rows
 
@@ -211,12 +207,12 @@ def table(rows: list[dict], missing: dict[str, str], title: str) -> str:
 
     lines = ["", title]
     if rows:
-        lines.append(
-            f"  {'':17}{'ms':>10} {'dof':>5} {'us/dof':>9} {'GB/s':>7} {'of floor':>8} {'of peak':>8} {'error':>9} {'turned':>9}"
-        )
+        head = f"  {'':17}{'ms':>10} {'dof':>5} {'us/dof':>9} {'GB/s':>7}"
+        lines.append(f"{head} {'of floor':>8} {'of peak':>8} {'error':>9} {'turned':>9}")
     for row in rows:
-        line = f"  {row['backend']:17}{row['ms']:10.4g} {row['dof']:5} {row['us_per_dof']:9.3g} {row['gb_s']:7.2f} {percent(row['floor_fraction'])}"
-        lines.append(f"{line} {percent(row['flop_fraction'])} {small(row['error'])} {small(row['equivariance_error'])}")
+        line = f"  {row['backend']:17}{row['ms']:10.4g} {row['dof']:5} {row['us_per_dof']:9.3g} {row['gb_s']:7.2f}"
+        fractions = f"{percent(row['floor_fraction'])} {percent(row['flop_fraction'])}"
+        lines.append(f"{line} {fractions} {small(row['error'])} {small(row['equivariance_error'])}")
     why = {reason: [who for who, its in missing.items() if its == reason] for reason in missing.values()}
     return "\n".join([*lines, *(f"  missing: {', '.join(who)}: {reason}" for reason, who in why.items())])
 
@@ -249,7 +245,8 @@ def sweep(options, rates: machine.Machine, write) -> None:
                         if timing.ms > 1e3 * options.max_seconds:
                             slow[pass_][name] = f"it took {timing.ms / 1e3:.1f} s at l = {l} (--max-seconds)"
                     rows = records(problem, channels, pass_, timings, errors, away | failed, options, rates)
-                    title = f"{layout}, l = {l}, {channels} channel{'s' * (channels > 1)}, batch {options.batch:,}, {TITLES[pass_]}, {options.dtype}"
+                    size = f"{channels} channel{'s' * (channels > 1)}, batch {options.batch:,}"
+                    title = f"{layout}, l = {l}, {size}, {TITLES[pass_]}, {options.dtype}"
                     write(table(rows, away | failed, title), rows)
 
 

@@ -78,12 +78,9 @@ def conditions(rows: list[dict]) -> str:
 def tables(rows: list[dict]) -> str:
     """A table per op: a line per problem, size, dtype and pass, a column per backend."""
     text = [f"# Results\n\n{conditions(rows)}\n"]
-    text.append(
-        "Medians; the percentage is the floor over the time (the floor: compulsory bytes over the measured bandwidth); MB: what the call"
-    )
-    text.append(
-        "adds at its peak. The L2 cache of a GPU is emptied before each call. What a pass is: `bench/harness.py`.\n"
-    )
+    text.append("Medians; the percentage is the floor over the time (the floor: compulsory bytes over the measured")
+    text.append("bandwidth); MB: what the call adds at its peak. The L2 cache of a GPU is emptied before each call.")
+    text.append("What a pass is: `bench/harness.py`.\n")
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
         who = list(dict.fromkeys(row["backend"] for row in mine))

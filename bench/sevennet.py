@@ -86,11 +86,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{options.model}  {len(crystal)} atoms, {edges:,} edges  energy, forces, stress  float32")
         for who, timing in timings.items():
             ratio = {} if who == "e3nn" else {"e3nn": timings["e3nn"].ms / timing.ms}
-            line = f"  {who:10}{timing.ms:10.1f} ms  ({timing.quantile(0.2):.1f} - {timing.quantile(0.8):.1f})  peak {timing.peak_mb or 0:8.1f} MB"
+            spread = f"({timing.quantile(0.2):.1f} - {timing.quantile(0.8):.1f})"
+            line = f"  {who:10}{timing.ms:10.1f} ms  {spread}  peak {timing.peak_mb or 0:8.1f} MB"
             print(line + "".join(f"  {p} takes {r:.1f}x" for p, r in ratio.items()))
             rows.append({
-                "op": "sevennet", "problem": f"{options.model}-{len(crystal)}-atoms", "pass": "energy+forces", "backend": who,
-                "dtype": "float32", "threads": options.threads, "ms": timing.ms, "ms_p20": timing.quantile(0.2), "ms_p80": timing.quantile(0.8),
+                "op": "sevennet", "problem": f"{options.model}-{len(crystal)}-atoms", "pass": "energy+forces",
+                "backend": who, "dtype": "float32", "threads": options.threads,
+                "ms": timing.ms, "ms_p20": timing.quantile(0.2), "ms_p80": timing.quantile(0.8),
                 "ratio_to": ratio, "bandwidth_fraction": None, "flop_fraction": None, "peak_mb": timing.peak_mb,
                 "repeats": len(timing.calls), "missing": {}, "size": {"nodes": len(crystal), "edges": edges},
                 "machine": rates._asdict(), "versions": {"eqtp": eqtp.__version__, **peers.versions()},

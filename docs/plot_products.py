@@ -15,22 +15,29 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- products: begin -->", "<!-- products: end -->"
-LAYOUTS = {"siso": "one degree by one degree\nto one degree (SISO)", "simo": "one degree by one degree\nto 0..2 l (SIMO)",
-           "mimo": "degrees 0..l by 0..l\nto 0..2 l (MIMO)"}  # fmt: skip
+LAYOUTS = {
+    "siso": "one degree by one degree\nto one degree (SISO)",
+    "simo": "one degree by one degree\nto 0..2 l (SIMO)",
+    "mimo": "degrees 0..l by 0..l\nto 0..2 l (MIMO)",
+}
 # colour, marker, line; the same in every picture. Ours are solid
 STYLES = {
-    "gaunt": ("#1f6f8b", "o", "-"), "gaunt+odd": ("#5b8c5a", "s", "-"), "matrix": ("#8e5a9b", "^", "-"), "vector-signal": ("#b8a038", "v", "-"),
-    "cg-sparse": ("#d1702a", "D", "-"), "cg-dense": ("#d1702a", "d", ":"), "gaunt-sparse": ("#7fb7c9", "o", "-"), "gaunt-grid": ("#1f6f8b", "o", "-"),
-    "gaunt-fourier": ("#12404f", "P", "-"), "e3nn-even": ("#888888", "o", "--"), "e3nn": ("#4a4a4a", "s", "--"),
-    "published-fft": ("#c25b7c", "v", "--"), "published-direct": ("#dd9bb0", "^", "--"), "published-grid": ("#9c3b3b", "x", "--"),
+    "gaunt": ("#1f6f8b", "o", "-"), "gaunt+odd": ("#5b8c5a", "s", "-"), "matrix": ("#8e5a9b", "^", "-"),
+    "vector-signal": ("#b8a038", "v", "-"), "cg-sparse": ("#d1702a", "D", "-"), "cg-dense": ("#d1702a", "d", ":"),
+    "gaunt-sparse": ("#7fb7c9", "o", "-"), "gaunt-grid": ("#1f6f8b", "o", "-"), "gaunt-fourier": ("#12404f", "P", "-"),
+    "e3nn-even": ("#888888", "o", "--"), "e3nn": ("#4a4a4a", "s", "--"), "published-fft": ("#c25b7c", "v", "--"),
+    "published-direct": ("#dd9bb0", "^", "--"), "published-grid": ("#9c3b3b", "x", "--"),
     "dense-grid": ("#c98b7f", "+", "--"), "pof-grid": ("#6b4f2a", "*", "--"),
 }  # fmt: skip
-RUNTIME = ("gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft", "published-direct",
-           "published-grid", "dense-grid", "pof-grid")  # fmt: skip
+RUNTIME = (
+    "gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft",
+    "published-direct", "published-grid", "dense-grid", "pof-grid",
+)  # fmt: skip
 PER_DOF = (
     "gaunt",
     "gaunt+odd",
@@ -56,9 +63,13 @@ ERRORS = (
     "pof-grid",
 )
 TABLES = {  # caption: methods
-    "degrees 0..l by 0..l to 0..2 l (MIMO)": ("gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft",
-                                              "dense-grid", "pof-grid"),
-    "the routes of the Gaunt product, the same layout": ("gaunt-sparse", "gaunt-grid", "gaunt-fourier", "published-direct", "published-grid"),
+    "degrees 0..l by 0..l to 0..2 l (MIMO)": (
+        "gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft",
+        "dense-grid", "pof-grid",
+    ),
+    "the routes of the Gaunt product, the same layout": (
+        "gaunt-sparse", "gaunt-grid", "gaunt-fourier", "published-direct", "published-grid",
+    ),
 }  # fmt: skip
 PASSES = {"fwd": "forward", "bwd": "forward + backward"}
 
@@ -104,6 +115,11 @@ def under(row: dict) -> str:
     return f"{where['machine']['cpu']}; {threads}; {row['dtype']}; {versions}."
 
 
+def wrapped(text: str) -> list[str]:
+    """A caption in lines of at most 120 characters."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def sweep_table(rows: list[dict], names: tuple[str, ...], title: str) -> list[str]:
     """MIMO: a line per lmax, a column per method."""
     rows = [row for row in rows if row["layout"] == "mimo"]
@@ -117,12 +133,8 @@ def sweep_table(rows: list[dict], names: tuple[str, ...], title: str) -> list[st
             f"{number(here[name]['ms'])} ({number(here[name]['us_per_dof'])})" if name in here else "-" for name in who
         ]
         lines.append(f"| {l} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}",
-        "",
-    ]
+    caption = f"Milliseconds (microseconds per degree of freedom): {title}, {size(rows[0])}. {under(rows[0])}"
+    return [*lines, "", *wrapped(caption), ""]
 
 
 def target_table(rows: list[dict]) -> list[str]:
@@ -136,8 +148,15 @@ def target_table(rows: list[dict]) -> list[str]:
         f"| {r['what']} | {PASSES.get(r['pass'], r['pass'])} | {r['target']} | {r['reached']} | {said[r['met']]} |"
         for r in goals
     ]
-    caption = f"k x name: the time of that code over ours, both medians of one run. ?: nobody to compare with, or not decided. {under(goals[0])}"
-    return [*lines, "", caption]
+    caption = (
+        "k x name: the time of that code over ours, both medians of one run. ?: nobody to compare with, or not decided."
+    )
+    if any("symmetric-contraction" in row["target"] for row in goals):
+        caption += (
+            " symmetric-contraction: written for this project in plain torch, even paths only"
+            " (`bench/symmetric_contraction.py`); not MACE's own code."
+        )
+    return [*lines, "", *wrapped(f"{caption} {under(goals[0])}")]
 
 
 def content(rows: list[dict], channels: int | None = None) -> str:
@@ -233,7 +252,8 @@ def draw(rows: list[dict], folder: Path) -> None:
     )
     last = layouts[-1][1]
     panels = [("against float64", last, "error"), ("from equivariance, random rotations", last, "equivariance_error")]
-    title = f"Error, relative to the largest value ({last[0]['layout'].upper()}, {one['dtype']}). Solid: eqtp; dashed: others"
+    what = f"{last[0]['layout'].upper()}, {one['dtype']}"
+    title = f"Error, relative to the largest value ({what}). Solid: eqtp; dashed: others"
     figure_of(panels, ERRORS, "largest error", title, folder / "products_error")
 
 

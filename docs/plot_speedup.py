@@ -1,11 +1,12 @@
-"""The picture and the table of the speed-up, from bench/results/*.json: `python docs/plot_speedup.py` in the repository
-root.
+"""The picture and the tables of the speed-up on a CPU, from bench/results/*.json: `python docs/plot_speedup.py` in the
+repository root.
 
-Draws docs/speedup.png (for each problem and pass, how many times faster than each peer) and rewrites the table between
-the two speed-up marks of README.md. Nothing is typed by hand: tests/test_docs.py compares README.md with the results.
+Draws docs/speedup.png (for each problem and pass, how many times faster than each peer) and rewrites what is between
+the two speed-up marks: of docs/benchmarks.md the table of all results, of README.md that of the rows in SHORT. Nothing
+is typed by hand: tests/test_docs.py compares both pages with the results.
 
     --threads N --dtype NAME   which of the results (default: 1, float32)
-    --results FOLDER --readme FILE --picture FILE
+    --results FOLDER --readme FILE --page FILE --picture FILE
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,19 @@ OPS = (
     "segment_sum",
     "sevennet",
 )  # the first in the table
+SHORT = (  # op, problem, pass of the rows of README.md
+    ("tensor_product_conv", "mace-medium", "fwd"),
+    ("tensor_product_conv", "mace-medium", "bwd"),
+    ("tensor_product_conv", "sevennet-0", "fwd"),
+    ("tensor_product_conv", "sevennet-0", "bwd"),
+    ("spherical_harmonics", "lmax3", "fwd"),
+    ("sevennet", "7net-0-64-atoms", "energy+forces"),
+    ("sevennet", "7net-0-1000-atoms", "energy+forces"),
+)
+REMARKS = {  # of a peer, in every problem
+    "cueq": "cueq and cueq-irmul are the plain torch path of cuequivariance-torch, the one that it has for CPUs: its"
+    " closed kernels run on GPUs only",
+}
 BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
 COLOURS = ("#1f6f8b", "#d1702a", "#5b8c5a", "#8e5a9b", "#b8a038", "#4a4a4a", "#c25b7c")
 
@@ -71,6 +86,11 @@ def notes_of(rows: list[dict]) -> list[str]:
     return sorted(f"{peer} {text}" for peer, text in found if text)
 
 
+def remarks_of(rows: list[dict]) -> list[str]:
+    """What must be known of these peers to read their columns."""
+    return [text for peer, text in REMARKS.items() if peer in peers_of(rows)]
+
+
 def number(value: float) -> str:
     """Three significant digits at most, as a person writes them."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -86,31 +106,53 @@ def conditions(rows: list[dict]) -> str:
     )
 
 
+def ratio_of(row: dict, peer: str) -> str:
+    return f"{number(row['ratio_to'][peer])}x" if peer in row["ratio_to"] else "-"
+
+
+def titles(row: dict) -> list[str]:
+    """The first cells of a line."""
+    return [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"])]
+
+
+def with_caption(lines: list[str], caption: str, rows: list[dict]) -> str:
+    """A table and, below it, how to read it and where it was measured, in lines of at most 120 characters."""
+    text = " ".join([caption, *(f"{each}." for each in (*notes_of(rows), *remarks_of(rows), conditions(rows)))])
+    return "\n".join([*lines, "", *textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)])
+
+
 def table(rows: list[dict]) -> str:
     """Markdown: our milliseconds, and each peer's time over ours."""
     if not rows:
         return "No results yet: `make bench` writes them."
     peers = peers_of(rows)
     lines = [f"| op, problem | pass | eqtp, ms | {' | '.join(peers)} |", "|---|---|" + "---:|" * (len(peers) + 1)]
-    for row in rows:
-        ratios = [f"{number(row['ratio_to'][peer])}x" if peer in row["ratio_to"] else "-" for peer in peers]
-        cells = [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"]), *ratios]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join([*titles(row), *(ratio_of(row, peer) for peer in peers)])} |" for row in rows]
     caption = (
         "A peer's column: its time over that of eqtp, both medians of one run. -: does not do it, or was not measured."
     )
-    return "\n".join(
-        [*lines, "", " ".join([caption, *(f"{text}." for text in notes_of(rows)), f"{conditions(rows)}."])]
-    )
+    return with_caption(lines, caption, rows)
 
 
-def with_table(readme: str, rows: list[dict]) -> str:
-    """The text of README.md with the table of these rows. Raises ValueError if the two marks are not there once
-    each."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README.md must have one {BEGIN} and one {END}")
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}"
+def short_table(rows: list[dict]) -> str:
+    """Markdown: the rows of SHORT, with e3nn and with the quickest peer, whoever it is."""
+    found = {(row["op"], row["problem"], row["pass"]): row for row in rows}
+    rows = [found[key] for key in SHORT if key in found]
+    if not rows:
+        return "No results yet: `make bench` writes them."
+    lines = ["| op, problem | pass | eqtp, ms | e3nn | quickest peer |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        best = min(row["ratio_to"], key=row["ratio_to"].get)
+        lines.append(f"| {' | '.join([*titles(row), ratio_of(row, 'e3nn'), f'{ratio_of(row, best)} ({best})'])} |")
+    return with_caption(lines, "Nx: that peer's time over the time of eqtp, both medians of one run.", rows)
+
+
+def with_table(page: str, text: str) -> str:
+    """The text of a page with this table. Raises ValueError if the two marks are not there once each."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page must have one {BEGIN} and one {END}")
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
 def draw(rows: list[dict], picture: Path) -> None:
@@ -193,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "speedup.png")
     options = parser.parse_args(argv)
     rows = read(options.results, options.threads, options.dtype)
@@ -202,7 +245,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    options.readme.write_text(with_table(options.readme.read_text(), rows))
+    for page, text in ((options.readme, short_table(rows)), (options.page, table(rows))):
+        page.write_text(with_table(page.read_text(), text))
     draw(rows, options.picture)
     return 0
 

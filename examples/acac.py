@@ -364,12 +364,10 @@ def main() -> dict[str, dict]:
     torch.set_num_threads(args.threads)
     data = {key: frames.to(args.device) for key, frames in load(args.data).items()}
     sizes = ", ".join(f"{len(frames.energy)} {key}" for key, frames in data.items())
-    print(
-        f"frames: {sizes}; {args.channels} channels, l <= {LMAX}; {args.epochs} epochs; {args.device}, {args.threads} threads\n"
-    )
-    print(
-        f"{'RMSE in meV, meV/A':<20}{'E train':>9}{'F train':>9}{'E 300 K':>9}{'F 300 K':>9}{'E 600 K':>9}{'F 600 K':>9}{'s/epoch':>9}{'weights':>9}"
-    )
+    model = f"{args.channels} channels, l <= {LMAX}"
+    print(f"frames: {sizes}; {model}; {args.epochs} epochs; {args.device}, {args.threads} threads\n")
+    columns = ("E train", "F train", "E 300 K", "F 300 K", "E 600 K", "F 600 K", "s/epoch", "weights")
+    print(f"{'RMSE in meV, meV/A':<20}" + "".join(f"{column:>9}" for column in columns))
 
     def line(title, errors, rest):
         return print(f"{title:<20}" + "".join(f"{e:>9.1f}{f:>9.1f}" for e, f in errors) + rest, flush=True)
@@ -382,7 +380,8 @@ def main() -> dict[str, dict]:
             r = results[product] = train(product, data, args)
             line(title, [r[key] for key in data], f"{r['seconds']:>9.2f}{r['parameters']:>9,}")
     print(
-        "\nE: energy of a molecule. After a short run errors change by 20 % and more from one --seed to the next: smaller differences mean nothing."
+        "\nE: energy of a molecule. After a short run errors change by 20 % and more from one --seed to the next: "
+        "smaller differences mean nothing."
     )
     return results
 

@@ -193,9 +193,10 @@ def draw(rows: list[dict], shares: dict, summary: dict, title: str, path: Path) 
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 8.2), layout="constrained")
     energy = np.array([r["energy"] for r in rows])  # [frames, 3]
     force = [np.concatenate([r["forces"][k].ravel() for r in rows]) for k in range(3)]  # DFT, before, after
+    changes = [f"largest change {1e6 * summary[key]:.2g}" for key in ("max_de_ev_per_atom", "max_df_ev_per_a")]
     notes = (
-        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\nlargest change {1e6 * summary['max_de_ev_per_atom']:.2g} µeV/atom",
-        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\nlargest change {1e6 * summary['max_df_ev_per_a']:.2g} µeV/Å",
+        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\n{changes[0]} µeV/atom",
+        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\n{changes[1]} µeV/Å",
     )
     for axis, (dft, before, after), what, note in (
         (axes[0, 0], energy.T, "energy [eV/atom]", notes[0]),

@@ -136,19 +136,18 @@ def main() -> dict[str, dict]:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are too small for more
-    print(
-        f"{'product':<16}{'right':>7}{'loss':>10}{'left - right':>15}{'by rotation':>14}{'seconds':>9}   wrong in some orientation"
-    )
+    columns = f"{'product':<16}{'right':>7}{'loss':>10}{'left - right':>15}{'by rotation':>14}{'seconds':>9}"
+    print(f"{columns}   wrong in some orientation")
     results = {}
     for name, title in PRODUCTS.items():
         results[name] = r = train(name, args.steps, args.rotations, args.seed)
         wrong = ", ".join(piece for piece, ok in zip(PIECES, r["right"], strict=True) if not ok) or "-"
-        print(
-            f"{title:<16}{int(r['right'].sum()):>5}/8{r['loss']:>10.1e}{r['gap']:>15.1e}{r['turn']:>14.1e}{r['seconds']:>9.1f}   {wrong}"
-        )
+        figures = f"{int(r['right'].sum()):>5}/8{r['loss']:>10.1e}{r['gap']:>15.1e}{r['turn']:>14.1e}"
+        print(f"{title:<16}{figures}{r['seconds']:>9.1f}   {wrong}")
     print(
-        f"\nright: pieces named correctly in all of {args.rotations} random orientations. left - right: largest difference of the logits of the\n"
-        "chiral pair. by rotation: largest change of a logit (rounding). A plain Gaunt product gives the pair the same logits: it has to guess."
+        f"\nright: pieces named correctly in all of {args.rotations} random orientations. left - right: largest\n"
+        "difference of the logits of the chiral pair. by rotation: largest change of a logit (rounding).\n"
+        "A plain Gaunt product gives the pair the same logits: it has to guess."
     )
     return results
 

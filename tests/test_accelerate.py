@@ -324,12 +324,12 @@ def test_a_second_time_is_an_error(model):
 
 
 def test_backend_asked_for_by_name(model):
-    eqtp.backends.registry.set_backend("reference")
+    eqtp.set_backend("reference")
     try:
         with pytest.raises(ValueError, match="reference"):
             accelerate(model)
     finally:
-        eqtp.backends.registry.set_backend(None)
+        eqtp.set_backend(None)
 
 
 class Pair(torch.nn.Module):

@@ -378,7 +378,7 @@ def test_every_registered_op_is_checked():
     """Here, or by `opcheck(torch.ops.eqtp.<name>.default, ..)` in a test of its own."""
     files = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     checked = {op.__name__ for op, _ in op_cases()} | set(
-        re.findall(r"opcheck\((?:torch\.ops\.eqtp|ops)\.(\w+)\.default", files)
+        re.findall(r"opcheck\(\s*(?:torch\.ops\.eqtp|ops)\.(\w+)\.default", files)
     )
     registered = {n for n in dir(torch.ops.eqtp) if isinstance(getattr(torch.ops.eqtp, n), torch._ops.OpOverloadPacket)}
     assert registered == checked

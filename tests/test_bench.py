@@ -15,6 +15,7 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 import eqtp  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
 from bench import harness, machine, peers  # noqa: E402
+from eqtp.backends import registry  # noqa: E402
 from eqtp.testing import problems  # noqa: E402
 
 KEYS = {
@@ -301,7 +302,7 @@ def test_a_peer_that_fails_while_timed_is_named(run, monkeypatch):
 
 
 def test_a_backend_that_cannot_run_is_named_and_nothing_timed_is_an_error(run, monkeypatch):
-    monkeypatch.setattr(eqtp.backends.registry, "why_not", lambda *_: "not today")
+    monkeypatch.setattr(registry, "why_not", lambda *_: "not today")
     code, out, err, lines = run("tensor_product", "--problem", "nequip-s", "--backend", "native", "--pass", "fwd")
     assert code == 1 and "none of our backends could run" in err
     assert "missing: not today" in out and lines == []

@@ -336,6 +336,23 @@ def test_goals_are_judged_by_hand():
     ]
 
 
+@pytest.mark.parametrize(
+    "degree, used, timed, met",
+    [
+        (3, 3, [1, 2, 3, 4], True),
+        (2, 3, [1, 2, 3, 4], False),
+        (4, 3, [1, 2, 3, 4], False),
+        (0, 3, [1], False),  # the grid wins where auto takes the table
+        (1, 3, [1], None),  # nothing speaks against it, but 3 and 4 were not timed
+        (3, 3, [1, 2, 3], None),
+    ],
+)
+def test_a_missed_crossover_prints_no(degree, used, timed, met):
+    goal = product_targets.judged_crossover(degree, used, timed)
+    assert goal["met"] is met and goal["reached"] == f"sparse to {degree}; auto uses it to {used}"
+    assert product_targets.summary([goal]).split()[-1] == {True: "yes", False: "NO", None: "?"}[met]
+
+
 def test_the_rule_is_the_degree_that_loses_the_least(run, monkeypatch):
     """Sparse is quicker to degree 2, where its time is that of the degrees times one."""
 

@@ -3,6 +3,7 @@
 import math
 import re
 
+import calls
 import numpy as np
 import programs
 import pytest
@@ -10,7 +11,6 @@ import torch
 
 import eqtp
 from eqtp import testing
-from eqtp.backends import registry as backends
 from eqtp.math.so3 import wigner_3j
 from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product, rank_weights
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
@@ -83,7 +83,7 @@ def test_tables(pass_):
         assert part is couplings.cg(*degrees, pass_, tuple(o == n for o in range(outputs)))
         testing.assert_close(*programs.couple(part, inputs), expected[n])
         out = torch.empty(2, 1, *part.outputs, dtype=torch.float64)
-        backends.family("native").couple(part, [t[:, None] for t in inputs], [out])
+        calls.run("native", "couplings", part, [t[:, None] for t in inputs], [out])
         testing.assert_close(out[:, 0], expected[n])
 
 

@@ -72,6 +72,27 @@ def test_names_exist(page):
             thing = getattr(thing, part, None) or importlib.import_module(path)
 
 
+def test_requirements_that_are_cited_are_defined():
+    """R<number> in tests and code is a line of docs/requirements.md."""
+    page = (ROOT / "docs" / "requirements.md").read_text()
+    defined = re.findall(r"^\| (R\d+) \|", page, re.MULTILINE)
+    assert defined == [f"R{n}" for n in range(1, len(defined) + 1)]
+    files = [path for folder in ("eqtp", "kernels", "tests", "bench") for path in ROOT.glob(f"{folder}/**/*.py")]
+    for path in files:
+        text = path.read_text()
+        assert set(re.findall(r"\bR\d+\b", text)) <= set(defined), path
+        for first, last in re.findall(r"\bR(\d+)-R(\d+)\b", text):
+            assert int(first) < int(last) <= len(defined), path
+
+
+def test_prose_is_wrapped():
+    """Lines of at most 120 characters, but for tables and programs."""
+    for page in PAGES:
+        lines = FENCE.sub("", page.read_text()).splitlines()
+        long = [line for line in lines if len(line) > 120 and not line.startswith("|")]
+        assert page.name == "CONTRIBUTING.md" or not long, (page.name, long[0])
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets >= {"demo", "test", "lint", "fmt", "bench", "wheel", "setup", "clean"}
@@ -173,20 +194,26 @@ def test_speedup_of_results(plot, tmp_path):
         tmp_path / "b.json", *rows(), *rows(problem="b", **{"pass": "bwdbwd"}, ratio_to={"best": 0.5}), *rows(threads=2)
     )
     write(tmp_path / "a.jsonl", *rows(op="sevennet", **{"pass": "energy+forces"}))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"head\n{plot.BEGIN}\nold\n{plot.END}\ntail\n")
-    assert plot.main(["--results", str(tmp_path), "--readme", str(readme), "--picture", str(tmp_path / "p.png")]) == 0
+    write(tmp_path / "c.json", *rows(problem="mace-medium"))
+    pages = {name: tmp_path / f"{name}.md" for name in ("readme", "page")}
+    for page in pages.values():
+        page.write_text(f"head\n{plot.BEGIN}\nold\n{plot.END}\ntail\n")
+    options = [word for name, page in pages.items() for word in (f"--{name}", str(page))]
+    assert plot.main(["--results", str(tmp_path), "--picture", str(tmp_path / "p.png"), *options]) == 0
     assert (tmp_path / "p.png").stat().st_size > 10_000
-    text = readme.read_text()
+    short = [line for line in pages["readme"].read_text().splitlines() if line.startswith("| ")]
+    assert short[1:] == ["| tensor_product_conv, mace-medium | forward | 2 | - | 12.3x (best) |"]
+    text = pages["page"].read_text()
     assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[0].endswith("| slow | best |")
     assert lines[1:] == [
         "| tensor_product_conv, a | forward | 2 | 100x | 12.3x |",
         "| tensor_product_conv, b | double backward | 2 | - | 0.5x |",
+        "| tensor_product_conv, mace-medium | forward | 2 | 100x | 12.3x |",
         "| sevennet, a | energy + forces | 2 | 100x | 12.3x |",
     ]
-    assert "a processor; 1 thread; float32; torch 2" in text and "less work" not in text
+    assert "a processor; 1 thread; float32; torch 2" in " ".join(text.split()) and "less work" not in text
 
 
 def test_speedup_marks_a_peer_that_does_less(plot, tmp_path):
@@ -196,6 +223,15 @@ def test_speedup_marks_a_peer_that_does_less(plot, tmp_path):
     )
     text = plot.table(plot.read(tmp_path))
     assert "| 1.5x | 0.7x |" in text and "sphericart-solid does not normalise its input: less work." in text
+
+
+def test_speedup_says_what_cueq_is(plot, tmp_path):
+    write(tmp_path / "a.json", *rows(problem="mace-medium", ratio_to={"e3nn": 3.0, "cueq": 2.0}))
+    found = plot.read(tmp_path)
+    for text in (plot.table(found), plot.short_table(found)):
+        assert "plain torch path of cuequivariance-torch" in " ".join(text.split())
+        assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("|"))
+    assert "| forward | 2 | 3x | 2x (cueq) |" in plot.short_table(found)
 
 
 def test_speedup_refuses_two_results_for_one_row(plot, tmp_path):
@@ -210,7 +246,10 @@ def test_speedup_without_results(plot, tmp_path, capsys):
     assert "run make bench" in capsys.readouterr().err
 
 
-def test_numbers_of_the_readme_are_the_results(plot):
+def test_numbers_of_the_pages_are_the_results(plot):
     """After new results: python docs/plot_speedup.py"""
-    text = (ROOT / "README.md").read_text()
-    assert plot.with_table(text, plot.read(ROOT / "bench" / "results")) == text
+    rows = plot.read(ROOT / "bench" / "results")
+    for name, table in (("README.md", plot.short_table(rows)), ("docs/benchmarks.md", plot.table(rows))):
+        text = (ROOT / name).read_text()
+        assert plot.with_table(text, table) == text, name
+    assert plot.short_table(rows).count("\n| ") == len(plot.SHORT)  # every row of the README has a result

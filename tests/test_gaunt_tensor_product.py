@@ -256,7 +256,7 @@ def test_auto_takes_the_rule(monkeypatch):
     x = torch.zeros(1)
 
     def rule(*degrees):
-        return module.choose("op", "auto", "native", degrees, x)
+        return module.choose("gaunt_tensor_product", "auto", "native", degrees, x)
 
     assert [rule(3, 3), rule(4, 1), rule(4, 2)] == [("sparse", "native"), ("sparse", "native"), ("grid", "native")]
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 
 import eqtp.__main__ as page  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
-from bench import first_call, gpu, gpu_jobs, report, sanitize  # noqa: E402
+from bench import first_call, gpu, gpu_jobs, gpu_run, gpu_steps, report, sanitize  # noqa: E402
 from eqtp.backends.native import library  # noqa: E402
 from eqtp.testing import problems  # noqa: E402
 
@@ -28,7 +29,7 @@ if sys.version_info < (3, 11):
 
 @pytest.fixture
 def run(tmp_path):
-    return gpu.Run(tmp_path, rehearse=True, tests=[])
+    return gpu_run.Run(tmp_path, rehearse=True, tests=[])
 
 
 @needs_native
@@ -38,7 +39,7 @@ def test_rehearsal(monkeypatch, tmp_path, capfd):
     out.mkdir()
     monkeypatch.setenv("OUT", str(out))
     conv = gpu_jobs.REHEARSAL[0]
-    monkeypatch.setattr(gpu, "jobs", lambda rehearse: [conv] if rehearse else pytest.fail("not a rehearsal"))
+    monkeypatch.setattr(gpu_steps, "jobs", lambda rehearse: [conv] if rehearse else pytest.fail("not a rehearsal"))
     steps = ["--steps", "environment,tests,check,benchmarks", "--tests", str(ROOT / "tests" / "test_triton.py")]
     assert gpu.main(["--rehearse", "--folder", str(tmp_path / "gpu"), *steps]) == (
         1 if torch.cuda.is_available() else 0
@@ -78,8 +79,8 @@ def test_unknown_steps_list_the_known_ones(capsys):
 def test_a_command_ends_with_its_step_and_so_do_its_children(run):
     run.until = time.monotonic() + 1
     done = run.call("slow", ["sh", "-c", "sleep 60 & echo $!; wait"])
-    assert done.code is None and done.seconds < 10 and gpu.ended(done) == "its time was over"
-    child = Path(f"/proc/{gpu.last_line(done.text)}/stat")
+    assert done.code is None and done.seconds < 10 and gpu_run.ended(done) == "its time was over"
+    child = Path(f"/proc/{gpu_run.last_line(done.text)}/stat")
     for _ in range(50):
         if not child.exists() or child.read_text().split()[2] == "Z":
             break
@@ -88,28 +89,28 @@ def test_a_command_ends_with_its_step_and_so_do_its_children(run):
         pytest.fail("the child of the command still runs")
     run.until = time.monotonic() + 60
     assert run.call("none", ["a-command-that-does-not-exist"]).code == 127
-    assert "exit code 3: bad" == gpu.ended(run.call("bad", ["sh", "-c", "echo bad; exit 3"]))
+    assert "exit code 3: bad" == gpu_run.ended(run.call("bad", ["sh", "-c", "echo bad; exit 3"]))
 
 
 def test_limits_sum_to_less_than_nine_minutes():
-    assert sum(seconds for _, seconds in gpu.STEPS.values()) <= gpu.TOTAL < 535
+    assert sum(seconds for _, seconds in gpu.STEPS.values()) <= gpu_run.LIMIT < 535
 
 
 def test_links_make_a_package(tmp_path):
-    gpu.link(tmp_path, with_native=False)
+    gpu_run.link(tmp_path, with_native=False)
     names = {path.name for path in (tmp_path / "eqtp").iterdir()}
     assert names >= {"__init__.py", "ops", "kernels", "csrc"} and "__pycache__" not in names
     assert not [name for name in names if name.startswith("_native")]
     assert (tmp_path / "eqtp" / "kernels" / "__init__.py").exists() and (
         tmp_path / "eqtp" / "csrc" / "common/device.cuh"
     ).exists()
-    gpu.link(tmp_path, with_native=True)
+    gpu_run.link(tmp_path, with_native=True)
     assert bool(list((tmp_path / "eqtp").glob("_native*.so"))) == bool(list((ROOT / "eqtp").glob("_native*.so")))
 
 
 def test_build_says_what_is_missing(monkeypatch, run):
-    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: "/nowhere")
-    outcome = gpu.build(run)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+    outcome = gpu_steps.build(run)
     assert (
         outcome.status == "skipped"
         and "/nowhere/Python.h is missing" in outcome.note
@@ -120,16 +121,16 @@ def test_build_says_what_is_missing(monkeypatch, run):
 def test_files_with_tests_for_a_gpu_are_found_and_their_results_added(monkeypatch, run):
     called = []
     ends = {
-        "test_triton": gpu.Done(0, "3 passed, 2 skipped in 1.0s", 1.0),
-        "test_jit_launch": gpu.Done(2, "E  ModuleNotFoundError: No module named 'e3nn'\n1 error", 1.0),
+        "test_triton": gpu_run.Done(0, "3 passed, 2 skipped in 1.0s", 1.0),
+        "test_jit_launch": gpu_run.Done(2, "E  ModuleNotFoundError: No module named 'e3nn'\n1 error", 1.0),
     }
 
     def python(name, *arguments):
         called.append(arguments[-1].stem)
-        return ends.get(arguments[-1].stem, gpu.Done(5, "7 deselected in 0.1s", 1.0))
+        return ends.get(arguments[-1].stem, gpu_run.Done(5, "7 deselected in 0.1s", 1.0))
 
     monkeypatch.setattr(run, "python", python)
-    outcome = gpu.tests(run)
+    outcome = gpu_steps.tests(run)
     assert {"test_jit_launch", "test_triton", "test_bench"} <= set(called) and "test_plan" not in called
     assert (
         outcome.status == "failed"
@@ -150,20 +151,22 @@ def test_files_with_tests_for_a_gpu_are_found_and_their_results_added(monkeypatc
 )
 def test_what_compute_sanitizer_says(monkeypatch, run, text, code, status, note):
     run.rehearse = False
-    monkeypatch.setattr(gpu.shutil, "which", lambda *_, **__: sys.executable)  # something that exists
-    monkeypatch.setattr(run, "call", lambda *_, **__: gpu.Done(code, text, 1.0))
-    outcome = gpu.sanitizer(run)
+    monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: sys.executable)  # something that exists
+    monkeypatch.setattr(run, "call", lambda *_, **__: gpu_run.Done(code, text, 1.0))
+    outcome = gpu_steps.sanitizer(run)
     assert outcome.status == status and outcome.note.startswith(note) and outcome.note.count(";") == 5
 
 
 def test_only_what_is_right_is_timed(monkeypatch, run):
     """Problems are grouped by the families that passed the check; a family that did not is not timed."""
     called = []
-    monkeypatch.setattr(run, "python", lambda name, *arguments: called.append(arguments) or gpu.Done(0, "", 1.0))
+    monkeypatch.setattr(run, "python", lambda name, *arguments: called.append(arguments) or gpu_run.Done(0, "", 1.0))
     run.right = {
         ("segment_sum", p, "float32", f) for p, f in [("a", "jit"), ("b", "jit"), ("b", "native"), ("c", "jit")]
     }
-    assert gpu.time_job(run, gpu_jobs.Job("sum", "segment_sum", ("a", "b", "c", "d"), ())) == "sum: no family for d"
+    assert (
+        gpu_steps.time_job(run, gpu_jobs.Job("sum", "segment_sum", ("a", "b", "c", "d"), ())) == "sum: no family for d"
+    )
     assert [(args[4:6], args[args.index("--backend") + 1]) for args in called] == [
         (("a", "c"), "jit"),
         (("b", "--backend"), "jit,native"),
@@ -189,10 +192,10 @@ def test_what_broke_is_run_alone(monkeypatch, run):
             else []
         )
         file.write_text("".join(json.dumps({"problem": p, "pass": q, "from": name}) + "\n" for p, q in rows))
-        return gpu.Done(0 if backend == "jit" else 1, "illegal memory access", 1.0)
+        return gpu_run.Done(0 if backend == "jit" else 1, "illegal memory access", 1.0)
 
     monkeypatch.setattr(run, "python", python)
-    why = gpu.call_job(run, gpu_jobs.GPU[0], "conv", ["a", "b"], ("jit", "native"))
+    why = gpu_steps.call_job(run, gpu_jobs.GPU[0], "conv", ["a", "b"], ("jit", "native"))
     assert called == [("a", "jit,native"), ("b", "jit"), ("b", "native")]
     assert why == "conv: exit code 1: illegal memory access; conv-b-native: exit code 1: illegal memory access"
     assert [(row["problem"], row["pass"], row["from"]) for row in report.read(run.raw)] == [
@@ -320,7 +323,7 @@ def test_python_m_eqtp_never_raises(monkeypatch, capsys):
         raise OSError("libnvrtc is broken")
 
     monkeypatch.setattr(page.nvrtc, "version", broken)
-    monkeypatch.setattr(page.native, "_native", None)
+    monkeypatch.setattr(library, "_native", None)
     assert page.main() == 0
     said = capsys.readouterr().out
     assert re.search(r"error +OSError: libnvrtc is broken", said) and re.search(

@@ -1,5 +1,5 @@
-"""The table-driven CUDA kernels (csrc/channelwise/tables.cuh) with their launchers and binding, compiled as C++ and run
-on CPU tensors; where there is a GPU, by nvcc and on it."""
+"""The table-driven CUDA kernels (csrc/channelwise/table_driven.cuh) with their launchers and binding, compiled as C++ and
+run on CPU tensors; where there is a GPU, by nvcc and on it."""
 
 import ctypes
 import itertools
@@ -39,19 +39,19 @@ template <class K> static int cudaFuncSetAttribute(K*, int, int) { return 0; }
 ENTRY = """
 using namespace eqtp;
 extern "C" __attribute__((visibility("default")))
-const char* convolve(const tables::P* a, const Index* n, int graph, int inputs) {
+const char* convolve(const table_driven::P* a, const Index* n, int graph, int inputs) {
   static std::string error;
   auto take = [](auto& from, int count) { from += count; return from - count; };
-  auto list = [&](int count) { auto p = take(a, count); return std::vector<tables::P>(p, p + count); };
+  auto list = [&](int count) { auto p = take(a, count); return std::vector<table_driven::P>(p, p + count); };
   auto sizes = [&] { auto p = take(n, 4); return p; };
   try {
-    const tables::P *fwd = take(a, 7), *bwd = take(a, 7);
+    const table_driven::P *fwd = take(a, 7), *bwd = take(a, 7);
     const Index *f = sizes(), *b = sizes(), *d = sizes(), *rest = take(n, 4 + inputs);
-    tables::Call c{rest[0], rest[1], rest[2], list(graph), {}, {}, 0, {d, d + 4}};
+    table_driven::Call c{rest[0], rest[1], rest[2], list(graph), {}, {}, 0, {d, d + 4}};
     for (int i = 0; i < inputs; ++i) c.in.push_back({list(1)[0], rest[4 + i]});
     c.out = list(4), c.shares = list(1)[0];
-    tables::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])},
-                     {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c, int(rest[3]), 0, 0);
+    table_driven::convolve({{fwd, fwd + 7}, int(f[0]), int(f[1]), int(f[2]), int(f[3])},
+                           {{bwd, bwd + 7}, int(b[0]), int(b[1]), int(b[2]), int(b[3])}, c, int(rest[3]), 0, 0);
     return nullptr;
   } catch (const std::exception& e) {
     return (error = e.what()).c_str();
@@ -67,7 +67,7 @@ class Launchers:
     def __init__(self):
         text = RUNTIME + "".join(
             (CSRC / f"{name}.cu").read_text().partition("#ifndef __CUDA_ARCH__")[0]
-            for name in ("cuda", "tensor_product_conv")
+            for name in ("common/cuda", "channelwise/channelwise")
         )
         self.run = ctypes.CDLL(str(emulation._compile(text + ENTRY, None, "convolve.so", "-fPIC", "-shared"))).convolve
         self.run.restype = ctypes.c_char_p

@@ -18,7 +18,7 @@ os.chdir(sys.argv[2])
 print(getattr(build_meta, "build_" + sys.argv[1])(sys.argv[3]))"""
 SMOKE = """
 import sys, torch, eqtp
-for module in (eqtp, eqtp.backends.native.library._native):
+for module in (eqtp, eqtp._native):
     assert module.__file__.startswith(sys.argv[1]), module.__file__
 import eqtp.kernels
 plan = eqtp.TensorProductPlan("8x0e + 5x1o", "0e + 1o", "8x0e + 5x0e + 8x1o",

@@ -1,5 +1,5 @@
-// Launches the kernels of tensor_product.cuh: the convolution, and the plain product as one with an edge per row.
-#include "channelwise/tables.cuh"
+// Launches the kernels of table_driven.cuh: the convolution, and the plain product as one with an edge per row.
+#include "channelwise/table_driven.cuh"
 #include "common/cuda.h"
 #include "common/device.cuh"
 
@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-namespace eqtp::tables {
+namespace eqtp::table_driven {
 
 constexpr size_t SHARED = 48 << 10;  // bytes that a kernel gets without asking
 
@@ -18,27 +18,27 @@ static T* pointer(P address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The tables of one walk as Python holds them (eqtp/backends/native/library.py): addresses in the order of Tables, and
-// how many units there are and the largest of: components of a unit, of a block across from it, entries of M
-struct Host {
+// The tables of one walk as Python holds them (eqtp/backends/native/library.py): addresses in the order of WalkColumns,
+// and how many groups there are and the largest of: components of a group, of a block across from it, entries of M
+struct HostColumns {
   std::vector<P> address;  // [7]
-  int units, d, other, count;
+  int groups, d, other, count;
 };
 template <class R>
-static Tables<R> view(const Host& h, int dim2) {
-  return {pointer<const Unit>(h.address[0]),
-          pointer<const Path>(h.address[1]),
+static WalkColumns<R> view(const HostColumns& h, int dim2) {
+  return {pointer<const ChannelGroup>(h.address[0]),
+          pointer<const TablePath>(h.address[1]),
           pointer<const int>(h.address[2]),
           pointer<const R>(h.address[3]),
           pointer<const int>(h.address[4]),
           pointer<const int>(h.address[5]),
           pointer<const R>(h.address[6]),
-          h.units,
+          h.groups,
           dim2};
 }
 // fwd needs M and the sums [LANES, min(d, TILE)]; bwd also gM and blocks of x and g [d, PITCH]
 template <class R>
-static Space layout(const Host& h, bool gradients, bool tangent) {
+static Space layout(const HostColumns& h, bool gradients, bool tangent) {
   Space s{};
   int at = LANES * (gradients || h.d < TILE ? h.d : TILE);
   auto take = [&](int& part, int count, bool wanted) {
@@ -53,17 +53,17 @@ static Space layout(const Host& h, bool gradients, bool tangent) {
 }
 
 template <class T>
-static void run(void (*kernel)(Tables<Real<T>>, Args<T>, Space), const Host& h, int dim2, const Args<T>& a,
+static void run(void (*kernel)(WalkColumns<Real<T>>, Args<T>, Space), const HostColumns& h, int dim2, const Args<T>& a,
                 bool gradients, bool tangent, const char* what, cudaStream_t stream) {
   using R = Real<T>;
-  if (a.rows == 0 || h.units == 0) return;
+  if (a.rows == 0 || h.groups == 0) return;
   const Space s = layout<R>(h, gradients, tangent);
   const size_t warp = size_t(s.size) * sizeof(R);
   int warps = MAX_WARPS;
   while (warps > 1 && warps * warp > SHARED) warps /= 2;
   if (warps * warp > SHARED)
     cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(warps * warp)), what);
-  const Index blocks = (a.ptr ? a.rows : (a.rows + warps - 1) / warps) * h.units, most = 0x7fffffff;
+  const Index blocks = (a.ptr ? a.rows : (a.rows + warps - 1) / warps) * h.groups, most = 0x7fffffff;
   launch(kernel, dim3(unsigned(blocks < most ? blocks : most)), dim3(LANES * warps), warps * warp, stream,
          view<R>(h, dim2), a, s);
   cuda::check_launch(what);
@@ -74,12 +74,12 @@ struct Call {
   std::vector<P> graph;  // src, dst, ptr, order, and ptr, order of the transposed graph; empty: rows
   std::vector<std::pair<P, int64_t>> in;  // address, row stride of x, y, w [, g [, tx, ty, tw]]
   std::vector<P> out;  // out, gx, gy, gw
-  P shares;  // [units of bwd, e, dim2] as Real<T>, where gy is wanted
+  P shares;  // [groups of bwd, e, dim2] as Real<T>, where gy is wanted
   std::vector<int64_t> dims;  // dim1, dim2, dim3, numel
 };
 
 template <class T>
-static void convolve(const Host& fwd, const Host& bwd, const Call& c, cudaStream_t stream) {
+static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, cudaStream_t stream) {
   const char* const what = c.graph.empty() ? "tensor_product" : "tensor_product_conv";
   const size_t inputs = c.in.size();
   auto data = [&](size_t i) { return i < inputs ? pointer<const T>(c.in[i].first) : nullptr; };
@@ -106,13 +106,13 @@ static void convolve(const Host& fwd, const Host& bwd, const Call& c, cudaStream
   }
   const Index count = c.num_edges * dim2, blocks = (count + 255) / 256, most = 1 << 20;
   if (!c.out[2] || count == 0) return;
-  launch(sum_units_kernel<T>, dim3(unsigned(blocks < most ? blocks : most)), dim3(256), 0, stream, a.gy, bwd.units,
+  launch(sum_groups_kernel<T>, dim3(unsigned(blocks < most ? blocks : most)), dim3(256), 0, stream, a.gy, bwd.groups,
          count, pointer<T>(c.out[2]));
   cuda::check_launch(what);
 }
 
-// dtype: the position in native.CUDA_DTYPES
-static void convolve(const Host& fwd, const Host& bwd, const Call& c, int dtype, int device, P stream) {
+// dtype: the position in CUDA_DTYPES of eqtp/backends/native
+static void convolve(const HostColumns& fwd, const HostColumns& bwd, const Call& c, int dtype, int device, P stream) {
   const cuda::DeviceGuard guard(device, "tensor_product_conv");
   const auto s = reinterpret_cast<cudaStream_t>(stream);
   switch (dtype) {
@@ -123,14 +123,14 @@ static void convolve(const Host& fwd, const Host& bwd, const Call& c, int dtype,
   }
 }
 
-}  // namespace eqtp::tables
+}  // namespace eqtp::table_driven
 
-#ifndef __CUDA_ARCH__  // nvcc reads this file once for the host and once for each architecture; a binding is for the host, and slow to read
+#ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
 #include <pybind11/stl.h>
 
 #include "common/module.h"
 
-namespace eqtp::tables {
+namespace eqtp::table_driven {
 
 using Sizes = std::array<int, 4>;
 EQTP_BINDING(define_tensor_product_conv_cuda) {
@@ -139,7 +139,7 @@ EQTP_BINDING(define_tensor_product_conv_cuda) {
            Index num_edges, std::vector<P> graph, std::vector<std::pair<P, int64_t>> in, std::vector<P> out, P shares,
            std::vector<int64_t> dims, int dtype, int device, P stream) {
           auto host = [](std::vector<P>& address, const Sizes& n) {
-            return Host{std::move(address), n[0], n[1], n[2], n[3]};
+            return HostColumns{std::move(address), n[0], n[1], n[2], n[3]};
           };
           const Call call{num_src,       num_dst,        num_edges, std::move(graph),
                           std::move(in), std::move(out), shares,    std::move(dims)};
@@ -148,5 +148,5 @@ EQTP_BINDING(define_tensor_product_conv_cuda) {
         });
 }
 
-}  // namespace eqtp::tables
+}  // namespace eqtp::table_driven
 #endif

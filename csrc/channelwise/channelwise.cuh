@@ -3,7 +3,7 @@
 // coefficients unroll, indices are registers and zeros vanish. Modes: GRAPH, edges sorted (CSR); ROWS, one edge per
 // row: the plain product; EDGES, edges in any order, whose sums are atomic: only when asked for.
 //
-// Formulas: tensor_product.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all
+// Formulas: path.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all
 // paths of one block of x), for a chunk of channels. One block of threads does one unit of one row: LANES threads hold
 // channels (CPL each), and WORKERS = THREADS / LANES of them share the edges of the row, whose sums meet in shared
 // memory at the end, in a fixed order: no atomics, the same bits every time.
@@ -65,16 +65,16 @@ __device__ __forceinline__ void multiply(const Operands<P, G, TANGENT, R>& o, R*
 
 // A tensor [rows, .] and the distance of its rows
 template <class T>
-struct Rows {
+struct StridedRows {
   const T* p;
   Index stride;
   __device__ __forceinline__ const T* row(Index n) const { return p + n * stride; }
 };
 
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ void fwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> tx, Rows<T> ty, Rows<T> tw, const Index* src,
-                         const Index* ptr, const Index* order, T* out, Index row, Index rows, int chunk,
-                         Real<T>* tile) {
+__device__ void fwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, StridedRows<T> tx, StridedRows<T> ty,
+                         StridedRows<T> tw, const Index* src, const Index* ptr, const Index* order, T* out, Index row,
+                         Index rows, int chunk, Real<T>* tile) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
@@ -228,9 +228,9 @@ struct Gradients {  // null: not wanted
 };
 
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ void bwd_unit(Rows<T> x, Rows<T> y, Rows<T> w, Rows<T> g, Rows<T> tx, Rows<T> ty, Rows<T> tw,
-                         const Index* dst, const Index* ptr, const Index* order, Gradients<T> out, Index row,
-                         Index rows, int chunk, int block, int blocks, Real<T>* tile) {
+__device__ void bwd_unit(StridedRows<T> x, StridedRows<T> y, StridedRows<T> w, StridedRows<T> g, StridedRows<T> tx,
+                         StridedRows<T> ty, StridedRows<T> tw, const Index* dst, const Index* ptr, const Index* order,
+                         Gradients<T> out, Index row, Index rows, int chunk, int block, int blocks, Real<T>* tile) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);

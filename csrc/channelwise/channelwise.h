@@ -9,7 +9,7 @@ namespace eqtp {
 // contiguous; a null output is not wanted.
 template <class T>
 struct ConvArgs {
-  const Tables<T>* tables;
+  const PlanColumns<T>* columns;
   int64_t num_src, num_dst, num_edges;
   bool rows;  // the plain product: edge n joins row n of x to row n of the output; no graph
   const int64_t *src, *ptr, *order;  // [e], CSR by destination [num_dst + 1], edge ids [e]

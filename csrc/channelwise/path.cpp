@@ -1,5 +1,5 @@
 // One path of the channelwise tensor product, specialised for 2 l + 1 of the first operand and of the output (0: known
-// at run time only). See tensor_product.h for the formulas and plan.h for the blocked layout. Channels u are the lanes;
+// at run time only). See path.h for the formulas and plan.h for the blocked layout. Channels u are the lanes;
 // M is broadcast.
 #include "channelwise/path.h"
 
@@ -15,15 +15,16 @@ struct PathPass {
   using V = Vec<T>;
 
   template <int U>
-  static inline __attribute__((always_inline)) void fwd_step(int d1, int d3, int v, const Path& p, const Block<T>& b) {
-    T* const out = plain(b.out + p.o + v * d3 * W);
+  static inline __attribute__((always_inline)) void fwd_step(int d1, int d3, int v, const Path& p,
+                                                             const EdgeBlock<T>& b) {
+    T* const out = opaque(b.out + p.o + v * d3 * W);
     V a[U][N3];  // [d3] out
     for (int q = 0; q < U; ++q)
       for (int k = 0; k < d3; ++k) a[q][k] = load(out + (q * d3 + k) * W);
     for (int e = 0, n = b.n; e < n; ++e) {
-      const T* const x = plain(b.x[e] + p.x + v * d1 * W);  // [U, d1, W]
-      const T* const m = plain(b.m[e] + p.m);  // [d3, d1]
-      const T* const w = plain((p.w < 0 ? b.ones : b.w[e] + p.wt) + v * W);
+      const T* const x = opaque(b.x[e] + p.x + v * d1 * W);  // [U, d1, W]
+      const T* const m = opaque(b.m[e] + p.m);  // [d3, d1]
+      const T* const w = opaque((p.w < 0 ? b.ones : b.w[e] + p.wt) + v * W);
       if constexpr (DIAGONAL) {
         for (int q = 0; q < U; ++q) {
           const V s = load(w + q * W) * m[0];
@@ -41,7 +42,7 @@ struct PathPass {
     for (int q = 0; q < U; ++q)
       for (int k = 0; k < d3; ++k) store(out + (q * d3 + k) * W, a[q][k]);
   }
-  static void fwd(const Path& p, const Tables<T>&, const Block<T>& b) {
+  static void fwd(const Path& p, const PlanColumns<T>&, const EdgeBlock<T>& b) {
     const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3;
     int v = 0;
     for (; v + PAIR <= p.nv; v += PAIR) fwd_step<PAIR>(d1, d3, v, p, b);
@@ -49,7 +50,8 @@ struct PathPass {
   }
 
   // gy[j] += sum over the path's terms of c gM
-  static inline __attribute__((always_inline)) void contract(const Path& p, const Tables<T>& t, const T* gm, T* gy) {
+  static inline __attribute__((always_inline)) void contract(const Path& p, const PlanColumns<T>& t, const T* gm,
+                                                             T* gy) {
     for (int j = 0; j < p.d2; ++j) {
       V a = load(gy + (p.y + j) * W);
       for (int64_t q = t.term_ptr[p.terms + j]; q < t.term_ptr[p.terms + j + 1]; ++q)
@@ -70,22 +72,22 @@ struct PathPass {
     }
   }
 
-  static inline __attribute__((always_inline)) void put(const Block<T>& b, T* gw, V v) {
-    if (b.stream_gw) stream(gw, v);
+  static inline __attribute__((always_inline)) void store_weight_gradient(const EdgeBlock<T>& b, T* gw, V v) {
+    if (b.stream_gw) store_streaming(gw, v);
     else store(gw, v);
   }
 
-  static void bwd(const Path& p, const Tables<T>& t, const Block<T>& b) {
+  static void bwd(const Path& p, const PlanColumns<T>& t, const EdgeBlock<T>& b) {
     const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3;
     const bool weighted = p.w >= 0;
     for (int e = 0; e < b.n; ++e) {
       const T *x = b.x[e] + p.x, *w = weighted ? b.w[e] + p.wt : b.ones, *g = b.g + p.o;
       T *gx = b.gx[e] + p.x, *gw = weighted ? b.gw[e] + p.wt : b.sink, *row = b.row;
-      const T* const m = plain(b.m[e] + p.m);
+      const T* const m = opaque(b.m[e] + p.m);
       V gm[SMALL ? N1 * N3 : 1];
       for (auto& v : gm) v = V{};
       for (int v = 0; v < p.nv; ++v, x += d1 * W, gx += d1 * W, row += d1 * W, g += d3 * W, w += W, gw += W) {
-        x = plain(x), gx = plain(gx), g = plain(g), row = plain(row);
+        x = opaque(x), gx = opaque(gx), g = opaque(g), row = opaque(row);
         const V we = load(w);
         V q{};
         if constexpr (DIAGONAL) {
@@ -95,7 +97,7 @@ struct PathPass {
             store(gx + i * W, load(gx + i * W) + s * gi);
             q += gi * load(x + i * W);
           }
-          put(b, gw, m[0] * q);
+          store_weight_gradient(b, gw, m[0] * q);
           gm[0] += we * q;
         } else {
           V s[N1];  // [d1]
@@ -114,7 +116,7 @@ struct PathPass {
               store(row + i * W, wx);
             }
           }
-          put(b, gw, q);
+          store_weight_gradient(b, gw, q);
         }
       }
       if (!b.want_gy) continue;
@@ -126,17 +128,17 @@ struct PathPass {
     }
   }
 
-  static void bwdbwd(const Path& p, const Tables<T>& t, const Block<T>& b) {
+  static void bwdbwd(const Path& p, const PlanColumns<T>& t, const EdgeBlock<T>& b) {
     const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3;
     const bool weighted = p.w >= 0;
     for (int e = 0; e < b.n; ++e) {
       const T *x = b.x[e] + p.x, *w = weighted ? b.w[e] + p.wt : b.ones, *g = b.g + p.o;
       const T *tx = b.tx[e] + p.x, *tw = weighted ? b.tw[e] + p.wt : b.zeros;
       T *gx = b.gx[e] + p.x, *gw = weighted ? b.gw[e] + p.wt : b.sink, *row = b.row, *out = b.out + p.o;
-      const T *const m = plain(b.m[e] + p.m), *const tm = plain(b.tm[e] + p.m);
+      const T *const m = opaque(b.m[e] + p.m), *const tm = opaque(b.tm[e] + p.m);
       V gm{};
       for (int v = 0; v < p.nv; ++v, w += W, tw += W, gw += W) {
-        x = plain(x), tx = plain(tx), gx = plain(gx), g = plain(g), row = plain(row), out = plain(out);
+        x = opaque(x), tx = opaque(tx), gx = opaque(gx), g = opaque(g), row = opaque(row), out = opaque(out);
         const V we = load(w), te = load(tw);
         V q{};
         if constexpr (DIAGONAL) {
@@ -148,7 +150,7 @@ struct PathPass {
             store(out + i * W, load(out + i * W) + s * ti + ts * xi);
             q += gi * xi, tq += gi * ti;
           }
-          put(b, gw, m[0] * tq + tm[0] * q);
+          store_weight_gradient(b, gw, m[0] * tq + tm[0] * q);
           gm += we * tq + te * q;
         } else {
           V wx[N1], wt[N1], s[N1], ts[N1];  // [d1] w x, its derivative, S and its derivative
@@ -171,7 +173,7 @@ struct PathPass {
             store(gx + i * W, load(gx + i * W) + we * ts[i] + te * s[i]);
             q += ts[i] * load(x + i * W) + s[i] * load(tx + i * W);
           }
-          put(b, gw, q);
+          store_weight_gradient(b, gw, q);
         }
         x += d1 * W, tx += d1 * W, gx += d1 * W, row += d1 * W, g += d3 * W, out += d3 * W;
       }

@@ -19,7 +19,7 @@ constexpr int EDGES = 8;  // edges of one destination that are worked on togethe
 
 // Rows of up to EDGES edges; x, gx, g, out are blocked (plan.h), w and gw as padded weights.
 template <class T>
-struct Block {
+struct EdgeBlock {
   int n;
   const T *x[EDGES], *m[EDGES], *w[EDGES];  // [xt], [mt], [wt]
   const T *tx[EDGES], *tm[EDGES], *tw[EDGES];  // bwdbwd: the direction
@@ -34,7 +34,7 @@ struct Block {
 
 enum Pass { FWD, BWD, BWDBWD };
 template <class T>
-using PathKernel = void (*)(const Path&, const Tables<T>&, const Block<T>&);
+using PathKernel = void (*)(const Path&, const PlanColumns<T>&, const EdgeBlock<T>&);
 
 #define EQTP_PATH_KERNEL                                \
   PathKernel<float> path_kernel_f32(Pass, const Path&); \

@@ -30,12 +30,12 @@ static bool is_diagonal(const double* c, int d1, int d2, int d3) {
 }
 
 template <class T>
-static void build(TablesOwner<T>& o, const std::vector<int64_t>& in1, const std::vector<int64_t>& out,
+static void build(PlanColumnsOwner<T>& o, const std::vector<int64_t>& in1, const std::vector<int64_t>& out,
                   const std::vector<int64_t>& columns, const std::vector<double>& c, int64_t dim1, int64_t dim2,
                   int64_t dim_out, int64_t numel) {
   const int W = simd_bytes() / int(sizeof(T));
-  Tables<T>& v = o.view;
-  v = Tables<T>{};
+  PlanColumns<T>& v = o.view;
+  v = PlanColumns<T>{};
   o.in1 = slots(in1, W, v.xt);
   o.out = slots(out, W, v.ot);
   std::vector<int64_t> first;  // where each path's [d1, d2, d3] begins in c
@@ -103,17 +103,18 @@ static void build(TablesOwner<T>& o, const std::vector<int64_t>& in1, const std:
   v.dim1 = dim1, v.dim2 = dim2, v.dim_out = dim_out, v.numel = numel;
 }
 
-Plan::Plan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out, const std::vector<int64_t>& paths,
-           const std::vector<double>& coefficients, int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel) {
+ChannelwisePlan::ChannelwisePlan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out,
+                                 const std::vector<int64_t>& paths, const std::vector<double>& coefficients,
+                                 int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel) {
   build(f32_, in1, out, paths, coefficients, dim1, dim2, dim_out, numel);
   build(f64_, in1, out, paths, coefficients, dim1, dim2, dim_out, numel);
 }
 template <>
-const Tables<float>& Plan::tables<float>() const {
+const PlanColumns<float>& ChannelwisePlan::columns<float>() const {
   return f32_.view;
 }
 template <>
-const Tables<double>& Plan::tables<double>() const {
+const PlanColumns<double>& ChannelwisePlan::columns<double>() const {
   return f64_.view;
 }
 

@@ -37,7 +37,7 @@ struct Slice {
 };  // one irrep of in2: M[m : m + n] = sum_j y[j] coefficients[c + j n :]; n a multiple of W
 
 template <class T>
-struct Tables {  // a view; the arrays belong to Plan
+struct PlanColumns {  // a view; the arrays belong to ChannelwisePlan
   const Slot *in1, *out;
   const Path* paths;
   const Slice* slices;
@@ -53,8 +53,8 @@ struct Tables {  // a view; the arrays belong to Plan
 };
 
 template <class T>
-struct TablesOwner {
-  Tables<T> view;
+struct PlanColumnsOwner {
+  PlanColumns<T> view;
   std::vector<Slot> in1, out;
   std::vector<Path> paths;
   std::vector<Slice> slices;
@@ -63,18 +63,18 @@ struct TablesOwner {
   std::vector<int32_t> term_m;
 };
 
-class Plan {
+class ChannelwisePlan {
  public:
   // slots: (offset, mul, d) per irrep; paths: (i1, y offset, d2, io, w offset or -1) per path; coefficients: [d1, d2,
   // d3] of each path, one after another
-  Plan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out, const std::vector<int64_t>& paths,
-       const std::vector<double>& coefficients, int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel);
+  ChannelwisePlan(const std::vector<int64_t>& in1, const std::vector<int64_t>& out, const std::vector<int64_t>& paths,
+                  const std::vector<double>& coefficients, int64_t dim1, int64_t dim2, int64_t dim_out, int64_t numel);
   template <class T>
-  const Tables<T>& tables() const;
+  const PlanColumns<T>& columns() const;
 
  private:
-  TablesOwner<float> f32_;
-  TablesOwner<double> f64_;
+  PlanColumnsOwner<float> f32_;
+  PlanColumnsOwner<double> f64_;
 };
 
 }  // namespace eqtp

@@ -1,4 +1,4 @@
-// A unit of a specialised plan (tensor_product_conv.cuh): where its threads stand, what they read and write, and the
+// A unit of a specialised plan (channelwise.cuh): where its threads stand, what they read and write, and the
 // coefficients as constants.
 //
 // P: DIM1, DIM2, DIM3, NUMEL row lengths; UNITS, and per unit MUL, CPL, AHEAD, the ranges IN, OUT, PATH of its blocks
@@ -23,7 +23,7 @@ struct alignas(sizeof(T) * N) Pack {
 // What is used once, weights and their gradients, goes past the caches (.cs), so that rows that are used again stay
 // there.
 template <class A>
-__device__ __forceinline__ A load_once(const A* p) {
+__device__ __forceinline__ A load_streaming(const A* p) {
 #ifdef __CUDA_ARCH__
   union {
     unsigned w[4];
@@ -42,7 +42,7 @@ __device__ __forceinline__ A load_once(const A* p) {
 #endif
 }
 template <class A>
-__device__ __forceinline__ void store_once(A* p, A a) {
+__device__ __forceinline__ void store_streaming(A* p, A a) {
 #ifdef __CUDA_ARCH__
   union {
     A a;
@@ -61,10 +61,10 @@ __device__ __forceinline__ void store_once(A* p, A a) {
 #endif
 }
 // N numbers in one access; `p` is aligned to all of them
-template <int N, bool ONCE = false, class T>
+template <int N, bool STREAMING = false, class T>
 __device__ __forceinline__ void read_pack(const T* p, Real<T>* v) {
   const auto* const at = reinterpret_cast<const Pack<T, N>*>(p);
-  const Pack<T, N> a = ONCE ? load_once(at) : *at;
+  const Pack<T, N> a = STREAMING ? load_streaming(at) : *at;
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) v[i] = read(a.v[i]);
 }
@@ -73,7 +73,7 @@ __device__ __forceinline__ void write_pack(T* p, const Real<T>* v) {
   Pack<T, N> a;
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) write(&a.v[i], v[i]);
-  store_once(reinterpret_cast<Pack<T, N>*>(p), a);
+  store_streaming(reinterpret_cast<Pack<T, N>*>(p), a);
 }
 // CPL channels of one component, from channel u: neighbours in a planar row, else STEP apart
 template <int CPL, int STEP, class T>

@@ -19,7 +19,7 @@ DeviceGuard::~DeviceGuard() {
 
 }  // namespace eqtp::cuda
 
-#ifndef __CUDA_ARCH__  // nvcc reads this file once for the host and once for each architecture; a binding is for the host, and slow to read
+#ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
 #include "common/module.h"
 
 namespace eqtp::cuda {

@@ -89,18 +89,18 @@ static void write_samples(const Samples<T>& s, int64_t count_c, int64_t z, int c
 }
 
 // For each tile of up to W of `count` samples, from z on: run(tile, z, samples), with tile = make(work), a thread's
-// `room` vectors of work space.
+// `workspace` vectors of work space.
 template <class T, class Make, class Run>
-static void each_tile(int64_t count, int threads, int64_t room, const Samples<T>* outputs, int num_outputs,
-                      const Make& make, const Run& run) {
+static void each_sample_tile(int64_t count, int threads, int64_t workspace, const Samples<T>* outputs, int num_outputs,
+                             const Make& make, const Run& run) {
   constexpr int W = Simd<T>::W;
   const int64_t tiles = (count + W - 1) / W;
   if (tiles < threads) threads = int(tiles);
-  Scratch rooms(sizeof(Vec<T>) * size_t(room) * size_t(threads < 1 ? 1 : threads));
+  Scratch workspaces(sizeof(Vec<T>) * size_t(workspace) * size_t(threads < 1 ? 1 : threads));
   for (int o = 0; o < num_outputs; ++o)
     if (outputs[o].stride_c == outputs[o].n) advise_huge(outputs[o].data, size_t(count * outputs[o].n) * sizeof(T));
   auto body = [&](int thread, int n) {
-    const auto tile = make(rooms.as<Vec<T>>() + room * thread);
+    const auto tile = make(workspaces.as<Vec<T>>() + workspace * thread);
     const Range mine = share(tiles, thread, n);
     for (int64_t t = mine.begin; t < mine.end; ++t) run(tile, t * W, int(count - t * W < W ? count - t * W : W));
   };

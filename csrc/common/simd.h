@@ -78,9 +78,9 @@ EQTP_INLINE void store_part(T* p, Vec<T> v, int lanes) {
 #endif
 }
 // A store past the caches, for results that are too large to be found there again; p must be aligned to a vector. Ends
-// with stream_end().
+// with streaming_fence().
 template <class T>
-static inline __attribute__((always_inline)) void stream(T* p, Vec<T> v) {
+static inline __attribute__((always_inline)) void store_streaming(T* p, Vec<T> v) {
 #if defined(__clang__)
   typedef T A __attribute__((vector_size(EQTP_SIMD_BYTES)));  // as Vec, aligned
   __builtin_nontemporal_store(A(v), reinterpret_cast<A*>(p));
@@ -94,14 +94,14 @@ static inline __attribute__((always_inline)) void stream(T* p, Vec<T> v) {
   store(p, v);
 #endif
 }
-static inline __attribute__((always_inline)) void stream_end() {
+static inline __attribute__((always_inline)) void streaming_fence() {
 #if EQTP_SIMD_BYTES >= 32
   __builtin_ia32_sfence();
 #endif
 }
 // Hides where a pointer came from, so that the compiler keeps it in one register and addresses with constants.
 template <class P>
-static inline __attribute__((always_inline)) P* plain(P* p) {
+static inline __attribute__((always_inline)) P* opaque(P* p) {
   asm("" : "+r"(p));
   return p;
 }

@@ -11,7 +11,7 @@ namespace eqtp {
 
 // A tensor [B, C, n], the last dimension contiguous; a stride of 0: all share one row
 template <class T>
-struct Rows {
+struct SampleRows {
   T* at;
   Index batch, channel;  // strides of B and C
 };
@@ -20,7 +20,7 @@ constexpr __host__ __device__ int stride(int samples) { return samples | 1; }
 
 // Where each row of the tile that begins at sample `first` of [B, C] begins in each of N tensors
 template <int SAMPLES, int N, class T>
-__device__ __forceinline__ void find_rows(const Rows<T> (&tensors)[N], Index first, int count, Index channels,
+__device__ __forceinline__ void find_rows(const SampleRows<T> (&tensors)[N], Index first, int count, Index channels,
                                           Index* begin) {  // begin [N, SAMPLES]
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const Index b = (first + i) / channels, c = (first + i) % channels;
@@ -33,8 +33,9 @@ __device__ __forceinline__ void find_rows(const Rows<T> (&tensors)[N], Index fir
 // inputs [.., stride(SAMPLES)] in shared memory. Plan: SAMPLES; IN, OUT inputs and outputs; FIRST_IN, FIRST_OUT first
 // component of each in the tile, and one more: how many there are.
 template <class Plan, class T>
-__device__ __forceinline__ void load_tiles(const Rows<const T> (&in)[Plan::IN], const Rows<T> (&out)[Plan::OUT],
-                                           Index first, int count, Index channels, Index* begin, Real<T>* inputs) {
+__device__ __forceinline__ void load_tiles(const SampleRows<const T> (&in)[Plan::IN],
+                                           const SampleRows<T> (&out)[Plan::OUT], Index first, int count,
+                                           Index channels, Index* begin, Real<T>* inputs) {
   constexpr int SAMPLES = Plan::SAMPLES;
   find_rows<SAMPLES>(in, first, count, channels, begin);
   find_rows<SAMPLES>(out, first, count, channels, begin + Plan::IN * SAMPLES);
@@ -52,7 +53,7 @@ __device__ __forceinline__ void load_tiles(const Rows<const T> (&in)[Plan::IN], 
 
 // Writes the tiles of all outputs, once all threads have filled them; what is in shared memory may then be overwritten.
 template <class Plan, class T>
-__device__ __forceinline__ void store_tiles(const Rows<T> (&out)[Plan::OUT], int count, const Index* begin,
+__device__ __forceinline__ void store_tiles(const SampleRows<T> (&out)[Plan::OUT], int count, const Index* begin,
                                             const Real<T>* outputs) {
   constexpr int SAMPLES = Plan::SAMPLES;
   __syncthreads();

@@ -35,7 +35,7 @@ static void couple(const CouplingArgs<T>& a) {
   int64_t inputs = 0, most = 0;
   for (int i = 0; i < a.inputs; ++i) inputs += a.x[i].n;
   for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
-  each_tile(
+  each_sample_tile(
       a.count_b * a.count_c, a.threads, inputs + most, a.y, a.outputs, [](Vec<T>* work) { return work; },
       [&](Vec<T>* work, int64_t z, int count) { couple_tile(a, work, work + inputs, z, count); });
 }
@@ -44,7 +44,7 @@ void couple_f64(const CouplingArgs<double>& a) { couple(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include <pybind11/stl.h>
 
 #include <numeric>

@@ -49,8 +49,8 @@ __device__ __forceinline__ R couple_component(K k, const R* inputs) {
 // Any number of blocks of SAMPLES x WORKERS threads. channels: C; samples: B C. Shared memory:
 //   Index begin[IN + OUT][SAMPLES]; Real<T> inputs[..][stride(SAMPLES)], outputs[..][stride(SAMPLES)]
 template <class Plan, class T>
-__device__ __forceinline__ void couple(Index channels, Index samples, const Rows<const T> (&in)[Plan::IN],
-                                       const Rows<T> (&out)[Plan::OUT]) {
+__device__ __forceinline__ void couple(Index channels, Index samples, const SampleRows<const T> (&in)[Plan::IN],
+                                       const SampleRows<T> (&out)[Plan::OUT]) {
   using R = Real<T>;
   constexpr int SAMPLES = Plan::SAMPLES, STRIDE = stride(SAMPLES), WORKERS = Plan::WORKERS,
                 TAKEN = Plan::FIRST_IN[Plan::IN], COMPONENTS = Plan::FIRST_OUT[Plan::OUT];

@@ -137,7 +137,7 @@ EQTP_INLINE void write_vectors(const Vec<T>* x, int count, T* p) {
 //   mathematics
 // One tile of vectors, and all that is made from it.
 template <class T, class N>
-struct Tile {
+struct PointTile {
   N x, y, z, r2;  // what the polynomials are evaluated at: xyz or xyz / |xyz|
   N inv;  // 1 / |xyz| (normalize)
   N *p, *c, *s;  // P_lm in the order of the constants; z + i x to the powers 0 .. lmax
@@ -145,7 +145,7 @@ struct Tile {
 };
 
 template <class T, class N>
-EQTP_INLINE void locate(Tile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool normalize) {
+EQTP_INLINE void locate(PointTile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool normalize) {
   constexpr int W = Simd<T>::W;
   using Make = Number<T, N>;
   if (!normalize) {
@@ -180,7 +180,7 @@ EQTP_INLINE void locate(Tile<T, N>& t, const Vec<T>* x, const Vec<T>* c, bool no
 }
 
 template <class T, class N>
-EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, Tile<T, N>& t) {
+EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, PointTile<T, N>& t) {
   using Make = Number<T, N>;
   const Vec<T> zero{};
   N* p = t.p;
@@ -201,7 +201,7 @@ EQTP_INLINE void polynomials(const HarmonicsConstants<T>* k, int lmax, Tile<T, N
 }
 
 template <class T, class N>
-EQTP_INLINE void values(int lmax, Tile<T, N>& t) {
+EQTP_INLINE void values(int lmax, PointTile<T, N>& t) {
   using Make = Number<T, N>;
   const N* p = t.p;
   for (int l = 0; l <= lmax; ++l) t.components[l * l + l] = Make::result(*p++);
@@ -214,7 +214,7 @@ EQTP_INLINE void values(int lmax, Tile<T, N>& t) {
 
 // sum_lm g_lm grad S_lm at (x, y, z), then through the normalisation
 template <class T, class N>
-EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, Tile<T, N>& t, bool normalize, Vec<T>* out) {
+EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, PointTile<T, N>& t, bool normalize, Vec<T>* out) {
   using Make = Number<T, N>;
   const N none = Make::make(Vec<T>{}, Vec<T>{});
   N gx = none, gy = none, gz = none, radial = none;
@@ -253,11 +253,11 @@ EQTP_INLINE void gradient(const HarmonicsConstants<T>* k, int lmax, Tile<T, N>& 
 // ----------------------------------------------------------------------------------------------------------------
 //   passes
 template <class T, class N, int LMAX>
-static void tiles(const HarmonicsArgs<T>& a, int64_t begin, int64_t end, T* room) {
+static void tiles(const HarmonicsArgs<T>& a, int64_t begin, int64_t end, T* workspace) {
   constexpr int W = Simd<T>::W;
   const int lmax = LMAX < 0 ? a.lmax : LMAX, size = (lmax + 1) * (lmax + 1);
-  Tile<T, N> t;
-  t.components = reinterpret_cast<Vec<T>*>(room);
+  PointTile<T, N> t;
+  t.components = reinterpret_cast<Vec<T>*>(workspace);
   t.p = reinterpret_cast<N*>(t.components + size);
   t.c = t.p + (lmax + 1) * (lmax + 2) / 2;
   t.s = t.c + lmax + 1;
@@ -287,12 +287,12 @@ static void harmonics_of(const HarmonicsArgs<T>& a) {
   const int64_t count = (a.points + W - 1) / W, size = int64_t(a.lmax + 1) * (a.lmax + 1);
   const int64_t least = 1 + 4096 / size;  // tiles that are worth a thread
   const int threads = int(count / least < a.threads ? count / least : a.threads);
-  const int64_t room = (size + (size + 3 * a.lmax + 2) * (sizeof(N) / sizeof(Vec<T>))) * W;
-  Scratch rooms(sizeof(T) * size_t(room) * size_t(threads < 1 ? 1 : threads));
+  const int64_t workspace = (size + (size + 3 * a.lmax + 2) * (sizeof(N) / sizeof(Vec<T>))) * W;
+  Scratch workspaces(sizeof(T) * size_t(workspace) * size_t(threads < 1 ? 1 : threads));
   if (a.out) advise_huge(a.out, size_t(a.points * a.columns) * sizeof(T));
   auto body = [&](int thread, int n) {
     const Range r = share(count, thread, n);
-    T* const own = rooms.as<T>() + room * thread;
+    T* const own = workspaces.as<T>() + workspace * thread;
     switch (a.lmax) {  // the usual degrees have code of their own
       case 0: return tiles<T, N, 0>(a, r.begin, r.end, own);
       case 1: return tiles<T, N, 1>(a, r.begin, r.end, own);
@@ -316,7 +316,7 @@ void harmonics_f64(const HarmonicsArgs<double>& a) { harmonics(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include <pybind11/stl.h>
 
 #include "common/module.h"

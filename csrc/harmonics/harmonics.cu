@@ -1,7 +1,7 @@
 #include "common/cuda.h"
 #include "harmonics/harmonics.cuh"
 
-#ifndef __CUDA_ARCH__  // the binding is for the host only
+#ifndef __CUDA_ARCH__  // a binding is for the host, and slow to read
 #include "common/module.h"
 #endif
 

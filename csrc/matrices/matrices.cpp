@@ -40,7 +40,7 @@ EQTP_INLINE void halves(int n, Vec<T>* u, Vec<T>* v) {
 
 // A tile, and where it keeps what it needs
 template <class T>
-struct Tile {
+struct MatricesTile {
   const MatricesArgs<T>& a;
   Vec<T>* components[2];
   Vec<T>* in;  // [inputs, size, size]
@@ -49,7 +49,7 @@ struct Tile {
 
 // Rows i .. i + R and columns j .. j + S of the sum of the products of terms `first` to `last`
 template <int R, int S, int SIZE, class T>
-EQTP_INLINE void block(const Tile<T>& t, int first, int last, int i, int j) {
+EQTP_INLINE void block(const MatricesTile<T>& t, int first, int last, int i, int j) {
   const int size = SIZE ? SIZE : t.a.size;
   Vec<T> sum[R][S];
 #pragma GCC unroll 4
@@ -80,7 +80,7 @@ EQTP_INLINE void block(const Tile<T>& t, int first, int last, int i, int j) {
     for (int s = 0; s < S; ++s) t.out[(i + r) * size + j + s] = sum[r][s];
 }
 template <int R, int SIZE, class T>
-EQTP_INLINE void blocks_of_rows(const Tile<T>& t, int first, int last, int i) {
+EQTP_INLINE void blocks_of_rows(const MatricesTile<T>& t, int first, int last, int i) {
   const int size = SIZE ? SIZE : t.a.size, count = (size + BLOCK - 1) / BLOCK;
   for (int n = 0; n < count; ++n) {
     const int j = size * n / count;
@@ -93,7 +93,7 @@ EQTP_INLINE void blocks_of_rows(const Tile<T>& t, int first, int last, int i) {
   }
 }
 template <int SIZE, class T>
-EQTP_INLINE void multiply(const Tile<T>& t, int first, int last) {
+EQTP_INLINE void multiply(const MatricesTile<T>& t, int first, int last) {
   const int size = SIZE ? SIZE : t.a.size, count = (size + BLOCK - 1) / BLOCK;
   for (int n = 0; n < count; ++n) {
     const int i = size * n / count;
@@ -107,7 +107,7 @@ EQTP_INLINE void multiply(const Tile<T>& t, int first, int last) {
 }
 
 template <int SIZE, class T>
-static void run_tile(const Tile<T>& t, int64_t z, int count) {
+static void run_tile(const MatricesTile<T>& t, int64_t z, int count) {
   const MatricesArgs<T>& a = t.a;
   const int size = SIZE ? SIZE : a.size;
   for (int i = 0; i < a.inputs; ++i) {
@@ -145,9 +145,9 @@ static void matrices(const MatricesArgs<T>& a) {
   for (int i = 0; i < a.inputs; ++i) most = a.x[i].n > most ? a.x[i].n : most;
   for (int o = 0; o < a.outputs; ++o) most = a.y[o].n > most ? a.y[o].n : most;
   const auto make = [&](Vec<T>* work) {
-    return Tile<T>{a, {work, work + most}, work + 2 * most, work + 2 * most + a.inputs * square};
+    return MatricesTile<T>{a, {work, work + most}, work + 2 * most, work + 2 * most + a.inputs * square};
   };
-  const auto run = [&](const Tile<T>& tile, int64_t z, int count) {
+  const auto run = [&](const MatricesTile<T>& tile, int64_t z, int count) {
     switch (a.size) {  // the usual sizes have code of their own
       case 3: return run_tile<3>(tile, z, count);
       case 5: return run_tile<5>(tile, z, count);
@@ -156,14 +156,14 @@ static void matrices(const MatricesArgs<T>& a) {
       default: return run_tile<0>(tile, z, count);
     }
   };
-  each_tile(a.count_b * a.count_c, a.threads, 2 * most + (a.inputs + 1) * square, a.y, a.outputs, make, run);
+  each_sample_tile(a.count_b * a.count_c, a.threads, 2 * most + (a.inputs + 1) * square, a.y, a.outputs, make, run);
 }
 void matrices_f32(const MatricesArgs<float>& a) { matrices(a); }
 void matrices_f64(const MatricesArgs<double>& a) { matrices(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include <pybind11/stl.h>
 
 #include <memory>

@@ -159,8 +159,8 @@ __device__ __forceinline__ void make_components(int worker, const R* parts, R* c
 //     components[..][stride(SAMPLES)]
 // components: of the inputs, then of the outputs.
 template <class Plan, class T>
-__device__ __forceinline__ void matrices(Index channels, Index samples, const Rows<const T> (&in)[Plan::IN],
-                                         const Rows<T> (&out)[Plan::OUT]) {
+__device__ __forceinline__ void matrices(Index channels, Index samples, const SampleRows<const T> (&in)[Plan::IN],
+                                         const SampleRows<T> (&out)[Plan::OUT]) {
   using R = Real<T>;
   constexpr int SAMPLES = Plan::SAMPLES, STRIDE = stride(SAMPLES), SQUARE = Plan::SIZE * Plan::SIZE;
   EQTP_DYN_SHARED(Index, begin);

@@ -11,7 +11,7 @@ static void segment_max(const MaxArgs<T>& args) {
   const SegmentArgs<T>& a = args.segment;
   advise_huge(a.out, size_t(a.num * a.c) * sizeof(T));
   advise_huge(args.arg, size_t(a.num * a.c) * sizeof(int64_t));
-  each_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
+  each_column_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
     T* const out = a.out + n * a.c + i;  // [columns]
     int64_t* const arg = args.arg + n * a.c + i;  // [columns]
     const int64_t first = a.ptr[n], last = a.ptr[n + 1];
@@ -19,8 +19,8 @@ static void segment_max(const MaxArgs<T>& args) {
       for (int64_t k = 0; k < columns; ++k) out[k] = 0, arg[k] = a.e;
       return;
     }
-    Vec<T> m[TILE];
-    I at[TILE];
+    Vec<T> m[COLUMN_TILE];
+    I at[COLUMN_TILE];
     const T* x = a.x + a.order[first] * a.x_stride + i;
     each_vector<T>(columns, [&](int q, int k, int lanes) { m[q] = load(x + k, lanes), at[q] = I{}; });
     for (int64_t t = first + 1; t < last; ++t) {
@@ -44,7 +44,7 @@ void segment_max_f64(const MaxArgs<double>& a) { segment_max(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include "common/module.h"
 
 namespace eqtp {

@@ -1,4 +1,4 @@
-// Largest value of each column over segments, and the edge it comes from. The walk is that of segment_sum.cuh.
+// Largest value of each column over segments, and the edge it comes from. The walk is that of sum.cuh.
 //
 // Floor, in bytes: e c sizeof(T) read, num c (sizeof(T) + 8) written, 8 e of `order`, 8 num of `ptr`.
 #pragma once

@@ -41,9 +41,9 @@ static inline __attribute__((always_inline)) Vec<T> exponential(Vec<T> x) {
 template <class T>
 static void segment_softmax(const SegmentArgs<T>& a) {
   advise_huge(a.out, size_t(a.e * a.c) * sizeof(T));
-  each_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
+  each_column_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
     const T infinity = T(__builtin_inf());
-    Vec<T> m[TILE], sum[TILE];
+    Vec<T> m[COLUMN_TILE], sum[COLUMN_TILE];
     each_vector<T>(columns, [&](int q, int, int) { m[q] = Vec<T>{} - infinity, sum[q] = Vec<T>{}; });
     for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
       const T* const x = a.x + a.order[t] * a.x_stride + i;
@@ -76,8 +76,8 @@ template <class T>
 static void segment_softmax_bwd(const SoftmaxBwdArgs<T>& args) {
   const SegmentArgs<T>& a = args.segment;
   advise_huge(a.out, size_t(a.e * a.c) * sizeof(T));
-  each_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
-    Vec<T> sum[TILE]{};
+  each_column_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
+    Vec<T> sum[COLUMN_TILE]{};
     for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
       const T *const g = a.x + a.order[t] * a.x_stride + i, *const y = args.y + a.order[t] * args.y_stride + i;
       each_vector<T>(columns, [&](int q, int k, int lanes) { sum[q] += load(y + k, lanes) * load(g + k, lanes); });
@@ -96,7 +96,7 @@ void segment_softmax_bwd_f64(const SoftmaxBwdArgs<double>& a) { segment_softmax_
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include "common/module.h"
 
 namespace eqtp {

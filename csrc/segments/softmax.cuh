@@ -1,4 +1,4 @@
-// Softmax of each column over segments, and its backward. The walk is that of segment_sum.cuh.
+// Softmax of each column over segments, and its backward. The walk is that of sum.cuh.
 //
 // Floor, in bytes: 2 e c sizeof(T) and 8 e of `order`; the backward 3 e c sizeof(T) and 8 e. A row must be read from
 // memory once only, so each thread holds the first `held` vectors of its part in registers, which is all of them as a

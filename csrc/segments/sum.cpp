@@ -44,7 +44,7 @@ void segment_sum_f64(const SegmentArgs<double>& a) { segment_sum(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include <cstring>
 #include <vector>
 

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(SEGMENT_THREADS, 4)
 
 }  // namespace eqtp
 
-#ifndef __CUDACC_RTC__  // ------------------------------------------------------------------------------------------------------ launch
+#ifndef __CUDACC_RTC__  // ---- launch
 namespace eqtp {
 
 // Shape of the teams, from what length a segment is long, and number of blocks

@@ -45,13 +45,14 @@ static inline __attribute__((always_inline)) void store(T* p, Vec<T> v, int64_t 
   for (int l = 0; l < lanes; ++l) p[l] = v[l];
 }
 
-// f(n, i, columns) for tiles of up to `TILE` vectors of columns of each segment n: i the first column. A tile of a row
+// f(n, i, columns) for tiles of up to COLUMN_TILE vectors of columns of each segment n: i the first column. A tile of a
+// row
 // is read in one go, so that the hardware sees it coming, and the tile of all rows of a segment stays in the caches for
 // the next time.
-constexpr int TILE = 16;
+constexpr int COLUMN_TILE = 16;
 template <class T, class F>
-static inline void each_tile(const SegmentArgs<T>& a, F&& f) {
-  constexpr int64_t columns = TILE * Simd<T>::W;
+static inline void each_column_tile(const SegmentArgs<T>& a, F&& f) {
+  constexpr int64_t columns = COLUMN_TILE * Simd<T>::W;
   auto body = [&](int thread, int count) {
     const Range r = share(a.ptr, a.num, thread, count);
     for (int64_t n = r.begin; n < r.end; ++n)

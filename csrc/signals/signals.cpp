@@ -13,30 +13,30 @@ namespace eqtp::EQTP_SIMD {
 constexpr int RESULTS = EQTP_SIMD_BYTES == 64 ? 10 : 6;  // pairs of sums in registers
 
 template <int N>
-struct Number {
+struct Constant {
   static constexpr int value = N;
 };
-// f(Number<n>): a number known at run time, 1 .. RESULTS, as a constant
+// f(Constant<n>): a number known at run time, 1 .. RESULTS, as a constant
 template <class F>
 EQTP_INLINE void with(int n, const F& f) {
   switch (n) {
-    case 1: return f(Number<1>());
-    case 2: return f(Number<2>());
-    case 3: return f(Number<3>());
-    case 4: return f(Number<4>());
-    case 5: return f(Number<5>());
-    case 6: return f(Number<6>());
+    case 1: return f(Constant<1>());
+    case 2: return f(Constant<2>());
+    case 3: return f(Constant<3>());
+    case 4: return f(Constant<4>());
+    case 5: return f(Constant<5>());
+    case 6: return f(Constant<6>());
   }
   if constexpr (RESULTS > 6) {
     switch (n) {
-      case 7: return f(Number<7>());
-      case 8: return f(Number<8>());
-      case 9: return f(Number<9>());
-      case 10: return f(Number<10>());
+      case 7: return f(Constant<7>());
+      case 8: return f(Constant<8>());
+      case 9: return f(Constant<9>());
+      case 10: return f(Constant<10>());
     }
   }
 }
-// f(begin, Number<length>) for pieces of 0 .. n of about equal length
+// f(begin, Constant<length>) for pieces of 0 .. n of about equal length
 template <class F>
 EQTP_INLINE void pieces(int n, const F& f) {
   const int count = (n + RESULTS - 1) / RESULTS;
@@ -85,7 +85,7 @@ EQTP_INLINE void butterflies(Vec<T>* v) {
 }
 
 template <class T>
-struct Tile {
+struct SignalsTile {
   const SignalsArgs<T>& a;
   Vec<T>* blocks;  // [2, M, 2, K] of the input or output at hand
   Vec<T>** orders;  // [fields + outputs] of each [R, 2, 2, M / 2, 2]
@@ -196,8 +196,8 @@ static void multiply(const SignalsArgs<T>& a, int o, const Vec<T>* values, Vec<T
         multiply<FACTORS, true, true>(a.columns, a.coefficient[t], values, factor, factors, products);
       else multiply<FACTORS, true, false>(a.columns, a.coefficient[t], values, factor, factors, products);
     };
-    if (factors == 2) run(Number<2>());
-    else run(Number<1>());
+    if (factors == 2) run(Constant<2>());
+    else run(Constant<1>());
   }
 }
 
@@ -231,7 +231,7 @@ static void legendre_back(const Transform<T>& t, int R, const Vec<T>* orders, Ve
 }
 
 template <class T>
-static void run_tile(const Tile<T>& tile, int64_t z, int count) {
+static void run_tile(const SignalsTile<T>& tile, int64_t z, int count) {
   const SignalsArgs<T>& a = tile.a;
   const int R = a.rows, Q = a.columns;
   for (int f = 0, read = -1; f < a.fields; ++f) {
@@ -275,20 +275,20 @@ static void signals(const SignalsArgs<T>& a) {
                 pointers = (a.fields + a.outputs) * sizeof(Vec<T>*) / sizeof(Vec<T>) + 1;
   const auto make = [&](Vec<T>* work) {
     Vec<T>* const found = work + blocks + pointers;
-    Tile<T> tile{a, work, reinterpret_cast<Vec<T>**>(work + blocks), found, found + a.fields * a.columns * 8};
+    SignalsTile<T> tile{a, work, reinterpret_cast<Vec<T>**>(work + blocks), found, found + a.fields * a.columns * 8};
     work = found + values;
     for (int f = 0; f < a.fields + a.outputs; ++f) tile.orders[f] = work, work += a.rows * 4 * even(transform(f).lmax);
     return tile;
   };
-  each_tile(a.count_b * a.count_c, a.threads, blocks + pointers + values + orders, a.y, a.outputs, make,
-            [](const Tile<T>& tile, int64_t z, int count) { run_tile(tile, z, count); });
+  each_sample_tile(a.count_b * a.count_c, a.threads, blocks + pointers + values + orders, a.y, a.outputs, make,
+                   [](const SignalsTile<T>& tile, int64_t z, int count) { run_tile(tile, z, count); });
 }
 void signals_f32(const SignalsArgs<float>& a) { signals(a); }
 void signals_f64(const SignalsArgs<double>& a) { signals(a); }
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else  // ---------------------------------------------------------------------------------------------------------------- binding
+#else  // ---- binding
 #include <pybind11/stl.h>
 
 #include <memory>

@@ -193,8 +193,8 @@ __device__ __forceinline__ void project(int row, int worker, const R* sums, R* o
 //     outputs[..][stride(SAMPLES)]
 // and where each worker has one row, outputs stand in the place of the inputs.
 template <class Plan, class T>
-__device__ __forceinline__ void signals(Index channels, Index samples, const Rows<const T> (&in)[Plan::IN],
-                                        const Rows<T> (&out)[Plan::OUT]) {
+__device__ __forceinline__ void signals(Index channels, Index samples, const SampleRows<const T> (&in)[Plan::IN],
+                                        const SampleRows<T> (&out)[Plan::OUT]) {
   using R = Real<T>;
   constexpr int SAMPLES = Plan::SAMPLES, STRIDE = stride(SAMPLES), ROWS = Plan::ROWS, WORKERS = Plan::WORKERS;
   constexpr int COMPONENTS = Plan::FIRST_IN[Plan::IN], SUMS = Plan::SUM[Plan::OUT];

@@ -99,8 +99,8 @@ def entry_text(op: str, storage: str, threads: int, registers: int, inputs: int,
     parameters = "".join(f", {kind}* {name}, Index {name}_batch, Index {name}_channel" for kind, name in tensors)
     rows = [f"{{{name}, {name}_batch, {name}_channel}}" for _, name in tensors]
     return f"""__global__ void __launch_bounds__({threads}, {resident}) {op}_kernel(Index channels, Index samples{parameters}) {{
-  const Rows<const {storage}> in[] = {{{", ".join(rows[:inputs])}}};
-  const Rows<{storage}> out[] = {{{", ".join(rows[inputs:])}}};
+  const SampleRows<const {storage}> in[] = {{{", ".join(rows[:inputs])}}};
+  const SampleRows<{storage}> out[] = {{{", ".join(rows[inputs:])}}};
   {op}<Plan>(channels, samples, in, out);
 }}
 """

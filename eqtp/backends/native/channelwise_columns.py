@@ -10,7 +10,7 @@ from eqtp.plans.plan import TensorProductPlan
 
 
 class WalkColumns(NamedTuple):
-    """What the kernels of csrc/channelwise/tables.cuh read (its structs say what the columns mean), for the walk over
+    """What the kernels of csrc/channelwise/table_driven.cuh read (its structs say what the columns mean), for the walk over
     destinations or sources."""
 
     units: np.ndarray  # int32 [units, 10]

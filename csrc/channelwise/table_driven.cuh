@@ -1,14 +1,14 @@
 // The channelwise tensor product on the GPU, driven by tables: one compiled kernel for every plan. The family "native"
-// runs it where the specialised kernels (tensor_product_conv.cuh) cannot be compiled; with one edge per row it is the
-// plain product. Formulas: tensor_product.h.
+// runs it where the specialised kernels (channelwise.cuh) cannot be compiled; with one edge per row it is the
+// plain product. Formulas: path.h.
 //
-// Work: a *unit* is one block of the output (fwd) or of x (bwd) with all paths that touch it, for 32 channels, one per
+// Work: a *group* is one block of the output (fwd) or of x (bwd) with all paths that touch it, for 32 channels, one per
 // lane. The warps of a thread block share the edges of one row and add up in shared memory in a fixed order; rows of
 // the plain product have a warp each. No atomics.
 //   fwd  walks the edges into a destination; its sums stay in registers.
 //   bwd  walks the edges out of a source (the transposed graph). The gradient of w is written per edge; that of y is a
 //        small matrix product over the lanes
-//        in shared memory, per unit, and sum_units_kernel adds the units.
+//        in shared memory, per group, and sum_groups_kernel adds the groups.
 //   With TANGENT both are differentiated along (tx, ty, tw): the second order.
 // M, the coefficients contracted with y, is built per edge by all lanes; an entry of it has at most two terms (real
 // bases couple m1, m3 to |m1| +- |m3|).
@@ -19,34 +19,34 @@
 #pragma once
 #include "common/device.cuh"
 
-namespace eqtp::tables {
+namespace eqtp::table_driven {
 
 constexpr int LANES = 32, MAX_WARPS = 4,
               TILE = 8;  // TILE: components that a lane holds at most; larger blocks are worked on in parts
 
-struct Unit {
+struct ChannelGroup {
   int row, d, mul;  // the block [mul, d] begins at `row` in rows of the output (fwd) or x (bwd)
   int u, k;  // first channel; first component (fwd, d > 7)
   int path, path_end;  // its paths
   int m, count;  // its entries of M
   int y;  // bwd: the first of dim2 + 1 entries of y_ptr
 };
-struct Path {
+struct TablePath {
   int row, d;  // the other block, [mul, d], in rows of x (fwd) or g (bwd)
   int w;  // first weight; -1: none
-  // where its part of M begins: [d, K] with K the components of the unit, rounded up to 1, 4 or 8; bwd, d > 7: that for
-  // every TILE of them
+  // where its part of M begins: [d, K] with K the components of the group, rounded up to 1, 4 or 8; bwd, d > 7: that
+  // for every TILE of them
   int m;
 };
 template <class R>
-struct Tables {
-  const Unit* units;  // [num_units]
-  const Path* paths;
+struct WalkColumns {
+  const ChannelGroup* groups;  // [num_groups]
+  const TablePath* paths;
   const int* columns;  // [entries, 2] of y
   const R* terms;  // [entries, 2]; M = terms[0] y[columns[0]] + terms[1] y[columns[1]]
-  const int *y_ptr, *y_entry;  // gy[j] = sum over the terms t of (unit, j): y_term[t] gM[y_entry[t]]
+  const int *y_ptr, *y_entry;  // gy[j] = sum over the terms t of (group, j): y_term[t] gM[y_entry[t]]
   const R* y_term;
-  int num_units, dim2;
+  int num_groups, dim2;
 };
 // Where the parts of a warp's shared memory begin, in numbers
 struct Space { int m, tm, gm, x, tx, g, tg, size; };
@@ -59,7 +59,7 @@ struct Args {
   const T *x, *y, *w, *g, *tx, *ty, *tw;  // [num_src, dim1], [e, dim2], [e, numel], [num_dst, dim3]; the direction
   Index x_stride, y_stride, w_stride, g_stride, tx_stride, ty_stride, tw_stride;
   T *out, *gx, *gw;  // [num_dst, dim3], [num_src, dim1], [e, numel]; null: not wanted
-  Real<T>* gy;  // [num_units, e, dim2]; null: not wanted
+  Real<T>* gy;  // [num_groups, e, dim2]; null: not wanted
   Index dim1, dim3, numel;
 };
 
@@ -86,9 +86,10 @@ __device__ __forceinline__ void read_row(const R* m, R* v) {
     });
 }
 
-// M of an edge for all paths of a unit, by all lanes
+// M of an edge for all paths of a group, by all lanes
 template <class T, class R>
-__device__ __forceinline__ void build_matrix(const Tables<R>& t, const Unit& u, const T* y, int lane, R* m) {
+__device__ __forceinline__ void build_matrix(const WalkColumns<R>& t, const ChannelGroup& u, const T* y, int lane,
+                                             R* m) {
   const int* const columns = t.columns + 2 * Index(u.m);
   const R* const terms = t.terms + 2 * Index(u.m);
   EQTP_LOOP
@@ -106,20 +107,20 @@ __device__ __forceinline__ void prefetch(const void* p) {
 }
 
 // Which edges are this warp's
-struct Walk {
+struct EdgeRange {
   Index at, end;
   int step;
 };
 template <class T>
-__device__ __forceinline__ Walk walk(const Args<T>& a, Index row, int warp, int warps) {
+__device__ __forceinline__ EdgeRange edges_of(const Args<T>& a, Index row, int warp, int warps) {
   if (a.ptr) return {a.ptr[row] + warp, a.ptr[row + 1], warps};
   return {row, row < a.rows ? row + 1 : row, 1};
 }
 
 // Weights come from memory while the edge before theirs is worked on
 template <bool TANGENT, class T>
-__device__ __forceinline__ void prefetch_weights(const Tables<Real<T>>& t, const Args<T>& a, const Unit& u,
-                                                 const Walk& edges, Index at, int channel) {
+__device__ __forceinline__ void prefetch_weights(const WalkColumns<Real<T>>& t, const Args<T>& a, const ChannelGroup& u,
+                                                 const EdgeRange& edges, Index at, int channel) {
   at += edges.step;
   if (at >= edges.end || channel >= u.mul) return;
   const Index e = a.order[at];
@@ -133,7 +134,7 @@ __device__ __forceinline__ void prefetch_weights(const Tables<Real<T>>& t, const
 
 // The warps' sums [LANES, d] at `shared` -> components k .. k + d - 1 of the channels of a block
 template <class T, class R>
-__device__ __forceinline__ void write_block(const Args<T>& a, const Unit& u, int k, int d, Index row, T* to,
+__device__ __forceinline__ void write_block(const Args<T>& a, const ChannelGroup& u, int k, int d, Index row, T* to,
                                             const R* shared, int space) {
   const int warp = int(threadIdx.x) / LANES, lane = int(threadIdx.x) % LANES, threads = int(blockDim.x);
   const int channels = u.mul - u.u < LANES ? u.mul - u.u : LANES;
@@ -156,11 +157,11 @@ __device__ __forceinline__ void write_block(const Args<T>& a, const Unit& u, int
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------- the
-//   output
+// ----------------------------------------------------------------------------------------------------------------
+//   the output
 template <int K, bool TANGENT, class T>
-__device__ __forceinline__ void out_unit(const Tables<Real<T>>& t, const Args<T>& a, const Space& s, const Unit& u,
-                                         Index row, Real<T>* shared) {
+__device__ __forceinline__ void outputs_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
+                                                 const ChannelGroup& u, Index row, Real<T>* shared) {
   using R = Real<T>;
   constexpr int KP = PADDED<K>;
   const int lane = int(threadIdx.x) % LANES, warp = int(threadIdx.x) / LANES, channel = u.u + lane;
@@ -168,7 +169,7 @@ __device__ __forceinline__ void out_unit(const Tables<Real<T>>& t, const Args<T>
   R *const own = shared + warp * s.size, *const m = own + s.m, *const tm = own + s.tm;
   R sum[K];  // components u.k .. of this channel
   each<0, K>([&](auto k) { sum[k] = 0; });
-  const Walk edges = walk(a, row, warp, int(blockDim.x) / LANES);
+  const EdgeRange edges = edges_of(a, row, warp, int(blockDim.x) / LANES);
   EQTP_LOOP
   for (Index at = edges.at; at < edges.end; at += edges.step) {
     const Index e = a.ptr ? a.order[at] : at, from = a.ptr ? a.other[e] : at;
@@ -178,7 +179,7 @@ __device__ __forceinline__ void out_unit(const Tables<Real<T>>& t, const Args<T>
     __syncwarp();
     EQTP_LOOP
     for (int q = u.path; here && q < u.path_end; ++q) {
-      const Path p = t.paths[q];
+      const TablePath p = t.paths[q];
       const T* const x = a.x + from * a.x_stride + p.row + channel * p.d;
       const R w = p.w < 0 ? R(1) : R(read(a.w[e * a.w_stride + p.w + channel]));
       if constexpr (TANGENT) {
@@ -210,34 +211,34 @@ __device__ __forceinline__ void out_unit(const Tables<Real<T>>& t, const Args<T>
 
 template <bool TANGENT, class T>
 __global__ void __launch_bounds__(LANES* MAX_WARPS, sizeof(Real<T>) == 8 || TANGENT ? 5 : 7)
-    tensor_product_fwd_kernel(Tables<Real<T>> t, Args<T> a, Space s) {
+    tensor_product_fwd_kernel(WalkColumns<Real<T>> t, Args<T> a, Space s) {
   EQTP_DYN_SHARED(Real<T>, shared);  // [warps, s.size]
   const int warps = int(blockDim.x) / LANES, warp = int(threadIdx.x) / LANES;
-  const Index groups = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
-  for (Index b = blockIdx.x; b < groups * t.num_units; b += gridDim.x) {
-    const Unit u = t.units[b % t.num_units];
-    const Index row = a.ptr ? b / t.num_units : b / t.num_units * warps + warp;
+  const Index blocks_of_rows = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
+  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups; b += gridDim.x) {
+    const ChannelGroup u = t.groups[b % t.num_groups];
+    const Index row = a.ptr ? b / t.num_groups : b / t.num_groups * warps + warp;
     switch (u.d) {
-      case 1: out_unit<1, TANGENT>(t, a, s, u, row, shared); break;
-      case 3: out_unit<3, TANGENT>(t, a, s, u, row, shared); break;
-      case 5: out_unit<5, TANGENT>(t, a, s, u, row, shared); break;
-      case 7: out_unit<7, TANGENT>(t, a, s, u, row, shared); break;
-      default: out_unit<TILE, TANGENT>(t, a, s, u, row, shared);
+      case 1: outputs_of_group<1, TANGENT>(t, a, s, u, row, shared); break;
+      case 3: outputs_of_group<3, TANGENT>(t, a, s, u, row, shared); break;
+      case 5: outputs_of_group<5, TANGENT>(t, a, s, u, row, shared); break;
+      case 7: outputs_of_group<7, TANGENT>(t, a, s, u, row, shared); break;
+      default: outputs_of_group<TILE, TANGENT>(t, a, s, u, row, shared);
     }
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------- the
-//   gradients
+// ----------------------------------------------------------------------------------------------------------------
+//   the gradients
 // Components of x that a lane holds, and (MANY: more than it can hold) the parts of the block; sums of the gradient of
 // x stay in shared memory then
 template <int I, bool MANY, bool TANGENT, class T>
 struct Gradients {
   using R = Real<T>;
-  static constexpr int IP = PADDED<I>, PITCH = tables::PITCH<R>;
-  const Tables<R>& t;
+  static constexpr int IP = PADDED<I>, PITCH = table_driven::PITCH<R>;
+  const WalkColumns<R>& t;
   const Args<T>& a;
-  const Unit& u;
+  const ChannelGroup& u;
   const int lane, channel;
   const bool here;
   R *const sums,
@@ -246,7 +247,7 @@ struct Gradients {
                                                         *const tg;  // [LANES, d], M, its derivative, gM, [d, PITCH] ...
   R sum[I];
 
-  __device__ Gradients(const Tables<R>& t, const Args<T>& a, const Space& s, const Unit& u, R* own)
+  __device__ Gradients(const WalkColumns<R>& t, const Args<T>& a, const Space& s, const ChannelGroup& u, R* own)
       : t(t),
         a(a),
         u(u),
@@ -277,7 +278,7 @@ struct Gradients {
   }
 
   // One path, one edge: adds to the gradient of x, leaves w g (and its derivative) in g, tg; returns the gradient of w
-  __device__ __forceinline__ R path(const Path& p, const T* row, R w, R tw) {
+  __device__ __forceinline__ R path(const TablePath& p, const T* row, R w, R tw) {
     R gw = 0;
     EQTP_LOOP
     for (int part = 0; part < parts(); ++part) {
@@ -315,7 +316,7 @@ struct Gradients {
   }
 
   // gM[k, i] of a path: sums over the channels, an entry per lane
-  __device__ __forceinline__ void matrix(const Path& p) {
+  __device__ __forceinline__ void matrix(const TablePath& p) {
     __syncwarp();
     EQTP_LOOP
     for (int q = lane; q < parts() * p.d * IP; q += LANES) {
@@ -336,13 +337,13 @@ struct Gradients {
     return v;
   }
 
-  __device__ __forceinline__ void edge(Index e, Index to, int unit) {
+  __device__ __forceinline__ void edge(Index e, Index to, int group) {
     build_matrix(t, u, a.y + e * a.y_stride, lane, m);
     if constexpr (TANGENT) build_matrix(t, u, a.ty + e * a.ty_stride, lane, tm);
     __syncwarp();
     EQTP_LOOP
     for (int q = u.path; q < u.path_end; ++q) {
-      const Path p = t.paths[q];
+      const TablePath p = t.paths[q];
       const bool weighted = p.w >= 0;
       const R w = !weighted ? R(1) : here ? R(read(a.w[e * a.w_stride + p.w + channel])) : R(0);
       const R tw = TANGENT && weighted && here ? R(read(a.tw[e * a.tw_stride + p.w + channel])) : R(0);
@@ -358,26 +359,26 @@ struct Gradients {
       R v = 0;
       EQTP_LOOP
       for (int q = ptr[j]; q < ptr[j + 1]; ++q) v = fused(t.y_term[q], gm[t.y_entry[q]], v);
-      a.gy[(unit * a.num_edges + e) * t.dim2 + j] = v;
+      a.gy[(group * a.num_edges + e) * t.dim2 + j] = v;
     }
     __syncwarp();
   }
 };
 
 template <int I, bool MANY, bool TANGENT, class T>
-__device__ __forceinline__ void gradients_unit(const Tables<Real<T>>& t, const Args<T>& a, const Space& s, int unit,
-                                               Index row, Real<T>* shared) {
-  const Unit u = t.units[unit];
+__device__ __forceinline__ void gradients_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
+                                                   int group, Index row, Real<T>* shared) {
+  const ChannelGroup u = t.groups[group];
   const int warp = int(threadIdx.x) / LANES;
   Gradients<I, MANY, TANGENT, T> gradients(t, a, s, u, shared + warp * s.size);
   gradients.begin(row);
   __syncwarp();
-  const Walk edges = walk(a, row, warp, int(blockDim.x) / LANES);
+  const EdgeRange edges = edges_of(a, row, warp, int(blockDim.x) / LANES);
   EQTP_LOOP
   for (Index at = edges.at; at < edges.end; at += edges.step) {
     const Index e = a.ptr ? a.order[at] : at;
     prefetch_weights<TANGENT>(t, a, u, edges, at, gradients.channel);
-    gradients.edge(e, a.ptr ? a.other[e] : at, unit);
+    gradients.edge(e, a.ptr ? a.other[e] : at, group);
   }
   if constexpr (!MANY) each<0, I>([&](auto i) { gradients.sums[gradients.lane * I + i] = gradients.sum[i]; });
   if (a.gx) write_block(a, u, 0, MANY ? u.d : I, row, a.gx + row * a.dim1 + u.row, shared, s.size);
@@ -388,32 +389,32 @@ template <bool TANGENT, class T>
 __global__ void __launch_bounds__(LANES* MAX_WARPS, sizeof(Real<T>) == 8 ? 3
                                                     : TANGENT            ? 4
                                                                          : 5)
-    tensor_product_bwd_kernel(Tables<Real<T>> t, Args<T> a, Space s) {
+    tensor_product_bwd_kernel(WalkColumns<Real<T>> t, Args<T> a, Space s) {
   EQTP_DYN_SHARED(Real<T>, shared);  // [warps, s.size]
   const int warps = int(blockDim.x) / LANES, warp = int(threadIdx.x) / LANES;
-  const Index groups = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
-  for (Index b = blockIdx.x; b < groups * t.num_units; b += gridDim.x) {
-    const int unit = int(b % t.num_units);
-    const Index row = a.ptr ? b / t.num_units : b / t.num_units * warps + warp;
-    switch (t.units[unit].d) {
-      case 1: gradients_unit<1, false, TANGENT>(t, a, s, unit, row, shared); break;
-      case 3: gradients_unit<3, false, TANGENT>(t, a, s, unit, row, shared); break;
-      case 5: gradients_unit<5, false, TANGENT>(t, a, s, unit, row, shared); break;
-      case 7: gradients_unit<7, false, TANGENT>(t, a, s, unit, row, shared); break;
-      default: gradients_unit<TILE, true, TANGENT>(t, a, s, unit, row, shared);
+  const Index blocks_of_rows = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
+  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups; b += gridDim.x) {
+    const int group = int(b % t.num_groups);
+    const Index row = a.ptr ? b / t.num_groups : b / t.num_groups * warps + warp;
+    switch (t.groups[group].d) {
+      case 1: gradients_of_group<1, false, TANGENT>(t, a, s, group, row, shared); break;
+      case 3: gradients_of_group<3, false, TANGENT>(t, a, s, group, row, shared); break;
+      case 5: gradients_of_group<5, false, TANGENT>(t, a, s, group, row, shared); break;
+      case 7: gradients_of_group<7, false, TANGENT>(t, a, s, group, row, shared); break;
+      default: gradients_of_group<TILE, true, TANGENT>(t, a, s, group, row, shared);
     }
   }
 }
 
-// gy [count] = sum of the units' shares [units, count], in their order
+// gy [count] = sum of the groups' shares [groups, count], in their order
 template <class T>
-__global__ void __launch_bounds__(256) sum_units_kernel(const Real<T>* shares, int units, Index count, T* gy) {
+__global__ void __launch_bounds__(256) sum_groups_kernel(const Real<T>* shares, int groups, Index count, T* gy) {
   for (Index q = Index(blockIdx.x) * blockDim.x + threadIdx.x; q < count; q += Index(gridDim.x) * blockDim.x) {
     Real<T> sum = 0;
     EQTP_LOOP
-    for (int u = 0; u < units; ++u) sum += shares[u * count + q];
+    for (int u = 0; u < groups; ++u) sum += shares[u * count + q];
     write(gy + q, sum);
   }
 }
 
-}  // namespace eqtp::tables
+}  // namespace eqtp::table_driven
