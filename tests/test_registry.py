@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 KERNEL = """
 from eqtp.backends import registry
+from eqtp.plans.calls import Pass
 
 def run(factor, pass_, inputs, outputs):
     x1, x2, *g = inputs
