@@ -3,7 +3,8 @@
 # CMakeLists.txt or csrc/ change.
 #
 #   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
-#   make test    all tests              make test TESTS="tests/test_plan.py -k normalization"
+#   make test    every kind of check on its smallest case, minutes      make test TESTS="tests/test_plan.py -k normalization"
+#   make test-all    and the tests marked long: the same checks on more shapes, workloads, types and architectures
 #   make lint    ruff and clang-format  make fmt applies them
 #   make racecheck   the CUDA kernels on the CPU, watched for races, divergent barriers and writes out of bounds
 #   make compile every GPU kernel of every named workload through the compilers, minutes: registers, spills; a GPU is not needed
@@ -11,12 +12,15 @@
 #   make gpu     on a GPU machine, with the torch, nvcc, CuPy and Triton that it has: build, tests, compute-sanitizer, timings; no set-up, no network
 #   make wheel   source distribution, wheel built from it, and tests of that wheel in an environment of its own
 #   make setup   only the set-up        make clean removes all that make has made
+# Set-up builds the CUDA kernels only where there is a GPU to run them, or with EQTP_CUDA=auto (nvcc must work) or 1; tests that compile
+# them need no set-up. pip install and make wheel build them wherever nvcc works.
 
 PYTHON ?= python3
 VENV ?= .venv
 # Arguments of pip for torch. It is installed only where the environment has none, so that yours can be put there first.
 TORCH ?= torch==2.13.0
 TESTS ?= tests
+SETUP_CUDA := $(or $(EQTP_CUDA),$(if $(wildcard /dev/nvidia0 /dev/dxg),auto,0))
 # Test processes, with one thread each
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 8 ] && echo $$n || echo 8)
 THREADS ?= 1
@@ -26,13 +30,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py cmake_arguments.py pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
 FORMATTED := $(wildcard csrc/*/* tests/*.h tests/cuda/*)
 
-.PHONY: demo test lint fmt racecheck compile bench gpu wheel setup clean
+.PHONY: demo test test-all lint fmt racecheck compile bench gpu wheel setup kernels clean
 
 demo: setup
 	$(BIN)/python examples/sevennet_dropin.py $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
+
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --timeout 1200 -m "long or not long" $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,23 +52,33 @@ fmt: setup
 	$(BIN)/clang-format -i $(FORMATTED)
 
 racecheck: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) tests/test_racecheck.py tests/test_cuda_cpu.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "long or not long" tests/test_racecheck.py tests/test_cuda_cpu.py
 
 compile: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -rA -n $(WORKERS) --timeout 1200 -m "long or not long" tests/test_cuda_compile.py tests/test_triton_compile.py
 
 setup: $(VENV)/installed
 
+# The kernels are compiled while pip downloads and unpacks torch: neither needs the other. The install finds the objects and links them.
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	@echo "eqtp: building the kernels, installing the package and what demo and tests use"
-	$(PIP) install -q --no-build-isolation -e ".[demo,test,lint]"
+	@echo "eqtp: building the kernels while pip installs $(TORCH)"
+	@+$(MAKE) --no-print-directory -j 2 kernels $(VENV)/torch
+	@echo "eqtp: installing the package and what demo and tests use"
+	EQTP_CUDA=$(SETUP_CUDA) $(PIP) install -q --no-build-isolation -e ".[demo,test,lint]"
 	@$(BIN)/python -m eqtp
 	@touch $@
 
-# What the build needs, and torch before anything that depends on it
+kernels: $(VENV)/tools
+	@mkdir -p build
+	@EQTP_CUDA=$(SETUP_CUDA) $(BIN)/python setup.py -q build_ext > build/kernels.log 2>&1 || { cat build/kernels.log; exit 1; }
+
+# torch before anything that depends on it
+$(VENV)/torch: | $(VENV)/pyvenv.cfg
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || $(PIP) install -q $(TORCH)
+	@touch $@
+
+# What the build needs
 $(VENV)/tools: | $(VENV)/pyvenv.cfg
-	@echo "eqtp: installing $(TORCH)"
-	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || $(PIP) install $(TORCH)
 	$(PIP) install -q "setuptools>=77" wheel "pybind11>=2.13" "cmake>=3.26,<5" ninja
 	@touch $@
 

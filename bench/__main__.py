@@ -43,6 +43,7 @@ import torch
 import eqtp
 from bench import harness, machine, peers
 from bench.harness import STAGES, TITLES, WHOLE, Missing, WrongKernel
+from bench.registry import benchmarks
 
 try:
     from tqdm import tqdm
@@ -66,7 +67,7 @@ except ImportError:  # a GPU machine has what it has
         clear = set_description = lambda self, *_, **__: None
 
 
-OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+OPS = sorted(benchmarks())
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 SAME_OPERATOR = {
     torch.float64: 1e-10,
@@ -115,7 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-going", action="store_true", help="leave out a backend that is wrong")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
-    module = importlib.import_module(f"bench.bench_{options.op}")
+    module = benchmarks()[options.op]
     options.passes = options.passes or list(module.PASSES)
     options.backend = options.backend or ["jit" if options.device == "cuda" else "native"]
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -299,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
         return importlib.import_module("bench.products").main(argv[1:])
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    module = importlib.import_module(f"bench.bench_{options.op}")
+    module = benchmarks()[options.op]
     rates = None if options.check else machine.measure(DTYPES[options.dtype], device=options.device)
     versions = ", ".join(f"{name} {version}" for name, version in peers.versions(options.device).items())
     print(f"{rates or options.device}\neqtp {eqtp.__version__}, {versions}", flush=True)

@@ -15,6 +15,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import operands
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp.ops.cg_tensor_product import cg_paths, cg_tensor_product
 from eqtp.plans import couplings
@@ -23,6 +24,12 @@ SIZES = [(l, l, l, channels) for l in range(1, 7) for channels in (1, 32)]
 PROBLEMS = tuple(f"{l1}-{l2}-{l3}-c{channels}{shared}" for l1, l2, l3, channels in SIZES for shared in ("", "-shared"))
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+SMALL = ("2-2-2-c32", "2-2-2-c32-shared")
+GPU_JOBS = [
+    Job(
+        140, "cg", "cg_tensor_product", ("2-2-2-c32", "4-4-4-c32"), ("--edges", "10000", *FIRST_ORDER), families=SAMPLES
+    ),
+]
 
 
 def parse(problem_id: str) -> tuple[tuple[int, int, int], int, bool]:

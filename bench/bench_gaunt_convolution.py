@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, Missing, case_of_signals, degrees_of, random, require
 from eqtp.math.sphere import folded_flops
 from eqtp.ops.gaunt_convolution import METHODS, gaunt_convolution, so2_convolution, so2_paths
@@ -26,6 +27,17 @@ PROBLEMS = tuple(
 )
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+SMALL = ()  # it has the kernels of the Gaunt product, or none
+GPU_JOBS = [
+    Job(
+        170,
+        "gaunt-conv",
+        "gaunt_convolution",
+        ("4-4-4-c32-product",),
+        ("--edges", "10000", *FIRST_ORDER),
+        families=SAMPLES,
+    ),
+]
 
 
 def parse(problem_id: str) -> tuple[tuple[int, int, int], int, str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp.math.sphere import folded_size, transform_flops
 from eqtp.ops.gaunt_many_body import gaunt_many_body
@@ -23,6 +24,10 @@ PROBLEMS = tuple(
 )
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+SMALL = ("2-1-n3-c32",)
+GPU_JOBS = [
+    Job(90, "many-body", "gaunt_many_body", ("3-1-n3-c128",), ("--edges", "1000", *FIRST_ORDER), families=SAMPLES),
+]
 
 
 def row_flops(lmax: int, lmax_out: int, degree: int) -> int:

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 
 from bench import peers
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, Missing, case_of_signals, random, require
 from eqtp.math.so3 import gaunt, wigner_3j
 from eqtp.math.sphere import folded_flops
@@ -32,6 +33,11 @@ PROBLEMS = tuple(
 )
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+GAUNTS = ("2-2-2-c128", "3-3-3-c128", "4-4-4-c128", "6-6-6-c128", "4-4-8-c32", "4-4-4-c128-odd")
+SMALL = ("2-2-2-c32-odd", "4-4-4-c32-grid-odd")
+GPU_JOBS = [
+    Job(80, "gaunt", "gaunt_tensor_product", GAUNTS, ("--edges", "10000", *FIRST_ORDER), families=SAMPLES),
+]
 
 
 def parse(problem_id: str) -> tuple[tuple[int, int, int], int, str, bool]:

@@ -13,6 +13,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp.math.so3 import wigner_3j
 from eqtp.ops.matrix_tensor_product import matrix_tensor_product
@@ -20,6 +21,17 @@ from eqtp.ops.matrix_tensor_product import matrix_tensor_product
 PROBLEMS = tuple(f"{l1}-{l2}-{l3}-c{channels}" for l1, l2, l3, channels in dict.fromkeys(SIZES))
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+SMALL = ("2-2-2-c32",)
+GPU_JOBS = [
+    Job(
+        150,
+        "matrix",
+        "matrix_tensor_product",
+        ("4-4-8-c32", "6-6-6-c128"),
+        ("--edges", "10000", *FIRST_ORDER),
+        families=SAMPLES,
+    ),
+]
 
 
 def row_flops(degrees: tuple[int, int, int]) -> int:

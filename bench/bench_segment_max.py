@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
+from bench.gpu_jobs import DIAMOND, FIRST_ORDER, SEGMENT_ROWS, Job
 from bench.harness import Case, case_of_segments
 from eqtp.ops.segment_max import segment_max
 from eqtp.testing import problems
@@ -17,6 +18,10 @@ from eqtp.testing import problems
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd")
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+SMALL = ("tetris-2", "e3tools-transformer")
+GPU_JOBS = [
+    Job(50, "max", "segment_max", SEGMENT_ROWS, (*DIAMOND, *FIRST_ORDER)),
+]
 
 
 def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from bench import peers
+from bench.gpu_jobs import DIAMOND, FIRST_ORDER, SEGMENT_ROWS, Job
 from bench.harness import Case, case_of_segments
 from eqtp.ops.segment_softmax import segment_softmax
 from eqtp.testing import problems
@@ -14,6 +15,10 @@ from eqtp.testing import problems
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+SMALL = ("tetris-2", "e3tools-transformer")
+GPU_JOBS = [
+    Job(60, "softmax", "segment_softmax", SEGMENT_ROWS, (*DIAMOND, *FIRST_ORDER)),
+]
 
 
 def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from bench import peers
+from bench.gpu_jobs import DIAMOND, FIRST_ORDER, SEGMENT_ROWS, Job
 from bench.harness import Case, case_of_segments
 from eqtp.ops.segment_sum import segment_sum
 from eqtp.testing import problems
@@ -15,6 +16,10 @@ from eqtp.testing import problems
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd")
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+SMALL = ("tetris-2", "e3tools-transformer")
+GPU_JOBS = [
+    Job(40, "sum", "segment_sum", SEGMENT_ROWS, (*DIAMOND, *FIRST_ORDER)),
+]
 
 
 def costs(edges: int, nodes: int, width: int, itemsize: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -9,6 +9,7 @@ import torch
 
 import eqtp
 from bench import peers
+from bench.gpu_jobs import TIMES, Job
 from bench.harness import Case, multilinear_bytes, random, require
 from eqtp.testing import problems
 
@@ -16,6 +17,16 @@ LMAX = {f"lmax{lmax}": lmax for lmax in sorted({*range(1, 11), *problems.SPHERIC
 PROBLEMS = tuple(LMAX) + tuple(f"{name}-solid" for name in LMAX)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"points": 33}
+SMALL = ("lmax3", "lmax3-solid")
+GPU_JOBS = [
+    Job(
+        20,
+        "harmonics",
+        "spherical_harmonics",
+        tuple(LMAX)[:10],
+        ("--points", "1000000", "--pass", "fwd,grad,gradgrad", *TIMES),
+    ),
+]
 
 
 def point_flops(lmax: int) -> dict[str, int]:

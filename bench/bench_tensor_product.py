@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
 import eqtp
 from bench import peers
+from bench.gpu_jobs import ORDERS, Job
 from bench.harness import Case, multilinear_bytes, random, require
 from eqtp.math.cost import nonzeros, path_flops
 from eqtp.plans.plan import TensorProductPlan
@@ -16,6 +18,10 @@ from eqtp.testing import problems
 PROBLEMS = tuple(problems.TENSOR_PRODUCTS)
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 33}
+SMALL = ("small",)
+GPU_JOBS = [
+    Job(130, "rows", "tensor_product", ("mace-medium", "sevennet-0"), ("--edges", "100000", *ORDERS)),
+]
 
 
 def row_flops(plan: TensorProductPlan) -> dict[str, int]:
@@ -39,18 +45,37 @@ def pieces(plan: TensorProductPlan, names: tuple[str, str, str] = ("x1", "x2", "
     return dict(zip((*names, "out"), (in1, in2, weights, out), strict=True))
 
 
-def weights(problem: problems.TensorProductProblem, rows: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+@cache
+def small_plan() -> TensorProductPlan:
+    """Uneven multiplicities, more and fewer channels than a warp has lanes, degrees to 3."""
+    in1, in2, out, instructions = eqtp.Irreps("5x0e + 33x1o + 8x2e"), eqtp.Irreps("0e + 1o + 2e"), [], []
+    for i, (mul, ir1) in enumerate(in1):
+        for j, (_, ir2) in enumerate(in2):
+            for ir in ir1 * ir2:
+                if ir.l <= 3:
+                    instructions.append((i, j, len(out), "uvu", True))
+                    out.append((mul, ir))
+    return TensorProductPlan(in1, in2, eqtp.Irreps(out), instructions)
+
+
+def plan_of(problem_id: str) -> TensorProductPlan:
+    """The plan of a problem, or of "small"."""
+    return small_plan() if problem_id == "small" else problems.plan(problem_id)
+
+
+def weights(problem_id: str, rows: int, dtype: torch.dtype, device: str) -> torch.Tensor:
     """Random weights, [rows, numel] or shared [numel]."""
-    shape = (problem.weight_numel,) if problem.weights == "shared" else (rows, problem.weight_numel)
-    return random(*shape, dtype=dtype, seed=3, device=device)
+    numel = plan_of(problem_id).weight_numel
+    shared = problem_id != "small" and problems.tensor_product(problem_id).weights == "shared"
+    return random(*((numel,) if shared else (rows, numel)), dtype=dtype, seed=3, device=device)
 
 
 def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu", **_) -> Case:
-    problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
+    plan = plan_of(problem_id)
     inputs = {
         "x1": random(edges, plan.dim_in1, dtype=dtype, seed=1, device=device),
         "x2": random(edges, plan.dim_in2, dtype=dtype, seed=2, device=device),
-        "w": weights(problem, edges, dtype, device),
+        "w": weights(problem_id, edges, dtype, device),
     }
     cotangent = random(edges, plan.dim_out, dtype=dtype, seed=4, device=device, grad=False)
 

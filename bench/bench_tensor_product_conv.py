@@ -12,24 +12,40 @@ import torch
 
 import eqtp
 from bench import peers
-from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, row_flops, weights
+from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, plan_of, row_flops, weights
+from bench.gpu_jobs import DIAMOND, FLASHTP, ORDERS, PEERS, TIMES, Job
 from bench.harness import Case, multilinear_bytes, neighbours, random, require
-from eqtp.testing import problems
 
-__all__ = ["CHECK_SIZE", "PASSES", "PROBLEMS", "case"]
+__all__ = ["CHECK_SIZE", "GPU_JOBS", "PASSES", "PROBLEMS", "SMALL", "case"]
 
 CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
+CONVS = ("mace-medium", "mace-large", "nequip-l", "sevennet-0", "sevennet-l3i5", "nequip-lips")
+SMALL = ("small",)
+GPU_JOBS = [
+    Job(10, "conv", "tensor_product_conv", CONVS, (*DIAMOND, *ORDERS)),
+    Job(70, "conv-flashtp", "tensor_product_conv", CONVS, (*FLASHTP, *ORDERS), peers=PEERS),
+    Job(100, "conv-float64", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ORDERS), dtype="float64"),
+    Job(110, "conv-bfloat16", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ORDERS), dtype="bfloat16"),
+    Job(
+        120,
+        "conv-reference",
+        "tensor_product_conv",
+        CONVS,
+        (*DIAMOND, "--pass", "fwd,bwd,bwdbwd", *TIMES),
+        families=("reference",),
+    ),
+]
 
 
 def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: str, device: str = "cpu", **_) -> Case:
-    problem, plan = problems.tensor_product(problem_id), problems.plan(problem_id)
+    plan = plan_of(problem_id)
     csr = neighbours(graph, nodes, edges, device)
     nodes, edges = csr.num_dst, csr.num_edges
     csr.transpose()
     inputs = {
         "x": random(nodes, plan.dim_in1, dtype=dtype, seed=1, device=device),
         "y": random(edges, plan.dim_in2, dtype=dtype, seed=2, device=device),
-        "w": weights(problem, edges, dtype, device),
+        "w": weights(problem_id, edges, dtype, device),
     }
     cotangent = random(nodes, plan.dim_out, dtype=dtype, seed=4, device=device, grad=False)
 

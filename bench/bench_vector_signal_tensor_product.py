@@ -14,6 +14,7 @@ import torch
 
 from bench import peers
 from bench.bench_gaunt_tensor_product import SIZES, operands, parse
+from bench.gpu_jobs import FIRST_ORDER, SAMPLES, Job
 from bench.harness import Case, case_of_signals, degrees_of, random, require
 from eqtp.math import vector_signals
 from eqtp.math.sphere import folded_flops, folded_size
@@ -26,6 +27,17 @@ PROBLEMS = tuple(
 )
 PASSES = ("fwd", "bwd", "bwdbwd")
 CHECK_SIZE = {"edges": 5}
+SMALL = ("2-2-2-c32-grid", "2-2-2-c32-sparse")
+GPU_JOBS = [
+    Job(
+        160,
+        "vector-signal",
+        "vector_signal_tensor_product",
+        ("4-4-8-c32",),
+        ("--edges", "10000", *FIRST_ORDER),
+        families=SAMPLES,
+    ),
+]
 
 
 def row_flops(degrees: tuple[int, int, int]) -> int:

@@ -118,7 +118,6 @@ def test_compile_of_the_module():
             testing.assert_close(g, h)
 
 
-@pytest.mark.slow
 def test_compile_inductor():
     assert_right(torch.compile(Conv(), fullgraph=True, dynamic=True), SIZE)
 

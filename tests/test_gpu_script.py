@@ -10,6 +10,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import calls
 import pytest
 import torch
 
@@ -19,6 +20,8 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 import eqtp.__main__ as page  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
 from bench import first_call, gpu, gpu_jobs, gpu_run, gpu_steps, report, sanitize  # noqa: E402
+from bench import registry as bench_registry  # noqa: E402
+from eqtp.backends import registry  # noqa: E402
 from eqtp.backends.native import library  # noqa: E402
 from eqtp.testing import problems  # noqa: E402
 
@@ -165,7 +168,8 @@ def test_only_what_is_right_is_timed(monkeypatch, run):
         ("segment_sum", p, "float32", f) for p, f in [("a", "jit"), ("b", "jit"), ("b", "native"), ("c", "jit")]
     }
     assert (
-        gpu_steps.time_job(run, gpu_jobs.Job("sum", "segment_sum", ("a", "b", "c", "d"), ())) == "sum: no family for d"
+        gpu_steps.time_job(run, gpu_jobs.Job(1, "sum", "segment_sum", ("a", "b", "c", "d"), ()))
+        == "sum: no family for d"
     )
     assert [(args[4:6], args[args.index("--backend") + 1]) for args in called] == [
         (("a", "c"), "jit"),
@@ -195,7 +199,7 @@ def test_what_broke_is_run_alone(monkeypatch, run):
         return gpu_run.Done(0 if backend == "jit" else 1, "illegal memory access", 1.0)
 
     monkeypatch.setattr(run, "python", python)
-    why = gpu_steps.call_job(run, gpu_jobs.GPU[0], "conv", ["a", "b"], ("jit", "native"))
+    why = gpu_steps.call_job(run, gpu_jobs.jobs(False)[0], "conv", ["a", "b"], ("jit", "native"))
     assert called == [("a", "jit,native"), ("b", "jit"), ("b", "native")]
     assert why == "conv: exit code 1: illegal memory access; conv-b-native: exit code 1: illegal memory access"
     assert [(row["problem"], row["pass"], row["from"]) for row in report.read(run.raw)] == [
@@ -206,7 +210,7 @@ def test_what_broke_is_run_alone(monkeypatch, run):
 def test_jobs_are_what_the_harness_takes():
     """Every job of a GPU, whose lines no machine without one runs."""
     ops = set()
-    for job in [*gpu_jobs.GPU, *gpu_jobs.REHEARSAL]:
+    for job in [*gpu_jobs.jobs(False), *gpu_jobs.REHEARSAL]:
         ops.add(job.op)
         assert set(job.families) <= {"jit", "native", "triton", "reference"}
         if job.op != "first_call":
@@ -224,15 +228,8 @@ def test_jobs_are_what_the_harness_takes():
             )
             assert problems.graph(options.graph, 10, 30).num_nodes
         assert {name for name, _ in job.peers} <= set(bench.peers.NAMES)
-    assert ops >= {
-        "tensor_product_conv",
-        "spherical_harmonics",
-        "segment_sum",
-        "segment_max",
-        "segment_softmax",
-        "first_call",
-    }
-    assert len({job.name for job in gpu_jobs.GPU}) == len(gpu_jobs.GPU)
+    assert ops == {*registry.ops(), "first_call"} - {"so2_convolution"}  # which is timed with gaunt_convolution
+    assert len({job.name for job in gpu_jobs.jobs(False)}) == len(gpu_jobs.jobs(False))
     assert len(problems.graph("diamond:5").src) == 158_000 and len(problems.graph("flashtp").src) == 32_768
 
 
@@ -281,22 +278,23 @@ def test_results_of_a_gpu_are_not_in_the_picture_of_the_cpu(tmp_path):
 
 @needs_native
 def test_sanitize_compares(monkeypatch, capsys):
-    monkeypatch.setattr(sanitize, "OPS", ("tensor_product_conv", "spherical_harmonics", "segment_sum"))
+    chosen = {"tensor_product_conv", "spherical_harmonics", "segment_sum"}
+    every = bench_registry.with_kernels()
+    assert set(every) == {op for op, engine in registry.ops().items() if engine}  # nothing is forgotten
+    monkeypatch.setattr(sanitize, "with_kernels", lambda: {op: every[op] for op in chosen})
     arguments = ["--device", "cpu", "--backend", "jit,native", "--dtype", "float32"]
     assert sanitize.main(arguments) == 0
     said = capsys.readouterr().out
-    assert (
-        "ok: tensor_product_conv float32, spherical_harmonics float32, segment_sum float32" in said
-        and "not run: the specialised kernels" in said
-    )
-    right = eqtp_sum = sanitize.importlib.import_module("eqtp.ops.segment_sum").segment_sum
-    monkeypatch.setattr(
-        sys.modules["eqtp.ops.segment_sum"],
-        "segment_sum",
-        lambda x, g, backend: eqtp_sum(x, g, backend) * (1.001 if backend == "native" else 1),
-    )
-    assert sanitize.main(arguments) == 1 and right is eqtp_sum
-    assert "segment_sum fwd float32: result 0 is off by 1.0e-03 of its scale" in capsys.readouterr().out
+    assert "native: ok" in said and "jit: not run: the specialised kernels" in said
+    assert all(f"{op} {problem}" in said for op in chosen for problem in every[op].SMALL)
+
+    def wrong(run, op, pass_, inputs, outputs):
+        run(op, pass_, inputs, outputs)
+        outputs[0].mul_(1.001)
+
+    calls.wrap(monkeypatch, "segments", wrong)
+    assert sanitize.main(arguments) == 1
+    assert "tetris-2 fwd float32: result 0 is off by 1.0e-03 of its scale" in capsys.readouterr().out
 
 
 @needs_native

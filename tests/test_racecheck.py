@@ -93,7 +93,9 @@ def test_the_kernels_are_clean(graph, monkeypatch, kind):
         testing.assert_close(a, b.double())
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["before reading", "before writing again"])
+@pytest.mark.parametrize(
+    "which", [pytest.param(0, id="before reading"), pytest.param(1, id="before writing again", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("barrier", ["__syncthreads();", "__syncwarp();"])
 def test_a_missing_barrier_is_a_race(graph, barrier, which):
     """The real kernels without one of the barriers around the shared tile."""
@@ -167,7 +169,7 @@ def test_products_are_clean(monkeypatch, kind):
     assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
 
 
-@pytest.mark.parametrize("missing", range(3))
+@pytest.mark.parametrize("missing", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2))])
 def test_a_missing_barrier_of_signals_is_a_race(missing):
     """The real kernel without one of the barriers between rows, sums and outputs."""
     source = nvrtc.source("signals/signals.cuh")
@@ -181,7 +183,13 @@ def test_a_missing_barrier_of_signals_is_a_race(missing):
         family.run("signals", p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])
 
 
-@pytest.mark.parametrize("missing", [1, 4, 5, 6], ids=["inputs", "matrices", "sums", "parts"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param(1, id="inputs"),
+        *(pytest.param(n, id=name, marks=pytest.mark.long) for n, name in ((4, "matrices"), (5, "sums"), (6, "parts"))),
+    ],
+)
 def test_a_missing_barrier_of_matrices_is_a_race(missing):
     """The real kernel without one of the barriers between its steps."""
     parts = nvrtc.source("matrices/matrices.cuh").split("__syncthreads();")

@@ -2,6 +2,7 @@
 per forward."""
 
 import copy
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -55,12 +56,24 @@ def mean_forces(model, data, orders=16):
     return total
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", DFT_ERROR)
-def test_same_energies_forces_stresses(name, dtype):
+@pytest.mark.parametrize(
+    "name, dtype, every",
+    [
+        ("7net-0", torch.float32, 1),
+        ("7net-0", torch.float64, 8),
+        ("7net-l3i5", torch.float32, 8),
+        *(
+            pytest.param(name, dtype, 1, marks=pytest.mark.long)
+            for name, dtype in itertools.product(DFT_ERROR, TOLERANCE)
+            if (name, dtype) != ("7net-0", torch.float32)
+        ),
+    ],
+)
+def test_same_energies_forces_stresses(name, dtype, every):
+    """Of all structures, whose mean error to DFT is then known, or of every eighth."""
     before, after = models(name, dtype)
     energy_errors, force_errors, noisy = [], [], []
-    for atoms in frames():
+    for atoms in frames()[::every]:
         data = sevennet.graph_data(atoms, before.cutoff, dtype)
         old, new = sevennet.predict(before, data), sevennet.predict(after, data)
         assert all(t.dtype == dtype for t in new.values())
@@ -75,8 +88,9 @@ def test_same_energies_forces_stresses(name, dtype):
         energy_errors.append(abs(new["energy"].item() - atoms.get_potential_energy()) / len(atoms))
         force_errors.append(np.abs(new["forces"].numpy() - atoms.get_forces()).ravel())
     assert len(noisy) <= 2
-    found = 1e3 * np.mean(energy_errors), 1e3 * np.concatenate(force_errors).mean()
-    assert found == pytest.approx(DFT_ERROR[name], abs=0.01)
+    if every == 1:
+        found = 1e3 * np.mean(energy_errors), 1e3 * np.concatenate(force_errors).mean()
+        assert found == pytest.approx(DFT_ERROR[name], abs=0.01)
 
 
 def test_data_is_what_its_readme_says():

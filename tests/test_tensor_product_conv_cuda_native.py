@@ -1,5 +1,5 @@
-"""The table-driven CUDA kernels (csrc/channelwise/table_driven.cuh) with their launchers and binding, compiled as C++ and
-run on CPU tensors; where there is a GPU, by nvcc and on it."""
+"""The table-driven CUDA kernels (csrc/channelwise/table_driven.cuh) with their launchers and binding, compiled as C++
+and run on CPU tensors; where there is a GPU, by nvcc and on it."""
 
 import ctypes
 import itertools

@@ -29,12 +29,13 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_in_the_interpreter(part):
+def test_in_the_interpreter(part, request):
     """In a process of its own: whether Triton interprets or compiles is settled when it is imported, here perhaps by
     torch.compile."""
     pytest.importorskip("triton")
     file, names = PARTS[part]
-    command = [sys.executable, "-m", "pytest", str(file), "-q", "-k", names, "-p", "no:cacheprovider", "--durations=5"]
+    marks = request.config.getoption("-m")  # long ones where this run has long ones
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-k", names, "-m", marks, "-p", "no:cacheprovider"]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=280
     )

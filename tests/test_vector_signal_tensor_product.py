@@ -160,12 +160,8 @@ def test_transforms():
 
 
 def test_opcheck():
-    torch.library.opcheck(
-        torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False)
-    )
-    torch.library.opcheck(
-        torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True)
-    )
+    torch.library.opcheck(torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 2).requires_grad_(), 2, -1, False))
+    torch.library.opcheck(torch.ops.eqtp.vector_signals.default, (coefficients(2, 3, 1).requires_grad_(), 2, -1, True))
 
 
 def test_weights_and_broadcasting():

@@ -2,9 +2,11 @@
 by itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -37,6 +39,15 @@ print("the wheel runs")
 """
 
 
+def cuda() -> str:
+    """EQTP_CUDA of the set-up, whose objects are used again. Where there was none, the CPU kernels alone: this is not
+    about what nvcc makes."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX").removesuffix(".so")
+    cache = ROOT / "build" / f"cmake{suffix}" / "CMakeCache.txt"
+    value = re.search(r"^EQTP_CUDA:STRING=(\w+)$", cache.read_text(), re.M) if cache.exists() else None
+    return {"AUTO": "auto", "ON": "1", "OFF": "0"}[value[1]] if value else "0"
+
+
 def build(kind: str, folder: Path) -> Path:
     """Builds a wheel or an sdist without isolation, from the objects that set-up has compiled."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -44,7 +55,9 @@ def build(kind: str, folder: Path) -> Path:
         pytest.skip("cmake is not installed")
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
     command = [sys.executable, "-c", BUILD, kind, str(ROOT), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"EQTP_CUDA": cuda(), "PATH": path}
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / result.stdout.split()[-1]
 
@@ -53,7 +66,6 @@ def sources(*patterns: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_is_complete_and_runs(tmp_path):
     wheel = build("wheel", tmp_path)

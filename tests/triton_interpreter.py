@@ -34,6 +34,7 @@ WORKLOADS = [
     "sevennet-0-last",
     "sevennet-l3i5",
 ]
+LONG = ["mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
 _patch = interpreter._patch_lang_tensor
 
 
@@ -124,7 +125,7 @@ def test_rows():
     testing.check_tensor_product(small, "triton")
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("workload", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in WORKLOADS])
 def test_workloads(workload):
     """All paths of a named workload, with one or two channels."""
     full = problems.plan(workload)
@@ -234,7 +235,7 @@ def assert_harmonics(degrees, normalize, normalization="integral", dtype=torch.f
             testing.assert_close(a[i], b[i], f"order {n}, point {i}", tolerance(dtype))
 
 
-@pytest.mark.parametrize("lmax", range(7))
+@pytest.mark.parametrize("lmax", [*range(4), *(pytest.param(l, marks=pytest.mark.long) for l in (4, 5, 6))])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_harmonics(lmax, normalize):
     for dtype in FULL:
