@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweeps import sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # bench is not part of the installed package
@@ -204,7 +205,7 @@ def test_command_line_end_to_end(tmp_path):
     ] and "mimo, l = 1, 2 channels, batch 3, fwd, float32" in done.stdout
 
 
-@pytest.mark.parametrize("lmax", ["1", pytest.param("1..2", marks=pytest.mark.long)])
+@sweep("lmax", ["1", "1..2"], ["1"])
 def test_a_sweep(run, lmax):
     arguments = (
         "--layout",
