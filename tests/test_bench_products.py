@@ -22,7 +22,7 @@ from bench import symmetric_contraction as mace  # noqa: E402
 from eqtp.math.sphere import folded_flops, folded_size  # noqa: E402
 from eqtp.testing import assert_close, random  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("threads", "frozen_heap")
 RATES = machine.Machine("a processor", threads=1, read_gb_s=10.0, copy_gb_s=8.0, gflop_s=100.0)
 QUICK = ["--batch", "3", "--channels", "1,2", "--repeat", "2", "--min-time", "0.001", "--warmup", "1"]
 DEGREES = [(1, 1, 2), (2, 3, 4), (3, 2, 5), (4, 4, 8), (3, 3, 3), (0, 0, 0), (2, 1, 0), (6, 6, 6)]
