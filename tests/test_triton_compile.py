@@ -60,7 +60,7 @@ PROGRAMS = {
     "many-body": lambda: signals.powers(3, 3, 3, 0),
     "many-body:bwd": lambda: signals.powers_adjoint(3, 3, 3, 0),
 }
-QUICK_PROGRAMS = ["gaunt", "gaunt:bwd", "gaunt-odd", "many-body", "many-body:bwd"]
+QUICK_PROGRAMS = ["gaunt", "gaunt:bwd", "many-body", "many-body:bwd"]
 TABLES = {
     "table": lambda: couplings.gaunt("product", 2, 2, 4, "bwd", (True,) * 2),
     "table-long": lambda: couplings.gaunt("product", 4, 4, 8, "fwd", (True,)),
