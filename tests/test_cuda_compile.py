@@ -60,7 +60,7 @@ def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = to
             assert not (row.spill_stores or row.spill_loads or row.stack), pass_
 
 
-@sweep("name", SIZE, [QUICK, "sevennet-0", *(n for n in SIZE if SIZE[n] <= 10)])
+@sweep("name", SIZE, [QUICK, *(n for n in SIZE if SIZE[n] <= 10)])
 def test_registers(name):
     """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in
     registers."""
@@ -93,8 +93,9 @@ def test_other_modes(name, mode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype):
-    assert not [row for row in table("sevennet-0", "90", dtype) if row.spill_stores or row.stack]
+@sweep("name", MAIN[:2], [QUICK])
+def test_half_precision(name, dtype):
+    assert not [row for row in table(name, "90", dtype) if row.spill_stores or row.stack]
 
 
 def test_the_table_shows_spills():
@@ -176,7 +177,7 @@ def test_halves_of_signals():
     assert not usage_of_signals("product", (4, 4, 8), "fwd", dtype=torch.bfloat16).stack
 
 
-@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
+@sweep("arch", ["80", "90", "100", "120"], ["90"])
 @pytest.mark.parametrize(
     "kind, degrees, pass_",
     [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")],
