@@ -26,6 +26,8 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n 
 THREADS ?= 1
 
 BIN := $(VENV)/bin
+# A process that has no tests left takes some of the other's
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py cmake_arguments.py pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
 FORMATTED := $(wildcard csrc/*/* tests/*.h tests/cuda/*)
@@ -36,10 +38,10 @@ demo: setup
 	$(BIN)/python examples/sevennet_dropin.py $(ARGS)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
+	$(PYTEST) $(TESTS)
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --timeout 1200 -m "long or not long" $(TESTS)
+	$(PYTEST) --timeout 1200 -m "long or not long" $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -52,19 +54,20 @@ fmt: setup
 	$(BIN)/clang-format -i $(FORMATTED)
 
 racecheck: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "long or not long" tests/test_racecheck.py tests/test_cuda_cpu.py
+	$(PYTEST) -m "long or not long" tests/test_racecheck.py tests/test_cuda_cpu.py
 
 compile: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -rA -n $(WORKERS) --timeout 1200 -m "long or not long" tests/test_cuda_compile.py tests/test_triton_compile.py
+	$(PYTEST) -rA --timeout 1200 -m "long or not long" tests/test_cuda_compile.py tests/test_triton_compile.py
 
 setup: $(VENV)/installed
 
+# Python compiles a module when it is first imported (--no-compile): of what is installed here few are.
 # The kernels are compiled while pip downloads and unpacks torch: neither needs the other. The install finds the objects and links them.
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	@echo "eqtp: building the kernels while pip installs $(TORCH)"
 	@+$(MAKE) --no-print-directory -j 2 kernels $(VENV)/torch
 	@echo "eqtp: installing the package and what demo and tests use"
-	EQTP_CUDA=$(SETUP_CUDA) $(PIP) install -q --no-build-isolation -e ".[demo,test,lint]"
+	EQTP_CUDA=$(SETUP_CUDA) $(PIP) install -q --no-compile --no-build-isolation -e ".[demo,test,lint]"
 	@$(BIN)/python -m eqtp
 	@touch $@
 
@@ -74,7 +77,7 @@ kernels: $(VENV)/tools
 
 # torch before anything that depends on it
 $(VENV)/torch: | $(VENV)/pyvenv.cfg
-	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || $(PIP) install -q $(TORCH)
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || $(PIP) install -q --no-compile $(TORCH)
 	@touch $@
 
 # What the build needs

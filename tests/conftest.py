@@ -1,5 +1,7 @@
 """What all tests share: global state is put back after each test, and small random graphs and products."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,15 @@ def compiles(monkeypatch):
     monkeypatch.setattr(runtime, "compile", pretend)
     monkeypatch.setattr(runtime, "version", lambda: (13, 0))
     return calls
+
+
+@pytest.fixture(scope="module")
+def frozen_heap():
+    """The benchmarks collect garbage before each measurement of memory: not among all that was imported before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

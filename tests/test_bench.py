@@ -22,7 +22,7 @@ KEYS = {
     "op", "problem", "pass", "backend", "dtype", "threads", "ms", "ms_p20", "ms_p80", "ratio_to",
     "bandwidth_fraction", "flop_fraction", "peak_mb",
 }  # fmt: skip
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("threads", "frozen_heap")
 RATES = machine.Machine("a processor", threads=1, read_gb_s=10.0, copy_gb_s=10.0, gflop_s=100.0)
 QUICK = ["--nodes", "10", "--edges", "30", "--points", "20", "--repeat", "2", "--min-time", "0.001"]
 

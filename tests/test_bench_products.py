@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweeps import sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # bench is not part of the installed package
@@ -21,7 +22,7 @@ from bench import symmetric_contraction as mace  # noqa: E402
 from eqtp.math.sphere import folded_flops, folded_size  # noqa: E402
 from eqtp.testing import assert_close, random  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("threads", "frozen_heap")
 RATES = machine.Machine("a processor", threads=1, read_gb_s=10.0, copy_gb_s=8.0, gflop_s=100.0)
 QUICK = ["--batch", "3", "--channels", "1,2", "--repeat", "2", "--min-time", "0.001", "--warmup", "1"]
 DEGREES = [(1, 1, 2), (2, 3, 4), (3, 2, 5), (4, 4, 8), (3, 3, 3), (0, 0, 0), (2, 1, 0), (6, 6, 6)]
@@ -204,7 +205,7 @@ def test_command_line_end_to_end(tmp_path):
     ] and "mimo, l = 1, 2 channels, batch 3, fwd, float32" in done.stdout
 
 
-@pytest.mark.parametrize("lmax", ["1", pytest.param("1..2", marks=pytest.mark.long)])
+@sweep("lmax", ["1", "1..2"], ["1"])
 def test_a_sweep(run, lmax):
     arguments = (
         "--layout",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from sweeps import sweep
 
 from eqtp.backends.jit import channelwise, nvrtc, runtime
 from eqtp.backends.jit import couplings as jit_couplings
@@ -21,15 +22,9 @@ from eqtp.testing import problems
 
 FILE = "channelwise/channelwise.cuh"
 MAIN = ["mace-medium", "sevennet-0", "mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
-QUICK = [
-    "mace-medium",
-    "sevennet-0",
-    "mace-large",
-    "nequip-l",
-]  # for all architectures in every run; the rest: make compile
+QUICK = "mace-medium"  # in every run; the rest: make compile
 CHANNELWISE = [problem for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 SIZE = {problem.id: problem.cg_nonzeros for problem in CHANNELWISE}
-LONG = [n for n in SIZE if SIZE[n] > SIZE["sevennet-l3i5"]]  # half a minute each
 WITHOUT_SPILLS = {*MAIN, *(n for n in SIZE if SIZE[n] <= SIZE["nequip-l"])}
 # Except what needs more registers than there are, even with one channel per thread
 SPILL = {
@@ -65,20 +60,20 @@ def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = to
             assert not (row.spill_stores or row.spill_loads or row.stack), pass_
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZE])
+@sweep("name", SIZE, [QUICK, *(n for n in SIZE if SIZE[n] <= 10)])
 def test_registers(name):
     """Every kernel of every named workload compiles for sm_90; up to the size of nequip-l everything stays in
     registers."""
     assert_registers(name, table(name, "90"))
 
 
-@pytest.mark.parametrize("name", MAIN)
+@sweep("name", MAIN, [QUICK])
 def test_registers_in_float64(name):
     assert_registers(name, table(name, "90", torch.float64), torch.float64)
 
 
 @pytest.mark.parametrize("arch", ["80", "100", "120"])
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.long) for n in MAIN if n not in QUICK)])
+@sweep("name", MAIN, [QUICK])
 def test_other_architectures(name, arch):
     assert_registers(name, table(name, arch))
 
@@ -91,15 +86,16 @@ def test_other_architectures_in_float64(name, arch):
 
 
 @pytest.mark.parametrize("mode", ["ROWS", "EDGES"])
-@pytest.mark.parametrize("name", MAIN[:2])
+@sweep("name", MAIN[:2], [QUICK])
 def test_other_modes(name, mode):
     """The product without a graph, and the convolution over edges in any order."""
     assert_registers(name, table(name, "90", mode=mode))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype):
-    assert not [row for row in table("sevennet-0", "90", dtype) if row.spill_stores or row.stack]
+@sweep("name", MAIN[:2], [QUICK])
+def test_half_precision(name, dtype):
+    assert not [row for row in table(name, "90", dtype) if row.spill_stores or row.stack]
 
 
 def test_the_table_shows_spills():
@@ -160,9 +156,9 @@ def usage_of(kernel, file, what, arch, dtype=torch.float32):
     return row
 
 
-@pytest.mark.parametrize("pass_", [*list(WANTED)[:2], pytest.param("bwdbwd", marks=pytest.mark.long)])
+@pytest.mark.parametrize("pass_", WANTED)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("degrees", SAME, ids=str)
+@sweep("degrees", SAME, SAME[:1], ids=str)
 def test_registers_of_signals(kind, pass_, degrees):
     row = usage_of_signals(kind, degrees, pass_)
     if (kind, pass_, degrees[0]) in SPILLED:
@@ -181,7 +177,7 @@ def test_halves_of_signals():
     assert not usage_of_signals("product", (4, 4, 8), "fwd", dtype=torch.bfloat16).stack
 
 
-@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
+@sweep("arch", ["80", "90", "100", "120"], ["90"])
 @pytest.mark.parametrize(
     "kind, degrees, pass_",
     [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")],
@@ -194,10 +190,10 @@ def test_registers_of_couplings(kind, degrees, pass_, arch):
     assert not (row.spill_stores or row.spill_loads or row.stack)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@sweep("dtype", [torch.float32, torch.float64], [torch.float32], ids=str)
 @pytest.mark.parametrize("pass_", WANTED)
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("lmax", [2, 4, 8, 12, 20])
+@sweep("lmax", [2, 4, 8, 12, 20], [2, 8])
 def test_registers_of_matrices(lmax, split, pass_, dtype):
     row = usage_of_matrices((lmax,) * 3, split, pass_, dtype=dtype)
     assert not (row.spill_stores or row.spill_loads or row.stack)

@@ -8,6 +8,7 @@ import emulated
 import emulation
 import pytest
 import torch
+from sweeps import sweep
 
 from eqtp import testing
 from eqtp.backends.jit import couplings as jit_couplings
@@ -93,9 +94,7 @@ def test_the_kernels_are_clean(graph, monkeypatch, kind):
         testing.assert_close(a, b.double())
 
 
-@pytest.mark.parametrize(
-    "which", [pytest.param(0, id="before reading"), pytest.param(1, id="before writing again", marks=pytest.mark.long)]
-)
+@sweep("which", [0, 1], [0], ids=["before reading", "before writing again"])
 @pytest.mark.parametrize("barrier", ["__syncthreads();", "__syncwarp();"])
 def test_a_missing_barrier_is_a_race(graph, barrier, which):
     """The real kernels without one of the barriers around the shared tile."""
@@ -169,7 +168,7 @@ def test_products_are_clean(monkeypatch, kind):
     assert all(torch.equal(a, b) for a, b in zip(checked, plain, strict=True))
 
 
-@pytest.mark.parametrize("missing", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2))])
+@sweep("missing", range(3), [0])
 def test_a_missing_barrier_of_signals_is_a_race(missing):
     """The real kernel without one of the barriers between rows, sums and outputs."""
     source = nvrtc.source("signals/signals.cuh")
@@ -183,13 +182,7 @@ def test_a_missing_barrier_of_signals_is_a_race(missing):
         family.run("signals", p, [testing.random(5, 8, 4).float() for _ in range(2)], [torch.empty(5, 8, 9)])
 
 
-@pytest.mark.parametrize(
-    "missing",
-    [
-        pytest.param(1, id="inputs"),
-        *(pytest.param(n, id=name, marks=pytest.mark.long) for n, name in ((4, "matrices"), (5, "sums"), (6, "parts"))),
-    ],
-)
+@sweep("missing", [1, 4, 5, 6], [1], ids=["inputs", "matrices", "sums", "parts"])
 def test_a_missing_barrier_of_matrices_is_a_race(missing):
     """The real kernel without one of the barriers between its steps."""
     parts = nvrtc.source("matrices/matrices.cuh").split("__syncthreads();")

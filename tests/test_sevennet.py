@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sweeps import sweep
 
 pytest.importorskip("sevenn", reason="sevenn is not installed")
 
@@ -56,18 +57,10 @@ def mean_forces(model, data, orders=16):
     return total
 
 
-@pytest.mark.parametrize(
+@sweep(
     "name, dtype, every",
-    [
-        ("7net-0", torch.float32, 1),
-        ("7net-0", torch.float64, 8),
-        ("7net-l3i5", torch.float32, 8),
-        *(
-            pytest.param(name, dtype, 1, marks=pytest.mark.long)
-            for name, dtype in itertools.product(DFT_ERROR, TOLERANCE)
-            if (name, dtype) != ("7net-0", torch.float32)
-        ),
-    ],
+    [*itertools.product(DFT_ERROR, TOLERANCE, [1]), ("7net-0", torch.float64, 8), ("7net-l3i5", torch.float32, 8)],
+    every_run=[("7net-0", torch.float32, 1), ("7net-0", torch.float64, 8), ("7net-l3i5", torch.float32, 8)],
 )
 def test_same_energies_forces_stresses(name, dtype, every):
     """Of all structures, whose mean error to DFT is then known, or of every eighth."""

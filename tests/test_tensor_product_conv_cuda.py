@@ -6,6 +6,7 @@ import emulated
 import emulation
 import pytest
 import torch
+from sweeps import sweep
 from test_tensor_product_conv import EMPTY, LAYOUTS, all_orders, all_tensors
 
 import eqtp
@@ -123,21 +124,17 @@ def assert_all_orders(target, graph, dtype=torch.float64, plan=SMALL):
 
 # ---------------------------------------------------------------------------------------------------------------- plans
 CASES = [(d, n) for n in (*MAIN, *PLANS) for d in DTYPES if d == torch.float32 or n not in ("unweighted", "degree 6")]
-# Not in every run: workloads but one, and float64 where its vectors are as wide as float32's
-LONG = [(d, n) for d, n in CASES if n in MAIN[1:] or (d == torch.float64 and n in (MAIN[0], "one"))]
+# In every run: the small plans and a workload; in float64, whose vectors are half as wide, the two that tell
+EVERY_RUN = [(d, n) for d, n in CASES if (n in PLANS and n != "one") or (d == torch.float32 and n in ("one", MAIN[0]))]
 
 
-@pytest.mark.parametrize("dtype, name", [pytest.param(*c, marks=pytest.mark.long) if c in LONG else c for c in CASES])
+@sweep("dtype, name", CASES, EVERY_RUN)
 def test_against_the_reference(target, name, dtype):
     """R1, R2, R5, R22: first and second order of the convolution and of the product, with poisoned memory."""
     check(PLANS[name] if name in PLANS else problems.plan(name), target, dtypes=(dtype,))
 
 
-def is_long(name):
-    return problems.TENSOR_PRODUCTS[name].cg_nonzeros > 10
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if is_long(n) else n for n in OTHERS])
+@sweep("name", OTHERS, [n for n in OTHERS if problems.TENSOR_PRODUCTS[n].cg_nonzeros <= 10])
 def test_every_problem(target, name):
     """R2: the other named workloads, output and gradients in float32 (on a GPU all)."""
     options = {"dtypes": (torch.float32,), "second": False} if target[1] == "cpu" else {}

@@ -21,9 +21,7 @@ INTERPRETED = Path(__file__).with_name("triton_interpreter.py")
 SIGNALS = INTERPRETED.with_name("triton_interpreter_signals.py")
 PARTS = {
     "products": (INTERPRETED, "not workloads and not harmonics and not segments"),
-    "workloads": (INTERPRETED, "workloads"),
-    "harmonics": (INTERPRETED, "harmonics"),
-    "segments": (INTERPRETED, "segments"),
+    "workloads, harmonics, segments": (INTERPRETED, "workloads or harmonics or segments"),
     "signals": (SIGNALS, ""),
 }
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sweeps import sweep
 
 from eqtp.plans import couplings, matrices, signals
 from eqtp.testing import problems
@@ -31,11 +32,9 @@ WITHOUT_SPILLS = [
     "sevennet-0",
     "mace-l1:rows",
 ]
-QUICK = ["mace-large", "nequip-l", "sevennet-0", "mace-l1:rows", "lmax3", "lmax6", "segments"]
+QUICK = ["mace-l1", "mace-l1:rows", "lmax3", "segments"]
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
-OTHERS = [
-    name for name in [*CHANNELWISE, "lmax1", "lmax2", "lmax4", "lmax8", "lmax10"] if name not in QUICK
-]  # lmax15 takes minutes
+OTHERS = [n for n in (*CHANNELWISE, *(f"lmax{l}" for l in (1, 2, 4, 6, 8, 10))) if n not in QUICK]  # lmax15: minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
 POINTERS = {
     "far",
@@ -61,7 +60,7 @@ PROGRAMS = {
     "many-body": lambda: signals.powers(3, 3, 3, 0),
     "many-body:bwd": lambda: signals.powers_adjoint(3, 3, 3, 0),
 }
-QUICK_PROGRAMS = ["gaunt", "gaunt:bwd", "gaunt-odd", "many-body", "many-body:bwd"]
+QUICK_PROGRAMS = ["gaunt", "gaunt:bwd", "many-body", "many-body:bwd"]
 TABLES = {
     "table": lambda: couplings.gaunt("product", 2, 2, 4, "bwd", (True,) * 2),
     "table-long": lambda: couplings.gaunt("product", 4, 4, 8, "fwd", (True,)),
@@ -88,43 +87,56 @@ def run(target: str, real: str, *names: str) -> list[dict]:
     return [json.loads(line.split("|")[1]) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
-def test_registers(name):
+@sweep("names", [QUICK, *([name] for name in OTHERS)], [QUICK], ids=" ".join)
+def test_registers(names):
     """Every kernel compiles for sm_90; those of the usual workloads keep everything in registers."""
     pytest.importorskip("triton")
-    table = run("sm_90", "float32", name)
-    assert table and all(0 < row["registers"] <= 255 for row in table)
-    if name in WITHOUT_SPILLS or not (name in CHANNELWISE or name in MANY_VALUES):
-        assert not [row for row in table if row["spills"]]
+    table = run("sm_90", "float32", *names)
+    assert {row["name"] for row in table} == {*names} and all(0 < row["registers"] <= 255 for row in table)
+    may_spill = {*CHANNELWISE, *MANY_VALUES}.difference(WITHOUT_SPILLS)
+    assert not [row for row in table if row["spills"] and row["name"] not in may_spill]
 
 
-def some_long(names, quick):
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.long) for name in names]
+OTHER_PROGRAMS = [name for name in (*PROGRAMS, *MATRICES) if name not in (*QUICK_PROGRAMS, *QUICK_MATRICES)]
 
 
-@pytest.mark.parametrize("name", [*some_long(PROGRAMS, QUICK_PROGRAMS), *TABLES, *some_long(MATRICES, QUICK_MATRICES)])
-def test_registers_of_programs(name):
+@sweep(
+    "names",
+    [QUICK_PROGRAMS, [*TABLES, *QUICK_MATRICES], *([name] for name in OTHER_PROGRAMS)],
+    every_run=[QUICK_PROGRAMS, [*TABLES, *QUICK_MATRICES]],
+    ids=" ".join,
+)
+def test_registers_of_programs(names):
     """Every kernel of a program or a table keeps everything in registers."""
     pytest.importorskip("triton")
-    table = run("sm_90", "float32", name)
-    assert table and not [row for row in table if row["spills"] or not 0 < row["registers"] <= 255]
+    table = run("sm_90", "float32", *names)
+    assert {row["name"] for row in table} == {*names}
+    assert not [row for row in table if row["spills"] or not 0 < row["registers"] <= 255]
 
 
-def test_other_types():
+@pytest.mark.parametrize("real", ["float64", "bfloat16", "float16"])
+@sweep("size", ["small", "large"], ["small"])
+def test_other_types(real, size):
     """float64 and storage in half precision; nothing is calculated in less than the type says."""
     pytest.importorskip("triton")
-    for real in ("float64", "bfloat16", "float16"):
-        table = run("sm_90", real, "mace-l1", "lmax2", "many-body", "table", *QUICK_MATRICES)
+    if size == "small":
+        table = run("sm_90", real, "mace-l1", "lmax2", "many-body", "table", "matrix")
+        assert not [row for row in table if row["spills"]]
+    else:
+        table = run("sm_90", real, "matrix-l6")
         assert not [row for row in table if row["spills"]]
         table += run("sm_90", real, "segments", "table-long")
-        assert {width for row in table for width in row["arithmetic"]} == {"f64" if real == "float64" else "f32"}
+    assert {width for row in table for width in row["arithmetic"]} == {"f64" if real == "float64" else "f32"}
 
 
-def test_amd():
+SMALL = ["mace-l1", "lmax2", "many-body", "table", "matrix"]
+
+
+@sweep("names", [SMALL, ["segments", "gaunt", "gaunt:bwd", "table-long", "matrix-l6"]], [SMALL], ids=["small", "large"])
+def test_amd(names):
     """The same kernels for an MI300."""
     pytest.importorskip("triton.backends.amd")
-    programs = ["gaunt", "gaunt:bwd", "many-body", "table", "table-long", *QUICK_MATRICES]
-    table = run("gfx942", "float32", "mace-l1", "lmax2", "segments", *programs)
+    table = run("gfx942", "float32", *names)
     assert table and not [row for row in table if row["spills"]]
 
 
@@ -265,7 +277,7 @@ def main(target: str, real: str, *names: str) -> None:
     for name in names:
         for kernel, function, used, constants, warps in sources(name, real, chip.warp_size):
             start = time.perf_counter()
-            row = resources(compiled(function, used, constants, warps, real, chip))
+            row = {"name": name, **resources(compiled(function, used, constants, warps, real, chip))}
             blocks = " ".join(f"{k}{v}" for k, v in constants.items() if k != "REAL")
             seconds = time.perf_counter() - start
             print(f"{name:<22} {kernel:<34} {blocks:<9} {warps} warps {seconds:5.1f} s |{json.dumps(row)}", flush=True)

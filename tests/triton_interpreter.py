@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import triton.runtime.interpreter as interpreter
+from sweeps import sweep
 
 import eqtp
 from eqtp import testing
@@ -34,7 +35,6 @@ WORKLOADS = [
     "sevennet-0-last",
     "sevennet-l3i5",
 ]
-LONG = ["mace-large", "nequip-lips", "nequip-l", "sevennet-l3i5"]
 _patch = interpreter._patch_lang_tensor
 
 
@@ -125,7 +125,7 @@ def test_rows():
     testing.check_tensor_product(small, "triton")
 
 
-@pytest.mark.parametrize("workload", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in WORKLOADS])
+@sweep("workload", WORKLOADS, ["mace-l1", "mace-medium", "nequix-first", "sevennet-0-last"])
 def test_workloads(workload):
     """All paths of a named workload, with one or two channels."""
     full = problems.plan(workload)
@@ -235,7 +235,7 @@ def assert_harmonics(degrees, normalize, normalization="integral", dtype=torch.f
             testing.assert_close(a[i], b[i], f"order {n}, point {i}", tolerance(dtype))
 
 
-@pytest.mark.parametrize("lmax", [*range(4), *(pytest.param(l, marks=pytest.mark.long) for l in (4, 5, 6))])
+@sweep("lmax", range(7), range(4))
 @pytest.mark.parametrize("normalize", [True, False])
 def test_harmonics(lmax, normalize):
     for dtype in FULL:
