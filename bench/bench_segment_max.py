@@ -29,10 +29,11 @@ def peer(name: str, dst: torch.Tensor, num_dst: int) -> Callable:
     not equal."""
     if name == "torch":
 
-        def new(x):
-            return x.new_zeros(num_dst, x.shape[1])
+        def largest(x):
+            out = x.new_zeros(num_dst, x.shape[1])
+            return out.scatter_reduce(0, dst[:, None].expand_as(x), x, "amax", include_self=False)
 
-        return lambda x: new(x).scatter_reduce(0, dst[:, None].expand_as(x), x, "amax", include_self=False)
+        return largest
     if name == "pyg":
         scatter = peers._import("torch_geometric.utils").scatter
         return lambda x: scatter(x, dst, dim=0, dim_size=num_dst, reduce="max")

@@ -155,6 +155,35 @@ def with_table(page: str, text: str) -> str:
     return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+def label(figure, axis, rows: list[dict], heights: list[float]) -> None:
+    """Axes, legend and what is written beside them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.axvline(1, color="#444444", lw=0.8)
+    rings = "".join(f"\nring: {text}" for text in notes_of(rows))
+    figure.supxlabel(f"time of the peer / time of eqtp; number: the best peer's{rings}", fontsize=9)
+    axis.set(xscale="log", ylim=(heights[-1] + 1, 0))
+    names = {
+        "spherical_harmonics": "spherical harmonics ",
+        "segment_sum": "segment sum ",
+        "tensor_product": "product of rows ",
+    }
+    axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(
+        frameon=False,
+        loc="outside upper center",
+        ncols=7,
+        title=conditions(rows).rpartition("; ")[0],
+        columnspacing=1.2,
+        handletextpad=0.2,
+    )
+
+
 def draw(rows: list[dict], picture: Path) -> None:
     """One line per problem and pass, one dot per peer; the number is of the best peer that does the same. Rings:
     `notes_of`."""
@@ -162,7 +191,6 @@ def draw(rows: list[dict], picture: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     heights, height, last = [], 0.0, None
     for row in rows:
@@ -202,29 +230,7 @@ def draw(rows: list[dict], picture: Path) -> None:
             label=peer,
             zorder=2,
         )
-    axis.axvline(1, color="#444444", lw=0.8)
-    rings = "".join(f"\nring: {text}" for text in notes_of(rows))
-    figure.supxlabel(f"time of the peer / time of eqtp; number: the best peer's{rings}", fontsize=9)
-    axis.set(xscale="log", ylim=(height + 1, 0))
-    names = {
-        "spherical_harmonics": "spherical harmonics ",
-        "segment_sum": "segment sum ",
-        "tensor_product": "product of rows ",
-    }
-    axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.tick_params(axis="y", length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(
-        frameon=False,
-        loc="outside upper center",
-        ncols=7,
-        title=conditions(rows).rpartition("; ")[0],
-        columnspacing=1.2,
-        handletextpad=0.2,
-    )
+    label(figure, axis, rows, heights)
     figure.savefig(picture, dpi=150)
     plt.close(figure)
 

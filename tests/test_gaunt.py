@@ -10,6 +10,7 @@ import torch
 from e3nn import o3
 
 import eqtp
+from eqtp.math import fourier
 from eqtp.math import sphere as g
 from eqtp.math.so3 import wigner_3j
 
@@ -162,7 +163,7 @@ def test_a_grid_that_does_not_fold():
 @pytest.mark.parametrize("lmax", [0, 1, 4, 10])
 def test_fourier_series_of_legendre(lmax):
     beta = np.linspace(0.01, 3.1, 11)
-    p, series = g.legendre(lmax, np.cos(beta)), g.to_fourier(lmax)
+    p, series = g.legendre(lmax, np.cos(beta)), fourier.to_fourier(lmax)
     for l in range(lmax + 1):
         for m in range(l + 1):
             wave = np.sin if m % 2 else np.cos
@@ -176,7 +177,7 @@ def test_integrals_of_the_series(bracket):
     lmax, umax = 6, 11
     x, w = np.polynomial.legendre.leggauss(60)
     beta, w = (x + 1) * math.pi / 2, w * math.pi / 2
-    p, table = g.legendre(lmax, np.cos(beta)), g.from_fourier(lmax, umax, bracket)
+    p, table = g.legendre(lmax, np.cos(beta)), fourier.from_fourier(lmax, umax, bracket)
     for l in range(lmax + 1):
         for m in range(l + 1):
             u = 2 * np.arange(table.shape[-1]) + (l + bracket) % 2

@@ -133,7 +133,7 @@ def test_every_benchmark_says_what_is_watched_and_timed():
 
 
 def test_an_unknown_op_is_named():
-    with pytest.raises(ValueError, match="op must be one of cg_tensor_product, .*, got 'tensor_produkt'"):
+    with pytest.raises(ValueError, match=r"op must be one of cg_tensor_product, .*, got 'tensor_produkt'"):
         eqtp.explain(op="tensor_produkt")
 
 

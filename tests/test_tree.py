@@ -9,78 +9,31 @@ from pathlib import Path
 
 import pytest
 
+from eqtp.backends import registry
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted(ROOT.glob("eqtp/**/*.py"))
+KERNELS = sorted(ROOT.glob("kernels/*.py"))
 PYTHON = sorted(
     path
     for folder in ("eqtp", "kernels", "bench", "examples", "docs", "tests")
     for path in ROOT.glob(f"{folder}/**/*.py")
 )
 NATIVE = sorted(path for path in ROOT.glob("csrc/*/*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
-# layer -> layers that it may import from; eqtp/__init__.py and __main__.py see everything
-LAYERS = {
-    "irreps": set(),
-    "so3": set(),
-    "cost": {"so3"},
-    "plan": {"irreps", "so3", "cost"},
-    "problems": {"plan", "irreps"},
-    "autograd": set(),
-    "harmonics": {"so3"},
-    "gaunt": {"so3"},
-    "expressivity": {"gaunt", "so3", "vector_signals"},
-    "signals": {"gaunt"},
-    "vector_signals": {"so3"},
-    "matrices": {"gaunt"},
-    "specialise_signals": {"gaunt", "couplings", "matrices", "signals", "specialise"},
-    "so2": {"couplings", "gaunt", "so3"},
-    "nn_gaunt": {"ops", "graph", "gaunt"},
-    "constants": {"autograd", "gaunt", "so2"},
-    "couplings": {"gaunt", "signals", "so3"},
-    "native": {"harmonics", "plan", "gaunt", "signals", "couplings", "matrices"},
-    "nvrtc": set(),
-    "jit": {"nvrtc"},
-    "specialise": {"harmonics", "plan"},
-    "cuda": {"jit", "specialise", "specialise_signals", "native", "harmonics", "plan"},
-    "backend": {"native", "cuda", "kernels", "plan"},
-    "graph": {"native", "autograd"},
-    "ops": {
-        "ops",
-        "so2",
-        "matrices",
-        "vector_signals",
-        "autograd",
-        "backend",
-        "constants",
-        "couplings",
-        "signals",
-        "harmonics",
-        "gaunt",
-        "graph",
-        "plan",
-        "irreps",
-        "so3",
-    },
-    "nn": {"ops", "nn_gaunt", "graph", "plan", "irreps", "so3"},
-    "testing": {"ops", "backend", "graph", "plan", "irreps", "so3"},
-    "integrations": {"integrations", "e3nn", "nn", "ops", "backend", "graph", "plan", "irreps", "so3"},
-    "e3nn": {"integrations", "nn", "ops", "plan", "irreps", "so3"},
-    "accelerate": {"integrations", "e3nn", "backend"},
+# room -> rooms that it may import from; eqtp/__init__.py and __main__.py see everything
+ROOMS = {
+    "math": set(),
+    "plans": {"math"},
+    "kernels": {"plans", "math"},
+    "backends": {"kernels", "plans", "math"},
+    "ops": {"backends", "plans", "math"},
+    "nn": {"ops", "plans", "math"},
+    "testing": {"ops", "backends", "plans", "math"},
+    "integrations": {"nn", "ops", "backends", "plans", "math"},
 }
-WITHOUT_TORCH = {
-    "irreps",
-    "so2",
-    "vector_signals",
-    "matrices",
-    "gaunt",
-    "signals",
-    "couplings",
-    "expressivity",
-    "harmonics",
-    "so3",
-    "cost",
-    "plan",
-    "problems",
-}
+WITHOUT_TORCH = {"math", "plans"}
+# files of a family that serve several engines
+SHARED = {"__init__", "library", "samples", "runtime", "nvrtc", "toolchain"}
 OTHERS = {
     "e3nn",
     "sevenn",
@@ -100,19 +53,26 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def layer(module: str) -> str:
+def module_of(path: Path) -> str:
+    """eqtp/ops/graph.py -> eqtp.ops.graph; kernels/signals.py -> eqtp.kernels.signals"""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("eqtp", *parts) if parts[0] == "kernels" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
     """eqtp.ops.tensor_product -> ops"""
     return module.split(".")[1] if "." in module else "eqtp"
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Full names of the modules that these statements import; of a package its submodules where they are named."""
+    """Full names of what these statements import: of `from a import b`, a.b."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "eqtp" else {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -128,25 +88,51 @@ def at_import(tree: ast.Module) -> ast.Module:
     return Strip().visit(tree)
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=relative)
+MODULES = {module_of(path): path for path in [*PACKAGE, *KERNELS]}
+
+
+def dependencies(path: Path) -> set[str]:
+    """The modules of eqtp that a file imports, anywhere in it."""
+    found = set()
+    for name in imports(ast.parse(path.read_text())):
+        while name.startswith("eqtp.") and name not in MODULES:  # a name inside a module
+            name = name.rpartition(".")[0]
+        found |= {name} & set(MODULES)
+    return found - {module_of(path)}
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=relative)
 def test_dependencies_point_one_way(path):
-    parts = path.relative_to(ROOT / "eqtp").with_suffix("").parts
-    if parts in {("__init__",), ("__main__",)}:
+    own = module_of(path)
+    if own in {"eqtp", "eqtp.__main__"}:
         return
+    here = room(own)
+    assert {room(name) for name in dependencies(path)} - {here, "eqtp"} <= ROOMS[here]
     tree = ast.parse(path.read_text())
-    seen = {layer(name) for name in imports(tree) if name.split(".")[0] == "eqtp"} - {parts[0], "_native"}
-    assert seen <= LAYERS[parts[0]] | ({"_native"} if parts[0] == "native" else set())
     roots = {name.split(".")[0] for name in imports(tree)}
-    if parts[0] in WITHOUT_TORCH:
+    if here in WITHOUT_TORCH:
         assert "torch" not in roots
-    if parts[0] not in {"e3nn", "integrations"}:
+    if here != "integrations":
         assert not roots & OTHERS
-    assert not {name.split(".")[0] for name in imports(at_import(tree))} & (OTHERS | COMPILERS)
+    forbidden = OTHERS | (set() if here == "kernels" else COMPILERS)
+    assert not {name.split(".")[0] for name in imports(at_import(tree))} & forbidden
+    assert ("eqtp._native" in imports(tree)) == (own == "eqtp.backends.native.library")
 
 
-def test_every_module_has_a_layer():
-    found = {path.relative_to(ROOT / "eqtp").parts[0].removesuffix(".py") for path in PACKAGE}
-    assert found - {"__init__", "__main__"} == set(LAYERS)
+def test_there_are_no_cycles():
+    """Each module can be imported after all that it imports."""
+    left = {
+        name: dependencies(path) - {"eqtp"} for name, path in MODULES.items() if name not in {"eqtp", "eqtp.__main__"}
+    }
+    while ready := {name for name, needed in left.items() if not needed & set(left)}:
+        left = {name: needed for name, needed in left.items() if name not in ready}
+    assert not left
+
+
+def test_every_module_has_a_room():
+    """And nothing stands beside the rooms."""
+    assert {path.name for path in ROOT.glob("eqtp/*.py")} == {"__init__.py", "__main__.py"}
+    assert {room(name) for name in MODULES} - {"eqtp", "__main__"} == set(ROOMS)
 
 
 def test_package_list():
@@ -166,24 +152,23 @@ def test_native_code_knows_no_torch(path):
         assert not [name for name in included if name.startswith("pybind11")]
 
 
-@pytest.mark.parametrize(
-    "folder, names", [("csrc", "{}.cpp"), ("kernels", "{}.py"), ("bench", "bench_{}.py"), ("tests", "test_{}.py")]
-)
-def test_one_stem_per_op(folder, names):
-    ops = {path.stem for path in ROOT.glob("eqtp/ops/*.py")} - {"__init__"}
-    prefix, suffix = names.split("{}")
-    found = {path.name.removeprefix(prefix).removesuffix(suffix) for path in ROOT.glob(f"{folder}/{names.format('*')}")}
-    if folder in ("bench", "tests"):
-        assert found >= ops
-    if folder == "csrc":
-        of_others = {
-            "gaunt_many_body",
-            "gaunt_convolution",
-            "vector_signal_tensor_product",
-        }  # these run the kernels of gaunt_tensor_product
-        assert found - {"module", "parallel", "plan"} == ops - of_others
-    if folder in ("kernels", "bench"):
-        assert found <= ops | {"__init__"}
+def test_one_stem_per_engine():
+    """Knowing an engine's name is knowing the files of its kernels; knowing an op's, its test and its benchmark."""
+    engines = {kernel.engine for kernel in registry.kernels()}
+
+    def belongs(stem):
+        return any(stem == engine or stem.startswith(f"{engine}_") for engine in engines)
+
+    assert {path.name for path in ROOT.glob("csrc/*")} == engines | {"common"}
+    for engine in engines:
+        assert (ROOT / "csrc" / engine / f"{engine}.cpp").exists() and (ROOT / "kernels" / f"{engine}.py").exists()
+    for folder in ("kernels", *(f"eqtp/backends/{family}" for family in registry.FAMILIES[:-1])):
+        stems = {path.stem for path in ROOT.glob(f"{folder}/*.py")}
+        assert [stem for stem in stems - SHARED if not belongs(stem)] == []
+    ops = set(registry.ops()) - {"so2_convolution"}  # which stands with gaunt_convolution
+    for op in ops:
+        assert (ROOT / "eqtp" / "ops" / f"{op}.py").exists() and (ROOT / "tests" / f"test_{op}.py").exists()
+    assert {path.stem.removeprefix("bench_") for path in ROOT.glob("bench/bench_*.py")} == ops
 
 
 @pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=relative)

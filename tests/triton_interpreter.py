@@ -335,5 +335,5 @@ def test_reasons():
     edges, product = graph(), problems.plan("diffdock-l1")
     with pytest.raises(RuntimeError, match="has mode uvw"):
         eqtp.tensor_product_conv(*case(product, edges).operands.values(), product, edges, "triton")
-    with pytest.raises(RuntimeError, match="float32, float64, float16, bfloat16, not float8"):
+    with pytest.raises(RuntimeError, match="float32, float64, float16 and bfloat16, not float8"):
         eqtp.segment_sum(torch.zeros(5, 1).to(torch.float8_e4m3fn), edges, backend="triton")

@@ -22,8 +22,7 @@ from math import pi, sqrt
 import numpy as np
 
 from eqtp.math import sphere
-from eqtp.math.so3 import wigner_3j
-from eqtp.plans.couplings import cg_paths
+from eqtp.math.so3 import cg_paths, wigner_3j
 
 
 def order(lmax: int) -> np.ndarray:

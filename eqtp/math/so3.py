@@ -99,3 +99,10 @@ def _su2(j1: int, j2: int, j3: int) -> np.ndarray:
             value = sqrt(s * s * a / (b * b1[j1 + m1] * b2[j2 + m2] * b3[j3 + m1 + m2]))
             c[j1 + m1, j2 + m2, j3 + m1 + m2] = value if s >= 0 else -value
     return c
+
+
+def cg_paths(lmax1: int, lmax2: int, lmax_out: int) -> list[tuple[int, int, int]]:
+    """The paths (l1, l2, l3) of the Clebsch-Gordan product, in the order of its weights: l1, then l2, then l3,
+    increasing."""
+    pairs = ((l1, l2) for l1 in range(lmax1 + 1) for l2 in range(lmax2 + 1))
+    return [(l1, l2, l3) for l1, l2 in pairs for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)]

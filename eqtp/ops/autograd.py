@@ -70,15 +70,6 @@ def differentiable(
             return tuple(None for _ in ctx.is_tensor)
         return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads, *results(ctx)))
 
-    def one_by_one(info, in_dims, *args):
-        each = [
-            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
-            for n in range(info.batch_size)
-        ]
-        if isinstance(each[0], torch.Tensor):
-            return torch.stack(each), 0
-        return tuple(torch.stack(o) for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
-
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*args):
@@ -90,7 +81,7 @@ def differentiable(
 
     Function.setup_context = staticmethod(setup_context)
     Function.backward = staticmethod(run_backward)
-    Function.vmap = staticmethod(vmap or one_by_one)
+    Function.vmap = staticmethod(vmap or _one_by_one(lambda *args: call(*args)))
     torch.library.register_autograd(op, run_backward, setup_context=setup_context, lib=LIBRARY)
 
     name = op.name()
@@ -99,6 +90,21 @@ def differentiable(
         return Function.apply(*args) if _transformed(name) else op(*args)
 
     return call
+
+
+def _one_by_one(call: Callable) -> Callable:
+    """vmap rule: a call for each element of the batch."""
+
+    def rule(info, in_dims, *args):
+        each = [
+            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
+            for n in range(info.batch_size)
+        ]
+        if isinstance(each[0], torch.Tensor):
+            return torch.stack(each), 0
+        return tuple(torch.stack(o) for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
+
+    return rule
 
 
 def _transformed(name: str) -> bool:

@@ -16,6 +16,7 @@ from math import sqrt
 import torch
 
 from eqtp.backends import registry
+from eqtp.math.so3 import cg_paths
 from eqtp.ops.autograd import passes, register_multilinear, sum_present
 from eqtp.ops.coefficients import (
     as_batch_channels,
@@ -31,7 +32,6 @@ from eqtp.ops.coefficients import (
 from eqtp.ops.constants import constants
 from eqtp.plans import couplings
 from eqtp.plans.calls import Pass
-from eqtp.plans.couplings import cg_paths
 
 METHODS = ("dense", "sparse")
 

@@ -1,5 +1,5 @@
-"""Tables of `eqtp.math.sphere` and `eqtp.math.so2` as tensors: remembered, and safe in inference mode, in transforms of
-torch.func and in torch.compile."""
+"""Tables of `eqtp.math` as tensors: cached, and safe in inference mode, in transforms of torch.func and in
+torch.compile."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from eqtp.math import so2
-from eqtp.math import sphere as tables
+from eqtp.math import fourier, so2, sphere
 from eqtp.ops.autograd import define
 
-# tables of `eqtp.math.sphere` that are a tuple of arrays; the others are one array
-TUPLES = {"blocks": tables.Blocks, "octant": tables.Octant, "series": tables.Series, "spectrum": tables.Spectrum}
+MODULES = (sphere, fourier, so2)
+# tables that are a tuple of arrays; the others are one array
+TUPLES = {"blocks": sphere.Blocks, "octant": sphere.Octant, "series": fourier.Series, "spectrum": fourier.Spectrum}
 
 
 def _array(name: str, field: int, arguments) -> np.ndarray:
-    made = getattr(tables if hasattr(tables, name) else so2, name)(*arguments)
+    module = next(module for module in MODULES if hasattr(module, name))
+    made = getattr(module, name)(*arguments)
     return np.ascontiguousarray(made[field] if name in TUPLES else made)
 
 
@@ -42,25 +43,19 @@ _table_op = define(
 
 @lru_cache(maxsize=256)
 def _table(name, field, arguments, device, dtype):
-    with torch.inference_mode(False):  # what is remembered may be used for training later
+    with torch.inference_mode(False):  # what is cached may be used for training later
         return _table_now(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
 
 
 def constants(name: str, *arguments: int, like: torch.Tensor):
     """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
-    if torch.compiler.is_compiling():  # Dynamo does not see into the op
+    # a tensor made in a transform or under a dispatch mode belongs to it
+    transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
 
-        def make(field):
+    def make(field):
+        if torch.compiler.is_compiling():  # Dynamo does not see into the op
             return _table_op(like.detach(), name, field, arguments)
-    elif (
-        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
-    ):  # a tensor made in one of these belongs to it
-
-        def make(field):
-            return _table.__wrapped__(name, field, arguments, str(like.device), like.dtype)
-    else:
-
-        def make(field):
-            return _table(name, field, arguments, str(like.device), like.dtype)
+        table = _table.__wrapped__ if transformed else _table
+        return table(name, field, arguments, str(like.device), like.dtype)
 
     return TUPLES[name](*[make(field) for field in range(len(TUPLES[name]._fields))]) if name in TUPLES else make(0)

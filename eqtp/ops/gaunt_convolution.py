@@ -26,6 +26,7 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.math import so2
+from eqtp.math.so3 import cg_paths
 from eqtp.ops.coefficients import (
     check_alike,
     check_natural,
@@ -38,7 +39,6 @@ from eqtp.ops.coefficients import (
 from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.spherical_harmonics import spherical_harmonics
-from eqtp.plans.couplings import cg_paths
 
 METHODS = ("product", "rotated")
 # method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch

@@ -43,10 +43,10 @@ def _build(src, dst, num_src, num_dst):
 def _fake(src, dst, num_src, num_dst):
     e = src.shape[0]
 
-    def new(n):
+    def column(n):
         return src.new_empty(n, dtype=torch.int64)
 
-    return new(e), new(e), new(num_dst + 1), new(e)
+    return column(e), column(e), column(num_dst + 1), column(e)
 
 
 _op = define(

@@ -18,6 +18,7 @@ from math import sqrt
 import numpy as np
 
 from eqtp.math import so3
+from eqtp.math.so3 import cg_paths
 from eqtp.math.sphere import bracket as odd_coupling
 from eqtp.math.sphere import table
 from eqtp.plans.signals import OPERANDS, forms, layout
@@ -67,13 +68,6 @@ def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: 
             first += size[o]
     sizes = [[size[n] for n in which for _ in range(count[n])] for which in (range(operands), outputs)]
     return CouplingTable(*sizes, np.concatenate(entries), np.concatenate(coefficients))
-
-
-def cg_paths(lmax1: int, lmax2: int, lmax_out: int) -> list[tuple[int, int, int]]:
-    """The paths (l1, l2, l3) of the Clebsch-Gordan product, in the order of its weights: l1, then l2, then l3,
-    increasing."""
-    pairs = ((l1, l2) for l1 in range(lmax1 + 1) for l2 in range(lmax2 + 1))
-    return [(l1, l2, l3) for l1, l2 in pairs for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)]
 
 
 @lru_cache(maxsize=64)

@@ -65,6 +65,7 @@ def tile_of(op: str, most: int, tensors: int, numbers, itemsize: int) -> Tile:
 
 
 def running_sum(counts: Iterable[int]) -> list[int]:
+    """0, and the sums of the first, the first two, .."""
     return [0, *np.cumsum([*counts]).tolist()]
 
 
@@ -81,6 +82,7 @@ def members_text(**arrays: Sequence) -> str:
 
 
 def array_text(space: str, name: str, values: np.ndarray, kind: str) -> str:
+    """A constant array of C++."""
     flat = values.ravel().tolist() or [0]
     return f"{space} constexpr {kind} {name}[] = {{{', '.join(x.hex() if isinstance(x, float) else str(x) for x in flat)}}};\n"
 
