@@ -116,6 +116,7 @@ def synthesis_gradient(lmax: int, points: Grid) -> tuple[np.ndarray, np.ndarray]
 
 
 def block_shape(lmax: int) -> tuple[int, int, int]:
+    """M, 2, K: of blocks without x."""
     return lmax + 1 + (lmax + 1) % 2, 2, lmax // 2 + 1
 
 
