@@ -83,7 +83,23 @@ template <class T>
 static inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
-// The first `lanes` < W lanes of a vector
+// The first `lanes` < W lanes of a vector; nothing behind them is touched
+template <class T>
+EQTP_INLINE Vec<T> load_part(const T* p, int lanes) {
+#if EQTP_SIMD_BYTES == 64
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), p));
+  else return Vec<T>(_mm512_maskz_loadu_pd(__mmask8((1u << lanes) - 1), p));
+#elif EQTP_SIMD_BYTES == 32
+  typename Simd<T>::I mask;
+  for (int l = 0; l < Simd<T>::W; ++l) mask[l] = l < lanes ? -1 : 0;
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_maskload_ps(p, __m256i(mask)));
+  else return Vec<T>(_mm256_maskload_pd(p, __m256i(mask)));
+#else
+  Vec<T> v{};
+  for (int l = 0; l < lanes; ++l) v[l] = p[l];
+  return v;
+#endif
+}
 template <class T>
 EQTP_INLINE void store_part(T* p, Vec<T> v, int lanes) {
 #if EQTP_SIMD_BYTES == 64

@@ -13,22 +13,18 @@ namespace eqtp::EQTP_SIMD {
 // Rows of c columns as whole vectors; the last vector of a row that is no multiple of one has `lanes` < W, and the
 // others are 0.
 template <class T>
-static inline __attribute__((always_inline)) Vec<T> load(const T* p, int64_t lanes) {
-  if (lanes >= Simd<T>::W) return load(p);
-  Vec<T> v{};
-  for (int l = 0; l < lanes; ++l) v[l] = p[l];
-  return v;
+EQTP_INLINE Vec<T> load(const T* p, int lanes) {
+  return lanes >= Simd<T>::W ? load(p) : load_part(p, lanes);
 }
 template <class T>
-static inline __attribute__((always_inline)) void store(T* p, Vec<T> v, int64_t lanes) {
-  if (lanes >= Simd<T>::W) return store(p, v);
-  for (int l = 0; l < lanes; ++l) p[l] = v[l];
+EQTP_INLINE void store(T* p, Vec<T> v, int lanes) {
+  if (lanes >= Simd<T>::W) store(p, v);
+  else store_part(p, v, lanes);
 }
 
 // f(n, i, columns) for tiles of up to COLUMN_TILE vectors of columns of each segment n: i the first column. A tile of a
-// row
-// is read in one go, so that the hardware sees it coming, and the tile of all rows of a segment stays in the caches for
-// the next time.
+// row is read in one go, so that the hardware sees it coming, and the tile of all rows of a segment stays in the caches
+// for the next time.
 constexpr int COLUMN_TILE = 16;
 template <class T, class F>
 static inline void each_column_tile(const SegmentArgs<T>& a, F&& f) {
@@ -46,7 +42,7 @@ static inline __attribute__((always_inline)) void each_vector(int64_t columns, F
   constexpr int W = Simd<T>::W;
   int q = 0;
   for (; q < columns / W; ++q) f(q, q * W, W);
-  if (const int rest = int(columns % W); rest > 0) f(q, q * W, rest);
+  if (columns % W) f(q, q * W, int(columns % W));
 }
 
 // ----------------------------------------------------------------------------------------------------------------
