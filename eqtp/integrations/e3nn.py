@@ -21,7 +21,7 @@ SUBCLASSES = (
 )  # of TensorProduct
 
 
-class Tables(torch.nn.Module):
+class KeptBuffers(torch.nn.Module):
     """Keeps the coefficient buffers of an e3nn module, for its state_dict only: eqtp does not read them."""
 
     def __init__(self, buffers: dict[str, torch.Tensor]):
@@ -128,7 +128,7 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
     for name, child in tp.named_children():
         tables = dict(child.named_buffers())
         if tables:
-            module.add_module(name, Tables(tables))
+            module.add_module(name, KeptBuffers(tables))
     share_state(tp, module)
     keep_attributes(tp, module)
     return module
@@ -145,6 +145,8 @@ def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
 def _reason_tensor_product(tp) -> str | None:
     from e3nn.o3 import TensorProduct, TensorSquare
 
+    if "forward" in vars(tp):
+        return "this instance has a forward of its own"
     own = [f for f in ("forward", "_get_weights") if getattr(type(tp), f) is not getattr(TensorProduct, f)]
     if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
         return f"its class {type(tp).__name__} has its own {own[0]}"
@@ -179,6 +181,8 @@ def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
 def _reason_spherical_harmonics(sh) -> str | None:
     from e3nn.o3 import SphericalHarmonics
 
+    if "forward" in vars(sh):
+        return "this instance has a forward of its own"
     if type(sh).forward is not SphericalHarmonics.forward:
         return f"its class {type(sh).__name__} has its own forward"
     return None

@@ -120,6 +120,8 @@ def predict(model, data) -> dict[str, torch.Tensor]:
 
 
 def _reason(module) -> str | None:
+    if "forward" in vars(module):
+        return "this instance has a forward of its own"
     if module.convolution is None:
         return "it is not instantiated yet: build the model first"
     seam = seam_of(module.convolution)
