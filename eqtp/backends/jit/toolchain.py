@@ -19,9 +19,9 @@ STORAGE = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp
 
 class Toolchain(NamedTuple):
     """build(file, tables, names, device) -> {name: kernel}: kernels, written as in C++, of a file of csrc/ followed by
-    the text `tables`; cached. launch(kernel, grid, block, shared, *arguments): arguments are tensors, None, numpy scalars
-    of the parameters' types or `eqtp.backends.jit.runtime.Struct`. unavailable(device) -> None, or the reason why nothing
-    can be built or launched for this device.
+    the text `tables`; cached. launch(kernel, grid, block, shared, *arguments): arguments are tensors, None, numpy
+    scalars of the parameters' types or `eqtp.backends.jit.runtime.Struct`. unavailable(device) -> None, or the reason
+    why nothing can be built or launched for this device.
     """
 
     build: Callable
