@@ -216,7 +216,9 @@ def test_refuses_a_wrong_gradient(model, monkeypatch, operand):
 
     monkeypatch.setattr(eqtp.nn.TensorProduct, "forward", forward)
     number = ["x", "y", "weight"].index(operand)
-    with pytest.raises(RuntimeError, match=f"gradient of input {number}, .* differs by 1.*e-02 of its scale in float64"):
+    with pytest.raises(
+        RuntimeError, match=f"gradient of input {number}, .* differs by 1.*e-02 of its scale in float64"
+    ):
         accelerate(model)
     assert type(model.product) is o3.TensorProduct
 

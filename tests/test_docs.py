@@ -253,3 +253,12 @@ def test_numbers_of_the_pages_are_the_results(plot):
         text = (ROOT / name).read_text()
         assert plot.with_table(text, table) == text, name
     assert plot.short_table(rows).count("\n| ") == len(plot.SHORT)  # every row of the README has a result
+
+
+def test_the_table_of_kernels_is_that_of_the_registry():
+    """After a change: python docs/kernel_table.py"""
+    spec = importlib.util.spec_from_file_location("kernel_table", ROOT / "docs" / "kernel_table.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = made.PAGE.read_text()
+    assert made.with_table(page) == page and all(f"`{op}`" in page for op in registry.ops())
