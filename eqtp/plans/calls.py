@@ -58,7 +58,7 @@ class Operands(NamedTuple):
 
     def map(self, function) -> Operands:
         """The same operands, each replaced by function(operand)."""
-        return Operands(*(None if t is None else function(t) for t in self[:7]), self.edges)
+        return Operands(*[None if t is None else function(t) for t in self[:7]], self.edges)
 
 
 class Outputs(NamedTuple):
