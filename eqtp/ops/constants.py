@@ -49,12 +49,11 @@ def _table(name, field, arguments, device, dtype):
 
 def constants(name: str, *arguments: int, like: torch.Tensor):
     """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
-    # a tensor made in a transform or under a dispatch mode belongs to it
-    transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
-
     def make(field):
         if torch.compiler.is_compiling():  # Dynamo does not see into the op
             return _table_op(like.detach(), name, field, arguments)
+        # a tensor made in a transform or under a dispatch mode belongs to it
+        transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
         table = _table.__wrapped__ if transformed else _table
         return table(name, field, arguments, str(like.device), like.dtype)
 
