@@ -69,11 +69,12 @@ except ImportError:  # a GPU machine has what it has
 
 OPS = sorted(benchmarks())
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+# how closely an e3nn peer must agree to be compared
 SAME_OPERATOR = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
     torch.bfloat16: 5e-2,
-}  # how closely an e3nn peer must agree to be compared
+}
 
 
 WRONG, AGREES = "wrong", "agrees with the reference"  # results of --check; the first is followed by a reason

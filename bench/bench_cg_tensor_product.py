@@ -49,9 +49,8 @@ def row_flops(degrees: tuple[int, int, int], pass_: str) -> int:
 def _e3nn(mode: str, degrees: tuple[int, int, int], dtype: torch.dtype, device: str):
     """e3nn.o3.TensorProduct, one channel: channels are rows to it."""
     o3 = peers._import("e3nn.o3")
-    irreps = [
-        o3.Irreps([(1, (l, 1)) for l in range(lmax + 1)]) for lmax in degrees
-    ]  # one parity: else the paths with an odd sum are not allowed
+    # one parity: else the paths with an odd sum are not allowed
+    irreps = [o3.Irreps([(1, (l, 1)) for l in range(lmax + 1)]) for lmax in degrees]
     paths = [(*path, "uuu", True) for path in cg_paths(*degrees)]
     options = {
         "irrep_normalization": "component",

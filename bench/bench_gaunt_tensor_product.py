@@ -102,9 +102,8 @@ def case(problem_id: str, dtype: torch.dtype, *, edges: int, device: str = "cpu"
         return (lambda x1, x2: torch.cat(product(x1, x2), -1)) if odd else product
 
     flops = edges * channels * folded_flops(*degrees, odd=odd)
-    top = [
-        min(degrees[2], degrees[0] + degrees[1] - part) for part in range(1 + odd)
-    ]  # beyond, and the bracket's degree 0: zero
+    # beyond, and the bracket's degree 0: zero
+    top = [min(degrees[2], degrees[0] + degrees[1] - part) for part in range(1 + odd)]
     blocks = [
         slice(part * n3 + l * l, part * n3 + (l + 1) ** 2)
         for part in range(1 + odd)

@@ -227,9 +227,8 @@ def call_job(run: Run, job: Job, name: str, problems: list[str], families: tuple
         return None
     if done.code is not None and len(problems) * len(families) > 1:  # one may have broken the process for all
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        whole = {row["problem"] for row in rows} - {
-            row["problem"] for row in rows[-1:]
-        }  # those before the one that broke
+        # those before the one that broke
+        whole = {row["problem"] for row in rows} - {row["problem"] for row in rows[-1:]}
         file.write_text("".join(json.dumps(row) + "\n" for row in rows if row["problem"] in whole))
         alone = [call_job(run, job, f"{name}-{p}-{f}", [p], (f,)) for p in problems if p not in whole for f in families]
         return "; ".join(filter(None, [f"{name}: {ended(done)}", *alone]))

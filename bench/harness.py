@@ -51,11 +51,12 @@ STAGES = {
 }
 TITLES = {"fwd": "fwd", "bwd": "fwd+bwd", "bwdbwd": "bwdbwd", "grad": "bwd alone", "gradgrad": "bwdbwd alone"}
 WHOLE = {"grad": "bwd", "gradgrad": "bwdbwd"}  # the pass that contains, and is checked for, one that is timed by itself
+# relative to the scale of each piece; bfloat16 has 8 bits
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
     torch.bfloat16: 3e-2,
-}  # relative to the scale of each piece; bfloat16 has 8 bits
+}
 MAX_CALLS = 200  # in one round
 FLUSH_BYTES = 3 << 30  # many times the largest L2 cache: see above
 

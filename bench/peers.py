@@ -26,11 +26,12 @@ import torch
 from bench.harness import Missing
 from eqtp.testing import problems
 
+# same operator, order and weights as ours: values can be compared
 E3NN = (
     "e3nn",
     "e3nn-script",
     "e3nn-compile",
-)  # same operator, order and weights as ours: values can be compared
+)
 CUEQ = ("cueq", "cueq-irmul")
 CUEQ_LMAX = 5  # from 6 on, 0.13 works for minutes and then raises "Unsupported number of inputs: 6"
 SPHERICART = ("sphericart", "sphericart-solid")

@@ -53,10 +53,11 @@ PEERS = {
     "e3nn-even": "even", "e3nn": "cg", **dict.fromkeys(published.NAMES, "gaunt"),
     "pof-grid": "gaunt", "pof-cg-dense": "even", "pof-cg-sparse": "even", "pof-matrix": "matrix",
 }  # fmt: skip
+# pof-cg-sparse takes minutes to compile
 GROUPS = {
     "published": published.NAMES,
     "pof": ("pof-grid", "pof-cg-dense", "pof-matrix"),
-}  # pof-cg-sparse takes minutes to compile
+}
 CHECK_ROWS, ROTATIONS = 20, 3
 
 

@@ -76,13 +76,11 @@ def integrals(lmax: int, umax: int) -> np.ndarray:
     u, q = np.arange(-umax, umax + 1)[:, None], np.arange(-lmax, lmax + 1)
     k = (u + q).astype(float)
     one = abs(k) == 1
-    sine = np.where(
-        one, 0.5j * pi * k, (1 + np.exp(1j * pi * k)) / np.where(one, 1, 1 - k * k)
-    )  # of exp(i k beta) sin(beta) over 0..pi
+    # of exp(i k beta) sin(beta) over 0..pi
+    sine = np.where(one, 0.5j * pi * k, (1 + np.exp(1j * pi * k)) / np.where(one, 1, 1 - k * k))
     out = 2 * pi * np.einsum("uq,lmqs->lmus", sine, series(lmax))
-    out[:, np.arange(2 * lmax + 1) != lmax] = out[:, np.arange(2 * lmax + 1) != lmax][
-        ..., ::-1
-    ]  # exp(i v alpha) meets exp(-i v alpha)
+    # exp(i v alpha) meets exp(-i v alpha)
+    out[:, np.arange(2 * lmax + 1) != lmax] = out[:, np.arange(2 * lmax + 1) != lmax][..., ::-1]
     return out
 
 

@@ -31,9 +31,8 @@ CHUNK = 20  # nodes
 def paths(lmax: int, degree: int, l_out: int) -> tuple[np.ndarray, np.ndarray]:
     """U [2 l_out+1, n, .. n, k] and what each path is multiplied by in the power of a function [k]; n = (lmax+1)^2."""
     n = (lmax + 1) ** 2
-    found = [
-        (l, 1.0, np.eye(n)[l * l : (l + 1) ** 2]) for l in range(lmax + 1)
-    ]  # (degree, factor, tensor [2 l+1, n, ..])
+    # (degree, factor, tensor [2 l+1, n, ..])
+    found = [(l, 1.0, np.eye(n)[l * l : (l + 1) ** 2]) for l in range(lmax + 1)]
     for _ in range(degree - 1):
         found = [
             (l3, c * (gaunt(l1, l2, l3) * wigner_3j(l1, l2, l3)).sum(), _coupled(t, l1, l2, l3, n))
@@ -79,17 +78,14 @@ class Contraction:
         out, weights = [], iter(weights)
         for u in self.u:
             *lower, (table, w) = [(table, next(weights)[z].mT) for table in u]  # w [b, c, k]
-            pairs = (x.unsqueeze(-1) * w.unsqueeze(-2)).flatten(
-                -2
-            )  # [b, c, n k]: less to keep than U W, which has n^nu
-            total = (pairs @ table.flatten(-2).flatten(0, -2).mT).unflatten(
-                -1, table.shape[:-2]
-            )  # [b, c, 2 L+1, n .. n]
+            # [b, c, n k]: less to keep than U W, which has n^nu
+            pairs = (x.unsqueeze(-1) * w.unsqueeze(-2)).flatten(-2)
+            # [b, c, 2 L+1, n .. n]
+            total = (pairs @ table.flatten(-2).flatten(0, -2).mT).unflatten(-1, table.shape[:-2])
             for table, w in lower[::-1]:
                 total = total + (w @ table.flatten(0, -2).mT).unflatten(-1, table.shape[:-1])
-                total = (
-                    (total.flatten(2, -2) @ x.unsqueeze(-1)).squeeze(-1).unflatten(-1, table.shape[:-2])
-                )  # one n less
+                # one n less
+                total = (total.flatten(2, -2) @ x.unsqueeze(-1)).squeeze(-1).unflatten(-1, table.shape[:-2])
             out.append(total)
         return torch.cat(out, -1)
 

@@ -1,4 +1,5 @@
-"""Writes the table of docs/backends.md that says which ops have kernels, from the registry: python docs/kernel_table.py"""
+"""Writes the table of docs/backends.md that says which ops have kernels, from the registry: python
+docs/kernel_table.py"""
 
 from __future__ import annotations
 

@@ -28,13 +28,14 @@ PASSES = {
     "bwdbwd": "double backward",
     "energy+forces": "energy + forces",
 }
+# the first in the table
 OPS = (
     "tensor_product_conv",
     "tensor_product",
     "spherical_harmonics",
     "segment_sum",
     "sevennet",
-)  # the first in the table
+)
 SHORT = (  # op, problem, pass of the rows of README.md
     ("tensor_product_conv", "mace-medium", "fwd"),
     ("tensor_product_conv", "mace-medium", "bwd"),

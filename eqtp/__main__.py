@@ -140,7 +140,8 @@ def families(device: str = "cpu") -> list[tuple[str, str]]:
         rows.append(
             (
                 "auto",
-                f"takes {taken}, where that can run the plan: eqtp.explain(plan{'' if device == 'cpu' else f', {device!r}'})",
+                f"takes {taken}, where that can run the plan: "
+                f"eqtp.explain(plan{'' if device == 'cpu' else f', {device!r}'})",
             )
         )
     except (RuntimeError, ValueError) as error:  # EQTP_BACKEND names one that cannot run, or none

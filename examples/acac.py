@@ -145,9 +145,8 @@ class ClebschGordan(torch.nn.Module):
     def __init__(self, channels: int, lmax_out: int, halves: tuple[int, ...]):
         super().__init__()
         paths = so2_paths(LMAX, lmax_out, LMAX)
-        same = [
-            sum(p[2] == q[2] and sum(p) % 2 == sum(q) % 2 for p in paths) for q in paths
-        ]  # paths that are added with this one
+        # paths that are added with this one
+        same = [sum(p[2] == q[2] and sum(p) % 2 == sum(q) % 2 for p in paths) for q in paths]
         used = torch.tensor([[sum(path) % 2 == half for path in paths] for half in halves])
         self.weight = torch.nn.Parameter(torch.randn(channels, len(paths)))
         self.register_buffer("used", used / torch.tensor(same) ** 0.5, persistent=False)  # [halves, paths]
@@ -228,10 +227,11 @@ class Network(torch.nn.Module):
         super().__init__()
         kinds = sorted(set(elements))
         self.register_buffer("element", torch.tensor([kinds.index(e) for e in elements]))  # [n]
+        # eV: mean energy of an atom; energies are learned in units of the forces' root mean square
         self.shift, self.scale = (
             shift,
             scale,
-        )  # eV: mean energy of an atom; energies are learned in units of the forces' root mean square
+        )
         self.embed = torch.nn.Embedding(len(kinds), channels)
         self.layers = torch.nn.ModuleList(
             Layer(product, *lmaxes, channels, len(kinds), neighbors) for lmaxes in ((0, LMAX), (LMAX, 0))

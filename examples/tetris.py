@@ -76,9 +76,8 @@ class Network(torch.nn.Module):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """positions [pieces, 4, 3] -> logits [pieces, 8]"""
         pieces, cubes, _ = positions.shape
-        r = (
-            positions[:, :, None] - positions[:, None]
-        )  # [pieces, 4, 4, 3]; a cube also sees itself, at r = 0: harmonics are defined there
+        # [pieces, 4, 4, 3]; a cube also sees itself, at r = 0: harmonics are defined there
+        r = positions[:, :, None] - positions[:, None]
         squares = r.square().sum(-1, keepdim=True)
         basis = torch.exp(-((squares - torch.tensor([1.0, 2.0, 3.0, 4.0])) ** 2))  # [pieces, 4, 4, 4]
         y = eqtp.spherical_harmonics([0, 1, 2], r, True, "component")  # [pieces, 4, 4, 9]
@@ -90,9 +89,8 @@ class Network(torch.nn.Module):
         logits = self.scalars(torch.cat([a[..., 0], dots(product, c)], -1)).view(pieces, cubes, -1).sum(1)
         if bracket is None:
             return logits
-        sign = (
-            self.pseudo(dots(bracket, c)).view(pieces, cubes).sum(1)
-        )  # changes sign in the mirror, where the first two pieces change places
+        # changes sign in the mirror, where the first two pieces change places
+        sign = self.pseudo(dots(bracket, c)).view(pieces, cubes).sum(1)
         return logits + torch.stack([sign, -sign, *[torch.zeros_like(sign)] * 6], -1)
 
 

@@ -21,7 +21,8 @@ from eqtp.plans.plan import TensorProductPlan
 
 HEAD = """\
 def {name}(
-    x, y, w, g, cx, cy, cw,  # rows of [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions like the first three
+    # rows of [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions like the first three
+    x, y, w, g, cx, cy, cw,
     out, gx, gy, gw,  # [num_dst, out], [num_src, in1], [blocks, e, in2], [e, weights], contiguous
     far, ptr, order,  # [e] the other end of an edge, [nodes + 1], [e]
     sx, sy, sw, sg, scx, scy, scw, num_edges, first_block, B: tl.constexpr,
@@ -187,9 +188,8 @@ def _gradients(key: str, pass_: str, walk: tuple, inputs: list, gx, gy, gw) -> N
     )
     if sums is not None and not _complete(plan.offsets[0], {p.i1 for p in plan.paths}):
         sums.zero_()
-    share = (
-        None if gy is None else torch.zeros(sum(map(blocks, units)), *gy.shape, dtype=real, device=gy.device)
-    )  # [blocks, e, in2]
+    # [blocks, e, in2]
+    share = None if gy is None else torch.zeros(sum(map(blocks, units)), *gy.shape, dtype=real, device=gy.device)
     if len(x):
         _launch(key, pass_, walk, len(x), inputs, (None, sums, share, gw))
     if sums is not gx:

@@ -67,8 +67,7 @@ def _join(terms: list[str]) -> str:
     return " + ".join(terms) or "tl.zeros([B], REAL)"
 
 
-# --------------------------------------------------------------------------------------------------------------------------
-#   text
+# ------------------------------------------------------------------------ text
 @lru_cache(maxsize=1024)
 def parts(program: MatrixProgram, real: str) -> tuple[tuple[int, ...], ...]:
     """The outputs of each kernel: as many as a lane has room for, both of a pair."""
@@ -173,8 +172,7 @@ def _text(program: MatrixProgram, outputs: tuple[int, ...], name: str) -> str:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------------
-#   loops
+# ------------------------------------------------------------------------ loops
 class _Conversions:
     """The entries of the conversions of a program, and where those of each begin."""
 
@@ -286,8 +284,7 @@ def _loops(program: MatrixProgram, name: str) -> str:
     return head + indent("    " + line for line in lines)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
-#   run
+# ------------------------------------------------------------------------ run
 @lru_cache(maxsize=1024)
 def source(program: MatrixProgram, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Name, text and outputs of each kernel of a program. real: "float32" or "float64"."""

@@ -22,6 +22,7 @@ from eqtp.backends.jit.runtime import Struct
 
 HEADER = Path(__file__).with_name("cuda_cpu.h")
 CSRC = Path(__file__).parents[1] / "csrc"
+# libraries must not share the statics of equal names
 FLAGS = [
     "-std=c++20",
     "-O1",
@@ -29,7 +30,7 @@ FLAGS = [
     "-pthread",
     "-fvisibility=hidden",
     "-fno-gnu-unique",
-]  # libraries must not share the statics of equal names
+]
 SANITIZERS = {
     None: [],
     "address": ["-g", "-fsanitize=address,bounds,alignment", "-fno-sanitize-recover=all"],
@@ -157,9 +158,8 @@ def run_program(source: str, sanitize: str | None = None, *arguments, timeout: f
     reports.
     """
     program = _compile(source, sanitize, "program", "-fPIE")
-    fixed = (
-        ["setarch", "-R"] if sanitize == "thread" and _addresses_can_be_fixed() else []
-    )  # TSan bears little randomness
+    # TSan bears little randomness
+    fixed = ["setarch", "-R"] if sanitize == "thread" and _addresses_can_be_fixed() else []
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66"}
     return _run([*fixed, program, *arguments], env=environment, timeout=timeout)
 

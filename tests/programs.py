@@ -35,9 +35,8 @@ def evaluate(program, inputs):
 def couple(couplings, inputs):
     """The same for `eqtp.plans.couplings`: inputs [..., n] -> outputs [..., n]."""
     row = torch.cat([*inputs, torch.ones_like(inputs[0][..., :1])], -1)  # [..., components of all inputs, then 1]
-    terms = (
-        row[..., couplings.a.tolist()] * row[..., couplings.b.tolist()] * torch.tensor(couplings.c, dtype=row.dtype)
-    )  # [..., nnz]
+    # [..., nnz]
+    terms = row[..., couplings.a.tolist()] * row[..., couplings.b.tolist()] * torch.tensor(couplings.c, dtype=row.dtype)
     sums = terms.new_zeros(*terms.shape[:-1], len(couplings.scale))
     for g, (first, last) in enumerate(zip(couplings.group_ptr, couplings.group_ptr[1:], strict=False)):
         sums[..., g] = terms[..., first:last].sum(-1) * row[..., int(couplings.scale[g])]

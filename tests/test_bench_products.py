@@ -68,9 +68,8 @@ def test_published_tables_are_made_once_and_sizes_are_those_of_the_papers():
         "published-fft", 2, 2, 4, torch.float32
     )
     assert published.series(4).shape == (5, 9, 9, 2)  # dense: l, m, u, both signs of m
-    assert (
-        published.product("published-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 18
-    )  # (2 L + 1) x (4 L + 2) points
+    # (2 L + 1) x (4 L + 2) points
+    assert published.product("published-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 18
     assert published.product("dense-grid", 4, 4, 8, torch.float32).bytes == 4 * 9 * 17
     assert published.product("dense-grid", 6, 6, 6, torch.float32).bytes == 4 * 10 * 19
     with pytest.raises(ValueError, match="lmax_out must be 0 to 4, got 5"):

@@ -206,9 +206,8 @@ def test_opcheck():
         torch.ops.eqtp.cg_tensor_product_bwd.default,
         (testing.random(2, 3, 9), x1, x2, w, [True, False, True], 2, "native"),
     )
-    second = tuple(
-        testing.random(2, 3, n, seed=n) for n in (9, 9, 4, w.shape[-1], 9, 4, w.shape[-1])
-    )  # g, x1, x2, w, and cotangents
+    # g, x1, x2, w, and cotangents
+    second = tuple(testing.random(2, 3, n, seed=n) for n in (9, 9, 4, w.shape[-1], 9, 4, w.shape[-1]))
     torch.library.opcheck(
         torch.ops.eqtp.cg_tensor_product_bwdbwd.default, (*second, [True, False, True, True], 2, "native")
     )

@@ -125,8 +125,7 @@ def test_nvcc_takes_the_same_text(tmp_path):
     assert (tmp_path / "plan.o").stat().st_size > 10_000
 
 
-# ------------------------------------------------------------------------------------------------ products of functions
-#   on the sphere
+# ------------------------------------------------------------------------ products of functions on the sphere
 KINDS = ["product", "odd", "cross"]
 WANTED = {"fwd": (True,), "bwd": (True,) * 2, "bwdbwd": (True,) * 3}
 SAME = [(2, 2, 2), (4, 4, 4), (6, 6, 6)]

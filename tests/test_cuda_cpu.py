@@ -108,8 +108,7 @@ def settings(request, monkeypatch):
     monkeypatch.setenv("EQTP_CPU_THREADS", str(request.param[1]))
 
 
-# ---------------------------------------------------------------------------------------------------------------- what
-#   it computes
+# ------------------------------------------------------------------------ what it computes
 @pytest.mark.parametrize("threads", [32, 96, 256])
 def test_blocks(settings, threads):
     """Shared memory of both kinds, barriers, shuffles and atomics, in every order of the threads."""
@@ -142,9 +141,8 @@ def test_warp_operations(settings):
         [lane(t, 3) for t in threads],
         [t // 8 * 8 + (t + 1) % 8 for t in threads],
         [t ^ 5 for t in threads],
-        [
-            t ^ 9 if t % 16 >= 8 else t for t in threads
-        ],  # from a group of lower lanes it may read, from a higher one not
+        # from a group of lower lanes it may read, from a higher one not
+        [t ^ 9 if t % 16 >= 8 else t for t in threads],
         [t - 3 if t % 32 >= 3 else t for t in threads],
         [t - 3 if t % 8 >= 3 else t for t in threads],
         [t + 3 if t % 32 + 3 < 32 else t for t in threads],
@@ -308,8 +306,7 @@ def test_races(monkeypatch):
         total(kernels, "float", "true", 4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the
-#   builder and the launch
+# ------------------------------------------------------------------------ the builder and the launch
 @pytest.mark.parametrize(
     "grid, block, shared, message",
     [

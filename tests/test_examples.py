@@ -53,9 +53,8 @@ def test_acac_forces_are_right(acac, product):
     for turn in (q, -q):
         turned = data._replace(positions=data.positions @ turn.T, forces=data.forces @ turn.T)
         e, f = acac.evaluate(network, turned)
-        torch.testing.assert_close(
-            e, energy, rtol=1e-13, atol=1e-13
-        )  # numbers of order 1, some hundred roundings of 2e-16
+        # numbers of order 1, some hundred roundings of 2e-16
+        torch.testing.assert_close(e, energy, rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(f, forces @ turn.T, rtol=1e-13, atol=1e-13)
     step = torch.zeros_like(data.positions)
     step[1, 3, 2] = 1e-5

@@ -31,9 +31,8 @@ def angles(points):
 
 def test_synthesis_is_e3nn():
     points = g.grid(7, 9, 0.3)
-    expected = o3.spherical_harmonics(
-        list(range(LMAX + 1)), directions(*angles(points)), True, "integral"
-    )  # [rows, columns, n]
+    # [rows, columns, n]
+    expected = o3.spherical_harmonics(list(range(LMAX + 1)), directions(*angles(points)), True, "integral")
     np.testing.assert_allclose(g.synthesis(LMAX, points), expected.permute(2, 0, 1), rtol=0, atol=2e-14)
 
 
@@ -203,9 +202,8 @@ def test_bracket_is_the_integral():
     for l1, l2, l3 in itertools.product(range(lmax + 1), repeat=3):
         if abs(l1 - l2) <= l3 <= l1 + l2:
             np.testing.assert_allclose(g.bracket(l1, l2, l3), integral[at[l1], at[l2], at[l3]], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(
-        g.bracket(1, 1, 1), math.sqrt(18 / (4 * math.pi)) * wigner_3j(1, 1, 1), rtol=1e-15
-    )  # w3j: cross product / sqrt(6)
+    # w3j: cross product / sqrt(6)
+    np.testing.assert_allclose(g.bracket(1, 1, 1), math.sqrt(18 / (4 * math.pi)) * wigner_3j(1, 1, 1), rtol=1e-15)
 
 
 @pytest.mark.parametrize(("lmax", "even", "odd"), [(1, 21, 6), (2, 162, 82), (3, 708, 424), (4, 2229, 1512)])

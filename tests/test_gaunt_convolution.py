@@ -32,6 +32,7 @@ AXES = [
     [1e-9, -1, 0],
     [3, -4, 5],
 ]
+# lmax, lmax_filter, lmax_out
 DEGREES = [
     (2, 2, 2),
     (3, 4, 2),
@@ -41,7 +42,7 @@ DEGREES = [
     (4, 8, 4),
     (2, 1, 3),
     (8, 8, 8),
-]  # lmax, lmax_filter, lmax_out
+]
 
 
 def edges(random=6):
@@ -193,9 +194,8 @@ def test_derivatives_by_the_edge_are_right_in_every_direction(degrees):
         torch.eye((lmax + 1) ** 2, dtype=torch.float64),
     )
     turned = so2_weights(w, lmax, lmax_out, lmax_filter)
-    dense = so2_convolution(
-        eye, torch.tensor([[[0.0, 1, 0]]], dtype=torch.float64), turned, lmax_out
-    )  # of each component, for checks of size
+    # of each component, for checks of size
+    dense = so2_convolution(eye, torch.tensor([[[0.0, 1, 0]]], dtype=torch.float64), turned, lmax_out)
     assert dense.abs().max() > 0.1
     table = torch.zeros((lmax + 1) ** 2, (lmax_filter + 1) ** 2, (lmax_out + 1) ** 2, dtype=torch.float64)
     for (l1, l2, l3), weight in zip(so2_paths(lmax, lmax_out, lmax_filter), w, strict=True):

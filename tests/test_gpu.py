@@ -67,9 +67,8 @@ def test_segments(random_graph, family, op, dtype):
         def f(x, b):
             return getattr(eqtp, op)(x, on[x.device.type], backend=b)
 
-        x = (
-            (testing.random(400, columns) * 4).round() / 4 if op == "segment_max" else testing.random(400, columns)
-        )  # with ties
+        # with ties
+        x = (testing.random(400, columns) * 4).round() / 4 if op == "segment_max" else testing.random(400, columns)
         check(
             family,
             op.replace("mean", "sum"),

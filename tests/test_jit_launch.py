@@ -87,6 +87,7 @@ def test_arguments(gpu, kernel):
     ((grid, block, args, shared, stream),) = kernel.function.calls
     assert (grid, block, shared, stream) == ((5, 2), (128,), 0, 7)
     assert args == [x.data_ptr(), x.data_ptr() + 16, 0, 2**40, 0.5, -1]
+    # the sizes that the kernel reads
     assert [type(a) for a in args] == [
         np.uint64,
         np.uint64,
@@ -94,7 +95,7 @@ def test_arguments(gpu, kernel):
         np.int64,
         np.float32,
         np.int32,
-    ]  # the sizes that the kernel reads
+    ]
     assert gpu.entered == [kernel.device]
 
 

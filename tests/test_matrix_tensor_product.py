@@ -147,10 +147,11 @@ def test_kernels(degrees, split, backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_kernels_read_any_layout(backend):
+    # [3, 2, n] each
     x1, x2 = (
         coefficients(2, 3, 3, seed=1).transpose(0, 1),
         testing.random(9, 3, 2, seed=2).movedim(0, -1),
-    )  # [3, 2, n] each
+    )
 
     def f(backend, *x):
         return torch.stack(matrix_tensor_product(*x, 2, split=True, backend=backend))

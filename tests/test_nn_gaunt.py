@@ -90,9 +90,8 @@ def test_product_has_unit_variance(lmaxes):
     product, bracket = layer(torch.randn(4000, 8, (l1 + 1) ** 2), torch.randn(4000, 8, (l2 + 1) ** 2))
     reached = np.arange(l3 + 1) <= l1 + l2
     np.testing.assert_allclose(mean_squares(product), reached, atol=0.06)
-    reached = (np.arange(l3 + 1) < l1 + l2) & (
-        np.arange(l3 + 1) > 0
-    )  # {f, g} has neither a mean nor the highest degree
+    # {f, g} has neither a mean nor the highest degree
+    reached = (np.arange(l3 + 1) < l1 + l2) & (np.arange(l3 + 1) > 0)
     np.testing.assert_allclose(mean_squares(bracket), reached, atol=0.06)
 
 

@@ -121,8 +121,7 @@ def test_an_overrun_is_found(graph):
         family.convolve(WIDE.key, graph, (x, y, w), (out, None, None, None))
 
 
-# ------------------------------------------------------------------------------------------------ products of functions
-#   on the sphere
+# ------------------------------------------------------------------------ products of functions on the sphere
 def products(family):
     """Two programs, of one row for each worker and of several, couplings, and matrices; more samples than a tile has;
     inputs shared and with gaps."""

@@ -11,10 +11,11 @@ from eqtp.ops import segment_softmax as softmax_op
 from eqtp.ops import segment_sum as sum_op
 
 TYPES = {"float": torch.float32, "double": torch.float64, "eqtp::f16": torch.float16, "eqtp::bf16": torch.bfloat16}
+# half precision: one rounding of the result
 TOLERANCE = testing.TOLERANCE | {
     torch.float16: 1e-3,
     torch.bfloat16: 8e-3,
-}  # half precision: one rounding of the result
+}
 CASES = [(t, vec) for t, dtype in TYPES.items() for vec in (1, 16 // dtype.itemsize)]
 KERNELS = {  # kernel -> types of its parameters
     "sum": "const T*; Index; const Index*; const Index*; Index; Index; int; int; Index; T*",
@@ -46,9 +47,8 @@ def the_graph(degrees, seed=0):
     return eqtp.Graph(torch.zeros_like(dst), dst, 1, len(degrees))
 
 
-GRAPH = the_graph(
-    [0, 3, 1, 0, 40, 7, 300, 2, 1, 1, 9, 0, 5, 64, 2, 0]
-)  # some without edges, one longer than what a team holds
+# some without edges, one longer than what a team holds
+GRAPH = the_graph([0, 3, 1, 0, 40, 7, 300, 2, 1, 1, 9, 0, 5, 64, 2, 0])
 
 
 def columns(case):

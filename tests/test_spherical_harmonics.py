@@ -125,9 +125,8 @@ def test_gradient_map(degrees, normalization):
     xyz = vectors(5)
     lower = reference(range(max(*degrees, 1)), xyz, False, "integral")  # [n, lmax^2]
     D = torch.from_numpy(gradient_map(degrees, normalization))
-    columns = torch.autograd.functional.jacobian(
-        lambda x: reference(degrees, x, False, normalization).sum(0), xyz
-    )  # [c, n, 3]
+    # [c, n, 3]
+    columns = torch.autograd.functional.jacobian(lambda x: reference(degrees, x, False, normalization).sum(0), xyz)
     testing.assert_close(torch.einsum("acj,nj->cna", D, lower), columns)
 
 
@@ -137,9 +136,8 @@ def test_constants():
     y, weights = np.polynomial.legendre.leggauss(17)
     angle = np.arange(34) * pi / 17
     ring = np.sqrt(1 - y**2)[:, None]
-    xyz = np.stack(np.broadcast_arrays(ring * np.sin(angle), y[:, None], ring * np.cos(angle)), -1).reshape(
-        -1, 3
-    )  # [17*34, 3]
+    # [17*34, 3]
+    xyz = np.stack(np.broadcast_arrays(ring * np.sin(angle), y[:, None], ring * np.cos(angle)), -1).reshape(-1, 3)
     weights = torch.from_numpy(np.repeat(weights * pi / 17, 34))
     xyz = torch.from_numpy(xyz)
     values = harmonics(list(range(17)), False, "integral")(xyz)

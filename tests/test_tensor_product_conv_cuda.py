@@ -24,6 +24,7 @@ MAIN = ["mace-medium", "sevennet-0", "nequip-l"]
 OTHERS = [
     problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu" and problem.id not in MAIN
 ]
+# neither the fourth block of x nor the last two slots have a path; a unit without weights
 SMALL = TensorProductPlan(
     "17x0e+3x1o+2x2e+5x1o",
     "0e+1o+2e",
@@ -35,7 +36,7 @@ SMALL = TensorProductPlan(
         (2, 2, 2, "uvu", False),
         (1, 1, 3, "uvu", True),
     ],
-)  # neither the fourth block of x nor the last two slots have a path; a unit without weights
+)
 ONE = [1, 2, 3, 5, 8, 17, 33, 89]  # multiplicities of units with one channel per thread: rows of odd length
 TWO = [2, 8, 16, 48, 64, 128, 130]  # of units with one or two
 
@@ -182,8 +183,7 @@ def test_the_plans_cover_what_they_should(random_channelwise):
     assert any(len({p.has_weight for p in plan.paths}) == 2 for plan in drawn)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-#   graphs, rows, layouts
+# ------------------------------------------------------------------------ graphs, rows, layouts
 @pytest.mark.parametrize("nodes, edges", [(0, 0), (1, 0), (1, 1), (1, 33), (31, 1), (31, 33), (33, 0), (33, 31)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(target, random_graph, nodes, edges, dtype):
@@ -317,8 +317,7 @@ def test_half_precision(target, dtype):
         testing.assert_close(t, expected[name], name, tolerance)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-#   determinism
+# ------------------------------------------------------------------------ determinism
 @pytest.mark.parametrize("name", ["small", "two"])
 def test_repeats(target, random_graph, name):
     """The same bits every time."""
@@ -346,8 +345,7 @@ def test_any_order_of_threads(random_graph, monkeypatch, order, threads):
             assert all(torch.equal(a, b) for a, b in zip(run(name), first, strict=True))
 
 
-# ----------------------------------------------------------------------------------------------------------------
-#   atomics
+# ------------------------------------------------------------------------ atomics
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unsorted_graphs(target, random_graph, dtype):
     """sort=False: the specialised kernels add with atomics, the others sort; both to second order, in any order of

@@ -131,6 +131,7 @@ def emulated():
     registry._resolve.cache_clear()
 
 
+# shared output slots, a slot without a path, paths without weights, more than 7 components
 UNEVEN = TensorProductPlan(
     "33x0e+5x1o+2x2e+3x4e",
     "0e+1o+2e+4e",
@@ -144,7 +145,7 @@ UNEVEN = TensorProductPlan(
         (3, 1, 4, "uvu", True),
         (3, 3, 6, "uvu", True),
     ],
-)  # shared output slots, a slot without a path, paths without weights, more than 7 components
+)
 UNWEIGHTED = TensorProductPlan("4x0e+3x1o", "0e+1o", "3x1o+4x1o", [(1, 0, 0, "uvu", False), (0, 1, 1, "uvu", False)])
 # More shared memory than a kernel gets without asking
 HIGH = TensorProductPlan("2x8e+1x3o", "6o", "2x8o+1x9e", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)])

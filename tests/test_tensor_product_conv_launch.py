@@ -23,8 +23,7 @@ from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
 
 
-# ---------------------------------------------------------------------------------------------------------------- large
-#   sizes (R20)
+# ------------------------------------------------------------------------ large sizes (R20)
 def passes(convolve, plan, graph, sizes, new):
     """Runs all kernels: forward, backward, both along a direction. sizes: sources, destinations, edges; new(rows,
     columns) makes a tensor."""
@@ -169,8 +168,7 @@ def test_outputs_beyond_32_bits(sparse):
     assert torch.equal(many_gw[chosen], gw) and gw.abs().min() > 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- on a
-#   GPU
+# ------------------------------------------------------------------------ on a GPU
 FAMILIES = pytest.mark.parametrize("family", ["jit", "native"])
 
 

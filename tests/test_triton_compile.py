@@ -36,6 +36,7 @@ QUICK = ["mace-l1", "mace-l1:rows", "lmax3", "segments"]
 CHANNELWISE = [problem.id for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 OTHERS = [n for n in (*CHANNELWISE, *(f"lmax{l}" for l in (1, 2, 4, 6, 8, 10))) if n not in QUICK]  # lmax15: minutes
 MANY_VALUES = ("lmax8", "lmax10")  # more than a lane has registers
+# of int64; other pointers are of numbers
 POINTERS = {
     "far",
     "ptr",
@@ -47,7 +48,7 @@ POINTERS = {
     "scale",
     "a",
     "b",
-}  # of int64; other pointers are of numbers
+}
 PROGRAMS = {
     "gaunt": lambda: signals.product("product", 4, 4, 8, "fwd", (True,)),
     "gaunt:bwd": lambda: signals.product("product", 4, 4, 8, "bwd", (True,) * 2),
@@ -146,8 +147,7 @@ def test_spills_are_seen():
     assert run("sm_90", "float32", "too-wide")[0]["spills"] > 100
 
 
-# ------------------------------------------------------------------------------------------------------------------ in
-#   the other process
+# ------------------------------------------------------------------------ in the other process
 def sources(name: str, real: str, lanes: int):
     """(kernel name, function, outputs and inputs that are not None, constants, warps); lanes: of a warp"""
     import triton

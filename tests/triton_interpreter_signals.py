@@ -162,9 +162,8 @@ def by(request, monkeypatch):
         for name, value in {"SMALL": 1, "BLOCK": 2, "PROGRAMS": 1}.items():
             monkeypatch.setattr(matrix_tensor_product, name, value)
     else:
-        monkeypatch.setattr(
-            matrix_tensor_product, "MOST", {"float32": 50, "float64": 50}
-        )  # the second order in several kernels
+        # the second order in several kernels
+        monkeypatch.setattr(matrix_tensor_product, "MOST", {"float32": 50, "float64": 50})
     remembered = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
     for cache in remembered:
         cache.cache_clear()

@@ -20,8 +20,8 @@ from functools import lru_cache
 
 import torch
 
-# In the order that auto tries on a GPU, which follows from what the kernels do and not from measurements (docs/backends.md
-# says what was measured). "reference" is the op's own formula in plain torch.
+# In the order that auto tries on a GPU, which follows from what the kernels do and not from measurements
+# (docs/backends.md says what was measured). "reference" is the op's own formula in plain torch.
 FAMILIES = ("jit", "native", "triton", "reference")
 ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
 _default: str | None = None
@@ -67,8 +67,9 @@ def register_op(name: str, engine: str | None) -> None:
 
 
 def load() -> None:
-    """Imports the files in which the families register their kernels; done with eqtp. They import neither a compiler nor
-    Triton nor CuPy. A file that cannot be imported is a family without these kernels, with the error as the reason."""
+    """Imports the files in which the families register their kernels; done with eqtp. They import neither a compiler
+    nor Triton nor CuPy. A file that cannot be imported is a family without these kernels, with the error as the
+    reason."""
     for family in FAMILIES[:-1]:
         package = importlib.import_module(f"eqtp.backends.{family}")
         for module in pkgutil.iter_modules(package.__path__):
@@ -126,7 +127,8 @@ def candidates(device: torch.device) -> tuple[str, ...]:
 
 
 def why_not(family: str, op: str, plan, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why not."""
+    """None if the family runs this op with this plan (None: an op without one) on this device and dtype, else why
+    not."""
     if family == "reference":
         return None
     engine = engine_of(op)
@@ -161,8 +163,8 @@ def resolve(backend: str, op: str, plan, device: torch.device, dtype: torch.dtyp
 
 
 def prepare(plans: Iterable, device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
-    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at run
-    time it does not even look at the plans."""
+    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at
+    run time it does not even look at the plans."""
     if device.type != "cuda":
         return
     plans = list(plans)

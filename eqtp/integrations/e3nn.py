@@ -13,12 +13,13 @@ from eqtp.math.so3 import wigner_3j
 from eqtp.plans.plan import TensorProductPlan
 
 LIBRARY = "e3nn"
+# of TensorProduct
 SUBCLASSES = (
     "FullyConnectedTensorProduct",
     "FullTensorProduct",
     "ElementwiseTensorProduct",
     "TensorSquare",
-)  # of TensorProduct
+)
 
 
 class KeptBuffers(torch.nn.Module):

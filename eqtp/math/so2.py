@@ -56,9 +56,8 @@ def from_paths(lmax: int, lmax_filter: int, lmax_out: int) -> np.ndarray:
     places = matrices(lmax, lmax_out)
     out = np.zeros((len(cg_paths(lmax, lmax_filter, lmax_out)), places[-1][2].stop))
     for row, (l1, l2, l3) in zip(out, cg_paths(lmax, lmax_filter, lmax_out), strict=True):
-        c = (
-            sqrt((2 * l2 + 1) * (2 * l3 + 1)) * wigner_3j(l1, l2, l3)[:, l2]
-        )  # [2 l1+1, 2 l3+1], Y of the axis is sqrt(2 l2+1) at m = 0
+        # [2 l1+1, 2 l3+1], Y of the axis is sqrt(2 l2+1) at m = 0
+        c = sqrt((2 * l2 + 1) * (2 * l3 + 1)) * wigner_3j(l1, l2, l3)[:, l2]
         for name, m, at in places:
             if m <= min(l1, l3):
                 row[at.start + (l3 - m) * (lmax + 1 - m) + l1 - m] = c[l1 + m, l3 + (m if name == "W" else -m)]

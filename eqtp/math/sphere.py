@@ -14,8 +14,8 @@ Components are kept in blocks [2, M, 2, K], at (x, m, y, k):
       even, K = lmax // 2 + 1.
 
 For a kind the parity of m is written instead of z: this names the images of a point in another order, and nothing more.
-The Fourier series in beta (`eqtp.math.fourier`) has the same blocks (its frequencies u have the parity of l), with frequencies, u = 2 q + (m
-+ y) mod 2, where the grid has rows.
+The Fourier series in beta (`eqtp.math.fourier`) has the same blocks (its frequencies u have the parity of l), with
+frequencies, u = 2 q + (m + y) mod 2, where the grid has rows.
 """
 
 from __future__ import annotations

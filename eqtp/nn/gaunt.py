@@ -149,7 +149,8 @@ class GauntTensorProduct(_Layer):
         return tuple(out) if self.odd else out[0]
 
     def extra_repr(self) -> str:
-        return f"{self.lmax1} x {self.lmax2} -> {self.lmax_out}, {self.channels} channels, odd={self.odd}, rank={self.rank}"
+        degrees = f"{self.lmax1} x {self.lmax2} -> {self.lmax_out}"
+        return f"{degrees}, {self.channels} channels, odd={self.odd}, rank={self.rank}"
 
 
 class GauntManyBody(_Layer):
@@ -176,27 +177,25 @@ class GauntManyBody(_Layer):
         )
         self.weight = torch.nn.Parameter(torch.randn(num_elements, channels, degree, lmax_out + 1))
         moment = power_moment(lmax, lmax_out, degree)  # [degree, lmax_out+1]
-        self.register_buffer(
-            "scale", _inverse_root(moment * (moment > SMALLEST).sum(0)), persistent=False
-        )  # as many powers as reach the degree
+        # as many powers as reach the degree
+        self.register_buffer("scale", _inverse_root(moment * (moment > SMALLEST).sum(0)), persistent=False)
 
     def forward(self, x: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
         """x [..., channels, (lmax+1)^2], element [...] integers below num_elements -> [..., channels,
         (lmax_out+1)^2]"""
         self._check("x", x, self.channels, (self.lmax + 1) ** 2)
         if not isinstance(element, torch.Tensor) or element.dtype not in (torch.int32, torch.int64):
-            raise TypeError(
-                f"GauntManyBody: element must be int32 or int64, got {getattr(element, 'dtype', type(element).__name__)}"
-            )
+            got = getattr(element, "dtype", type(element).__name__)
+            raise TypeError(f"GauntManyBody: element must be int32 or int64, got {got}")
         if element.shape != x.shape[:-2]:
             raise ValueError(f"GauntManyBody: element must be {list(x.shape[:-2])}, got {list(element.shape)}")
-        powers = gaunt_many_body(
-            x, self.lmax_out, self.degree, backend=self.backend
-        )  # [..., channels, degree, (lmax_out+1)^2]
+        # [..., channels, degree, (lmax_out+1)^2]
+        powers = gaunt_many_body(x, self.lmax_out, self.degree, backend=self.backend)
         return scale_degrees(powers, (self.weight * self.scale)[element]).sum(-2)
 
     def extra_repr(self) -> str:
-        return f"{self.lmax} -> {self.lmax_out}, {self.channels} channels, degree {self.degree}, {self.num_elements} elements"
+        degrees = f"{self.lmax} -> {self.lmax_out}"
+        return f"{degrees}, {self.channels} channels, degree {self.degree}, {self.num_elements} elements"
 
 
 class GauntConvolution(_Layer):
@@ -234,9 +233,8 @@ class GauntConvolution(_Layer):
             self.w3_odd = torch.nn.Parameter(torch.ones(channels, lmax_out + 1))
         for half in (False, True)[: 1 + self.odd]:
             # the mean square of a harmonic is 1 / 4 pi
-            scale = _inverse_root(
-                self.num_neighbors / (4 * pi) * product_variance(lmax, lmax_filter, lmax_out, half)
-            )  # [lmax_out+1]
+            # [lmax_out+1]
+            scale = _inverse_root(self.num_neighbors / (4 * pi) * product_variance(lmax, lmax_filter, lmax_out, half))
             self.register_buffer("scale_odd" if half else "scale", scale, persistent=False)
 
     def forward(
@@ -261,4 +259,5 @@ class GauntConvolution(_Layer):
         return tuple(out) if self.odd else out[0]
 
     def extra_repr(self) -> str:
-        return f"{self.lmax} x {self.lmax_filter} -> {self.lmax_out}, {self.channels} channels, odd={self.odd}, num_neighbors={self.num_neighbors}"
+        degrees = f"{self.lmax} x {self.lmax_filter} -> {self.lmax_out}"
+        return f"{degrees}, {self.channels} channels, odd={self.odd}, num_neighbors={self.num_neighbors}"

@@ -46,12 +46,10 @@ def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: 
             met = range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
             if not met:
                 continue
-            pairs = (
-                x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]
-            )  # [..., 2 l1+1, 2 l2+1]
-            c = torch.cat(
-                [sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1
-            )  # [2 l1+1, 2 l2+1, components]
+            # [..., 2 l1+1, 2 l2+1]
+            pairs = x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]
+            # [2 l1+1, 2 l2+1, components]
+            c = torch.cat([sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1)
             part = pairs.flatten(-2) @ c.flatten(0, 1)
             if w is not None:
                 counts = torch.tensor([2 * l3 + 1 for l3 in met], device=w.device)
@@ -73,9 +71,10 @@ def _fake(x1, x2, w, lmax_out, family):
     return x1.new_empty(*x1.shape[:2], (lmax_out + 1) ** 2)
 
 
+# [b, c, n] each
 _op = register_multilinear(
     "cg_tensor_product", ("x1", "x2", "w"), "int lmax_out, str family", *passes(3, _run, _fake), _fake
-)  # [b, c, n] each
+)
 
 
 def _relative(*degrees_and_odd) -> tuple[float, ...]:
@@ -95,9 +94,8 @@ def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = 
     agrees.
     """
     if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
-        raise ValueError(
-            f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
-        )
+        got = f"{list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
+        raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {got}")
     paths = cg_paths(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1)
     products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
     return products * torch.tensor(

@@ -1,4 +1,5 @@
-"""Tensors of spherical-harmonic coefficients, [..., (lmax+1)^2] in e3nn's order: their shapes, and checks of arguments."""
+"""Tensors of spherical-harmonic coefficients, [..., (lmax+1)^2] in e3nn's order: their shapes, and checks of
+arguments."""
 
 from __future__ import annotations
 
@@ -31,9 +32,8 @@ def last_contiguous(t: torch.Tensor) -> torch.Tensor:
 def batch_shape(*operands: torch.Tensor) -> torch.Size:
     """What the dimensions before the last broadcast to."""
     shapes = [t.shape[:-1] for t in operands]
-    alike = all(
-        len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:]
-    )  # lengths first: what differs in them is not compared
+    # lengths first: what differs in them is not compared
+    alike = all(len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:])
     return shapes[0] if alike else torch.broadcast_shapes(*shapes)  # which is slow
 
 

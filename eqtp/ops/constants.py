@@ -49,6 +49,7 @@ def _table(name, field, arguments, device, dtype):
 
 def constants(name: str, *arguments: int, like: torch.Tensor):
     """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
+
     def make(field):
         if torch.compiler.is_compiling():  # Dynamo does not see into the op
             return _table_op(like.detach(), name, field, arguments)

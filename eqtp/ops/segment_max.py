@@ -28,13 +28,11 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
 
     dst, edge = at(graph.dst), at(torch.arange(e, device=x.device))
     values = x.detach()
-    largest = values.new_zeros(n, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)[
-        graph.dst
-    ]  # [e, ...]
+    # [e, ...]
+    largest = values.new_zeros(n, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)[graph.dst]
     taken = (values == largest) | (values.isnan() & largest.isnan())
-    arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(
-        0, dst, torch.where(taken, edge, e), "amin"
-    )  # [num_dst, ...]; e: no edges
+    # [num_dst, ...]; e: no edges
+    arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(0, dst, torch.where(taken, edge, e), "amin")
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).gather(0, arg)
 
 
@@ -52,9 +50,8 @@ def _gather(t, arg):
 
 
 def _scatter(g, arg, e):
-    return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[
-        :e
-    ]  # an edge has one destination: nothing is added. Row e: of no edge
+    # an edge has one destination: nothing is added. Row e: of no edge
+    return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[:e]
 
 
 _max_op = define(
@@ -99,9 +96,8 @@ def _jvp(args, tangents):
     return gather(tangents[0], arg), None
 
 
-max_rows = differentiable(
-    _max_op, _backward, _jvp, outputs=True
-)  # x [e, c], ptr, order, family -> out [num_dst, c], arg [num_dst, c]
+# x [e, c], ptr, order, family -> out [num_dst, c], arg [num_dst, c]
+max_rows = differentiable(_max_op, _backward, _jvp, outputs=True)
 
 
 def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:

@@ -27,9 +27,8 @@ registry.register_op("spherical_harmonics", engine="harmonics")
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """xyz / |xyz| [n, 3] and 1 / |xyz| [n, 1]; both zero at the zero vector, with zero derivatives of every order."""
-    size = (
-        xyz.detach().abs().sum(-1, keepdim=True)
-    )  # a constant of each row that cancels: no square over- or underflows
+    # a constant of each row that cancels: no square over- or underflows
+    size = xyz.detach().abs().sum(-1, keepdim=True)
     null = size < torch.finfo(xyz.dtype).tiny
     scaled = xyz / torch.where(null, 1.0, size)
     unit = torch.where(null, 0.0, torch.where(null, 1.0, scaled.square().sum(-1, keepdim=True)).rsqrt())
@@ -123,9 +122,8 @@ def _along(g, xyz, c, degrees, normalize, normalization, family):
     along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral", family))
     if g is None:
         return along, None
-    h = _call_bwd(
-        torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family
-    )  # [n, 3] Hessian times pc
+    # [n, 3] Hessian times pc
+    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family)
     if not normalize:
         return along, h
     q = _call_bwd(g, n, degrees, False, normalization, family)  # [n, 3]

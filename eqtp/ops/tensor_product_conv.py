@@ -49,8 +49,8 @@ _op = register_multilinear(
 
 
 def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a graph
-    that is to stay unsorted order is empty, and ptr has its size only."""
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a
+    graph that is to stay unsorted order is empty, and ptr has its size only."""
     kernel, none = registry.kernel(family, "channelwise"), graph.src.new_empty(0)
     if not graph.is_sorted and dtype in kernel.atomics and not torch.are_deterministic_algorithms_enabled():
         return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none

@@ -34,16 +34,16 @@ class CouplingTable:
         order = np.lexsort(entries.T[::-1])
         entries, self.c = entries[order], coefficients[order]
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        # [nnz] components of all inputs in a row
         self.a, self.b = (
             entries[:, 2].astype(np.int32),
             entries[:, 3].astype(np.int32),
-        )  # [nnz] components of all inputs in a row
+        )
         groups, first = np.unique(entries[:, :2], axis=0, return_index=True)
         self.group_ptr = np.append(first, len(entries)).astype(np.int32)  # [groups + 1] into the entries
         self.scale = groups[:, 1].astype(np.int32)  # [groups] component that multiplies the group's sum; -1: none
-        self.out_ptr = np.searchsorted(groups[:, 0], np.arange(sum(outputs) + 1)).astype(
-            np.int32
-        )  # [components of all outputs + 1] into the groups
+        # [components of all outputs + 1] into the groups
+        self.out_ptr = np.searchsorted(groups[:, 0], np.arange(sum(outputs) + 1)).astype(np.int32)
 
 
 @lru_cache(maxsize=256)
@@ -101,11 +101,12 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
     (bwd), of those of g, x1, x2, w (bwdbwd). Operands are 0..6 in this order. A pass differentiates sums of <g,
     product>, each with one operand replaced by its cotangent (bwdbwd).
     """
+    # what stands in the places x1, x2, w, g; one of them is the output
     replaced = (
         (4, 1, 2, 3),
         (0, 5, 2, 3),
         (0, 1, 6, 3),
-    )  # what stands in the places x1, x2, w, g; one of them is the output
+    )
     terms = {
         "fwd": {3: [(0, 1, 2, 3)]},
         "bwd": {o: [(0, 1, 2, 3)] for o in (0, 1, 2)},

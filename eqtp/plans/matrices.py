@@ -1,9 +1,9 @@
 """Products of the matrices that stand for functions on the sphere (`eqtp.ops.matrix_tensor_product`) as data. No torch
 here.
 
-A `MatrixProgram` takes its inputs to matrices, sums products of two of them, and takes each sum back: what the matrix product
-is, and what its derivatives are. With <A, B> = trace(A^T B) and Phi = <G, X1 X2> they are those of Phi: G X2^T and X1^T
-G.
+A `MatrixProgram` takes its inputs to matrices, sums products of two of them, and takes each sum back: what the matrix
+product is, and what its derivatives are. With <A, B> = trace(A^T B) and Phi = <G, X1 X2> they are those of Phi: G X2^T
+and X1^T G.
 
 Split in two. The parts (X1 X2 + X2 X1) / 2 and (X1 X2 - X2 X1) / 2 are half the sum and half the difference of two
 products, and their cotangents enter as half the sum and half the difference: a pair of signals of which this is formed,

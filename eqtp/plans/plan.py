@@ -219,7 +219,8 @@ class TensorProductPlan:
         return _from_key, (self.key,)
 
     def __repr__(self) -> str:
-        return f"TensorProductPlan({self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out} | {len(self.paths)} paths | {self.weight_numel} weights)"
+        product = f"{self.irreps_in1} x {self.irreps_in2} -> {self.irreps_out}"
+        return f"TensorProductPlan({product} | {len(self.paths)} paths | {self.weight_numel} weights)"
 
     def __str__(self) -> str:
         return _describe(self)
@@ -371,7 +372,8 @@ def _from_key(key: str) -> TensorProductPlan:
 def _describe(plan) -> str:
     lines = [
         f"TensorProductPlan  {plan.irreps_in1}  x  {plan.irreps_in2}  ->  {plan.irreps_out}",
-        f"  irrep_normalization {plan.irrep_normalization}, path_normalization {plan.path_normalization}, layout {plan.layout}",
+        f"  irrep_normalization {plan.irrep_normalization}, path_normalization {plan.path_normalization}, "
+        f"layout {plan.layout}",
     ]
     columns = "  {:>4}  {:<30} {:<6} {:<14} {:>9} {:>10} {:>6}"
     lines.append(columns.format("path", "in1 x in2 -> out", "mode", "weight", "offset", "scale", "nnz"))

@@ -1,7 +1,7 @@
 """Products of functions on the sphere as data: which values are multiplied at each point of a grid. No torch here.
 
-A `SignalProgram` takes inputs, sets of spherical-harmonic coefficients, to values on a grid, forms sums of products of them
-at every point, and takes each sum back to coefficients. The Gaunt product, its odd half (the bracket), the cross
+A `SignalProgram` takes inputs, sets of spherical-harmonic coefficients, to values on a grid, forms sums of products of
+them at every point, and takes each sum back to coefficients. The Gaunt product, its odd half (the bracket), the cross
 product of vector signals, powers, and every derivative of these are programs, on one grid that is exact for all of
 them; so a family of kernels runs programs and knows nothing else.
 

@@ -92,8 +92,8 @@ class Channelwise:
             self._launch(built[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
 
     def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
-        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call need
-        not wait long."""
+        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call
+        need not wait long."""
         wanted = [
             kernels_of(plan.key, pass_, dtype, "GRAPH") for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")
         ]

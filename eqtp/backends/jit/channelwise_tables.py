@@ -81,9 +81,8 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
         *(out[b].start for b in unit.out),
     ]
     places += [plan.paths[n].weight_offset for n in unit.paths if plan.paths[n].has_weight]
-    others = 40 + 18 * max(
-        0, len(units(plan)) - 4
-    )  # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
+    # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
+    others = 40 + 18 * max(0, len(units(plan)) - 4)
     widest = 2 if unit.mul >= 64 else 1
     choices = [
         (c, ahead) for c in (2, 1) for ahead in (True, False) if c <= widest and all(place % c == 0 for place in places)

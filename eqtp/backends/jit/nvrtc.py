@@ -155,7 +155,8 @@ def architecture(device: torch.device) -> str:
     near = [n for n in known if n // 10 == capability[0] and n < wanted and n not in TEGRA]
     if not near:
         raise RuntimeError(
-            f"eqtp: NVRTC {'.'.join(map(str, version()))} knows no code for {torch.cuda.get_device_name(device)} (sm_{wanted})"
+            f"eqtp: NVRTC {'.'.join(map(str, version()))} knows no code for {torch.cuda.get_device_name(device)} "
+            f"(sm_{wanted})"
         )
     return str(max(near))
 

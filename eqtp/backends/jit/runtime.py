@@ -65,7 +65,10 @@ def why_not() -> str | None:
     if not torch.version.cuda:
         return "this torch is built without CUDA; install one with it: https://pytorch.org/get-started/locally"
     if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU (torch.cuda.is_available() is False): none is there or visible, or its driver is missing or too old"
+        return (
+            "torch finds no NVIDIA GPU (torch.cuda.is_available() is False): "
+            "none is there or visible, or its driver is missing or too old"
+        )
     try:
         nvrtc.library()
         nvrtc.folder()
@@ -107,7 +110,10 @@ def _slow(message: str):
 
 @lru_cache  # once per folder
 def _no_cache(folder: Path, reason: str) -> None:
-    message = f"eqtp cannot keep compiled kernels in {folder} ({reason}): every process will compile them again; name another folder in EQTP_CACHE_DIR"
+    message = (
+        f"eqtp cannot keep compiled kernels in {folder} ({reason}): every process will compile them again; "
+        "name another folder in EQTP_CACHE_DIR"
+    )
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -183,7 +189,8 @@ def _lock(path: Path):
                 time.sleep(POLL)
         if not taken:
             _say(
-                f"another process holds {path} for more than {_lock_seconds():g} s (EQTP_LOCK_SECONDS); compiling here too"
+                f"another process holds {path} for more than {_lock_seconds():g} s (EQTP_LOCK_SECONDS); "
+                "compiling here too"
             )
         yield
     finally:
@@ -336,7 +343,8 @@ def _argument(kernel: Kernel, n: int, value) -> np.generic | np.ndarray:
     if isinstance(value, np.generic):
         return value
     raise TypeError(
-        f"{kernel.name}: argument {n} must be a tensor, None or a NumPy scalar of the parameter's type, got {type(value).__name__}"
+        f"{kernel.name}: argument {n} must be a tensor, None or a NumPy scalar of the parameter's type, "
+        f"got {type(value).__name__}"
     )
 
 

@@ -83,8 +83,8 @@ def members_text(**arrays: Sequence) -> str:
 
 def array_text(space: str, name: str, values: np.ndarray, kind: str) -> str:
     """A constant array of C++."""
-    flat = values.ravel().tolist() or [0]
-    return f"{space} constexpr {kind} {name}[] = {{{', '.join(x.hex() if isinstance(x, float) else str(x) for x in flat)}}};\n"
+    numbers = (x.hex() if isinstance(x, float) else str(x) for x in values.ravel().tolist() or [0])
+    return f"{space} constexpr {kind} {name}[] = {{{', '.join(numbers)}}};\n"
 
 
 def memory_space(size: int) -> str:
@@ -94,13 +94,13 @@ def memory_space(size: int) -> str:
 
 def entry_text(op: str, storage: str, threads: int, registers: int, inputs: int, outputs: int) -> str:
     """The kernel `eqtp::{op}_kernel`. registers: about how many a thread needs."""
-    resident = (
-        max(1, WARPS // -(-threads // 32)) if registers <= FEW_REGISTERS else 1
-    )  # told nothing, ptxas spills for the sake of more blocks
+    # told nothing, ptxas spills for the sake of more blocks
+    resident = max(1, WARPS // -(-threads // 32)) if registers <= FEW_REGISTERS else 1
     tensors = [("const " + storage, f"in{n}") for n in range(inputs)] + [(storage, f"out{n}") for n in range(outputs)]
     parameters = "".join(f", {kind}* {name}, Index {name}_batch, Index {name}_channel" for kind, name in tensors)
     rows = [f"{{{name}, {name}_batch, {name}_channel}}" for _, name in tensors]
-    return f"""__global__ void __launch_bounds__({threads}, {resident}) {op}_kernel(Index channels, Index samples{parameters}) {{
+    return f"""__global__ void __launch_bounds__({threads}, {resident})
+    {op}_kernel(Index channels, Index samples{parameters}) {{
   const SampleRows<const {storage}> in[] = {{{", ".join(rows[:inputs])}}};
   const SampleRows<{storage}> out[] = {{{", ".join(rows[inputs:])}}};
   {op}<Plan>(channels, samples, in, out);
@@ -129,8 +129,8 @@ def sample_kernel(engine: str, file: str, specialise: Callable, toolchain: Toolc
     """The kernels of an engine: specialise(descriptor, dtype) -> Specialised, or None for a sum of nothing."""
 
     def run(descriptor, pass_, inputs, outputs) -> None:
-        """inputs, outputs: [B, C, n] each, the last dimension contiguous. Raises RuntimeError for rows that do not fit the
-        shared memory of a GPU."""
+        """inputs, outputs: [B, C, n] each, the last dimension contiguous. Raises RuntimeError for rows that do not fit
+        the shared memory of a GPU."""
         if outputs and outputs[0].shape[:2].numel():
             run_samples(toolchain, file, specialise(descriptor, outputs[0].dtype), inputs, outputs)
 

@@ -66,10 +66,8 @@ def _synthesis(program: SignalProgram, fields: list[tuple[int, int]], rows: int)
         )
         text += f"  template <int I>\n  static __device__ constexpr Number {function}(int r, int n) {{\n{chosen}  }}\n"
     _, m, columns = tables["AZIMUTH"].shape
-    return (
-        tables,
-        f"{text}  static __device__ constexpr Number azimuth(int x, int m, int c) {{ return AZIMUTH[(x * {m} + m) * {columns} + c]; }}\n",
-    )
+    body = f"{{ return AZIMUTH[(x * {m} + m) * {columns} + c]; }}"
+    return tables, f"{text}  static __device__ constexpr Number azimuth(int x, int m, int c) {body}\n"
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,5 @@
-"""How specialised kernels are built and launched: on a GPU by NVRTC and CuPy; the tests hand the engines a C++ compiler,
-so the same lines run with and without a GPU."""
+"""How specialised kernels are built and launched: on a GPU by NVRTC and CuPy; the tests hand the engines a C++
+compiler, so the same lines run with and without a GPU."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from eqtp.plans.plan import TensorProductPlan
 
 
 class WalkColumns(NamedTuple):
-    """What the kernels of csrc/channelwise/table_driven.cuh read (its structs say what the columns mean), for the walk over
-    destinations or sources."""
+    """What the kernels of csrc/channelwise/table_driven.cuh read (its structs say what the columns mean), for the walk
+    over destinations or sources."""
 
     units: np.ndarray  # int32 [units, 10]
     paths: np.ndarray  # int32 [paths, 4]
@@ -20,9 +20,8 @@ class WalkColumns(NamedTuple):
     y_ptr: np.ndarray  # int32 [blocks (dim2 + 1)]
     y_entry: np.ndarray  # int32 [terms]
     y_term: np.ndarray  # float64 [terms]
-    sizes: tuple[
-        int, int, int, int
-    ]  # units; the largest of: components of a unit, of a block across from it, entries of M
+    # units; the largest of: components of a unit, of a block across from it, entries of M
+    sizes: tuple[int, int, int, int]
 
 
 def _entries(p: TensorProductPlan, q) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +30,8 @@ def _entries(p: TensorProductPlan, q) -> tuple[np.ndarray, np.ndarray]:
     c = p.coefficients(q)  # [d1, d2, d3]
     if (c != 0).sum(axis=1).max() > 2:
         raise ValueError("tensor_product: more than two coefficients couple one component of x1 with one of the output")
-    c = np.concatenate(
-        [c, np.zeros((c.shape[0], 1, c.shape[2]))], axis=1
-    )  # a path with one column has a second one too
+    # a path with one column has a second one too
+    c = np.concatenate([c, np.zeros((c.shape[0], 1, c.shape[2]))], axis=1)
     first = np.argsort(c == 0, axis=1, kind="stable")[:, :2]  # [d1, 2, d3], non-zero ones first
     terms = np.take_along_axis(c, first, axis=1)
     columns = p.irreps_in2.slices()[q.i2].start + np.where(terms != 0, first, 0)

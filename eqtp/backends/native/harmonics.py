@@ -38,8 +38,8 @@ def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.
 
 
 def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
-    """A pass for points xyz [n, 3]. FWD: inputs (xyz, None, None), outputs (out, None). BWD: (xyz, g, None), (None, gxyz).
-    BWDBWD: (xyz, g, c), (gg, gxyz). Outputs contiguous, or None where they are not wanted."""
+    """A pass for points xyz [n, 3]. FWD: inputs (xyz, None, None), outputs (out, None). BWD: (xyz, g, None), (None,
+    gxyz). BWDBWD: (xyz, g, c), (gg, gxyz). Outputs contiguous, or None where they are not wanted."""
     xyz, g, c = inputs
     out, gxyz = outputs
     g = None if g is None else contiguous_rows(g)

@@ -15,17 +15,18 @@ else:
     _missing = None
 
 DTYPES = (torch.float32, torch.float64)
+# in the order of csrc/common/device.cuh's codes
 CUDA_DTYPES = (
     torch.float32,
     torch.float64,
     torch.float16,
     torch.bfloat16,
-)  # in the order of csrc/common/device.cuh's codes
+)
 
 
 def why_not(binding: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the compiled module has this binding (on a GPU: with _cuda behind its name) for this device and dtype, else
-    the reason as a sentence."""
+    """None if the compiled module has this binding (on a GPU: with _cuda behind its name) for this device and dtype,
+    else the reason as a sentence."""
     if _missing:
         return _missing
     if device.type not in ("cpu", "cuda"):
@@ -38,8 +39,8 @@ def _why_not_cuda(binding: str) -> str | None:
     """None if this build has the binding for a GPU and finds one, else the reason."""
     if not _native.has_cuda:
         return (
-            "eqtp was built without CUDA; install nvcc (the CUDA toolkit), or name it in CUDACXX, and install eqtp again "
-            "with EQTP_CUDA=1"
+            "eqtp was built without CUDA; install nvcc (the CUDA toolkit), or name it in CUDACXX, "
+            "and install eqtp again with EQTP_CUDA=1"
         )
     if not hasattr(_native, f"{binding}_cuda"):
         return f"the native kernels have no {binding} for CUDA"
