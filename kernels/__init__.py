@@ -20,11 +20,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that GPU kernels compute in: half precision is for storage."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def compute_type(dtype: torch.dtype):
-    """Type in which kernels calculate: half precision is for storage."""
+    """The same as Triton's type."""
     import triton.language as tl
 
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return tl.float64 if compute_dtype(dtype) == torch.float64 else tl.float32
 
 
 def function(name: str, text: str, sizes: list[str] | None = SIZES):
@@ -48,7 +53,7 @@ def function(name: str, text: str, sizes: list[str] | None = SIZES):
 
 def tuned(function, configurations: list[tuple[dict, int]], adds_to: list[str] | None = None):
     """A launchable of a Triton function: the quickest of some (block sizes, warps), found at its first call for a dtype
-    and remembered.
+    and cached.
 
     adds_to: names of the outputs that the function adds to, which trials must put back. The interpreter takes the first
     of the configurations. What is tuned does not depend on the size of the data: a neighbour list that grows tunes

@@ -179,7 +179,7 @@ def _gradients(key: str, pass_: str, walk: tuple, inputs: list, gx, gy, gw) -> N
     """Gradients (each perhaps None) by a walk over the edges out of the rows of x. Sums that several kernels add to are
     in full precision."""
     plan, x = TensorProductPlan.from_key(key), inputs[0]
-    real = torch.float64 if x.dtype == torch.float64 else torch.float32
+    real = kernels.compute_dtype(x.dtype)
     units = rows.backward_units(plan)
     sums = (
         gx

@@ -14,30 +14,18 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
-from eqtp.kernels.signals import indent, lanes
+from eqtp.kernels.samples import HEAD, indent, lanes
 from eqtp.plans.calls import Pass
 from eqtp.plans.couplings import CouplingTable
 
-ENTRIES = 700  # of a table that is text: compiled within seconds
-COMPONENTS = {"float32": 160, "float64": 80}  # of the inputs of a table that is text: these stay in registers
-BLOCK, WARPS = 256, 2  # samples of a program that walks a table
-
-HEAD = """\
-def {name}(
-    {inputs},  # [batch, channels, components] each
-    {outputs},  # [batch, channels, components] each
-    {strides}, num, channels, B: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
-    mask = n < num
-    b = n // channels
-    c = n - b * channels
-"""
+MAX_TEXT_ENTRIES = 700  # of a table that is text: compiled within seconds
+MAX_TEXT_COMPONENTS = {"float32": 160, "float64": 80}  # of the inputs of a table that is text: these stay in registers
+BLOCK_SIZE, WARPS = 256, 2  # samples of a program that walks a table
 
 
 def is_text(couplings: CouplingTable, real: str) -> bool:
     """Whether the table becomes text."""
-    return len(couplings.c) <= ENTRIES and sum(couplings.inputs) <= COMPONENTS[real]
+    return len(couplings.c) <= MAX_TEXT_ENTRIES and sum(couplings.inputs) <= MAX_TEXT_COMPONENTS[real]
 
 
 def _names(name: str, sizes: tuple[int, ...]) -> list[tuple[str, int]]:
@@ -98,7 +86,7 @@ def _tables(couplings: CouplingTable, device: str, dtype: torch.dtype) -> list[t
     scale = couplings.scale.astype("int64")
     scale[scale < 0] = sum(couplings.inputs)
     integers = [couplings.out_ptr, couplings.group_ptr, scale, couplings.a, couplings.b]
-    with torch.inference_mode(False):  # what is remembered may be used outside of it
+    with torch.inference_mode(False):  # what is cached may be used outside of it
         return [
             *(torch.tensor(t, dtype=torch.int64, device=device) for t in integers),
             torch.tensor(couplings.c, dtype=dtype, device=device),
@@ -114,8 +102,8 @@ def _couple_by_walk(
     for row, x in zip(rows[:-1].split(couplings.inputs), inputs, strict=True):
         row.copy_(x.movedim(-1, 0))
     sums = torch.empty(sum(couplings.outputs), batch, channels, dtype=real, device=rows.device)
-    grid = (triton.cdiv(num, BLOCK), len(sums))
-    _walk[grid](rows, sums, *_tables(couplings, str(rows.device), real), num, B=BLOCK, num_warps=WARPS)
+    grid = (triton.cdiv(num, BLOCK_SIZE), len(sums))
+    _walk[grid](rows, sums, *_tables(couplings, str(rows.device), real), num, B=BLOCK_SIZE, num_warps=WARPS)
     for out, total in zip(outputs, sums.split(couplings.outputs), strict=True):
         out.copy_(total.movedim(0, -1))
 
@@ -124,7 +112,7 @@ def run(couplings: CouplingTable, pass_: Pass, inputs: list[torch.Tensor], outpu
     """Sums products by a table. inputs: [batch, channels, n] each, outputs: [batch, channels, n] each; the last
     dimension contiguous."""
     batch, channels = outputs[0].shape[:2]
-    num, real = batch * channels, torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+    num, real = batch * channels, kernels.compute_dtype(outputs[0].dtype)
     if num == 0 or not sum(couplings.outputs):
         return
     name = str(real).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Spherical harmonics: one point per lane; value, gradient and the derivative of both along a direction.
 
 The recursion, its gradient and its constants are those of csrc/harmonics/harmonics.h. A kernel is straight-line text
-for one list of degrees. It is written by `Number`s, whose arithmetic appends lines, for the value and, where a
+for one list of degrees. It is written by `Dual`s, whose arithmetic appends lines, for the value and, where a
 direction c is given, for the derivative along it.
 """
 
@@ -43,20 +43,20 @@ bend = -slope * inverse
 """
 
 
-class Number:
+class Dual:
     """A value and its derivative along c; each is the name of a vector or, where it is known, a float."""
 
     def __init__(self, lines: list[str], value, along=0.0):
         self.lines, self.value, self.along = lines, value, along
 
-    def __mul__(self, other: Number | float) -> Number:
-        other = other if isinstance(other, Number) else Number(self.lines, other)
+    def __mul__(self, other: Dual | float) -> Dual:
+        other = other if isinstance(other, Dual) else Dual(self.lines, other)
         along = self._plus(self._times(self.value, other.along), self._times(self.along, other.value))
-        return Number(self.lines, self._named(self._times(self.value, other.value)), self._named(along))
+        return Dual(self.lines, self._named(self._times(self.value, other.value)), self._named(along))
 
-    def __add__(self, other: Number) -> Number:
+    def __add__(self, other: Dual) -> Dual:
         value, along = self._plus(self.value, other.value), self._plus(self.along, other.along)
-        return Number(self.lines, self._named(value), self._named(along))
+        return Dual(self.lines, self._named(value), self._named(along))
 
     __rmul__ = __mul__
 
@@ -81,15 +81,15 @@ class Number:
         return f"v{len(self.lines) - 1}"
 
 
-def _chain(m: int, lmax: int, rows: dict, y: Number, r2: Number) -> dict[int, Number]:
+def _chain(m: int, lmax: int, rows: dict, y: Dual, r2: Dual) -> dict[int, Dual]:
     """P_lm for l = m .. lmax."""
     chain = {}
     for l in range(m, lmax + 1):
         a, b, _, _ = rows[m, l]
         if l == m:
-            chain[l] = Number(y.lines, a)
+            chain[l] = Dual(y.lines, a)
         else:
-            chain[l] = y * chain[l - 1] * a + (r2 * chain[l - 2] * b if l > m + 1 else Number(y.lines, 0.0))
+            chain[l] = y * chain[l - 1] * a + (r2 * chain[l - 2] * b if l > m + 1 else Dual(y.lines, 0.0))
     return chain
 
 
@@ -97,9 +97,9 @@ def polynomials(
     lines: list[str],
     lmax: int,
     normalization: str,
-    position: list[Number],
-    r2: Number,
-    g: dict[int, Number],
+    position: list[Dual],
+    r2: Dual,
+    g: dict[int, Dual],
     want_values: bool,
 ):
     """Values of the components l^2 + l + m and the gradient with respect to the position, of sum g[component] *
@@ -107,7 +107,7 @@ def polynomials(
     x, y, z = position
     order = [(m, l) for m in range(lmax + 1) for l in range(m, lmax + 1)]
     rows = dict(zip(order, constants(lmax, normalization).tolist(), strict=True))
-    zero, one = Number(lines, 0.0), Number(lines, 1.0)
+    zero, one = Dual(lines, 0.0), Dual(lines, 1.0)
     values, gradient, radial = {}, [zero, zero, zero], zero
     c, s, c_before, s_before = one, zero, zero, zero  # Re, Im of (z + i x)^m and of the power before
     chain = _chain(0, lmax, rows, y, r2)
@@ -204,13 +204,13 @@ def source(
     if normalize:
         lines += [*DIRECTION.splitlines(), *(DIRECTION_ALONG.splitlines() if second else [])]
     along = ("cx", "cy", "cz") if second else (0.0, 0.0, 0.0)
-    position = [Number(lines, v, t) for v, t in zip("xyz", along, strict=True)]
+    position = [Dual(lines, v, t) for v, t in zip("xyz", along, strict=True)]
     x, y, z = position
-    r2 = Number(lines, "r2") if normalize else x * x + y * y + z * z
+    r2 = Dual(lines, "r2") if normalize else x * x + y * y + z * z
     g = {}
     lines += _columns("g", len(components)) if want_gxyz else []
     for j, component in enumerate(components if want_gxyz else ()):
-        again = Number(lines, f"g{j}")
+        again = Dual(lines, f"g{j}")
         g[component] = g[component] + again if component in g else again
     values, gradient = polynomials(lines, lmax, normalization, position, r2, g, want_out)
 
@@ -219,7 +219,7 @@ def source(
 
     if want_gxyz:
         if normalize:  # of the direction: without its part along it, over the length
-            inverse = Number(lines, "inverse", "bend" if second else 0.0)
+            inverse = Dual(lines, "inverse", "bend" if second else 0.0)
             radial = x * gradient[0] + y * gradient[1] + z * gradient[2]
             gradient = [(q + v * radial * -1.0) * inverse for q, v in zip(gradient, position, strict=True)]
         lines += [line for i, v in enumerate(gradient) for line in _stores("gxyz", [pick(v)], 3, i)]

@@ -16,16 +16,18 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.kernels.couplings import HEAD
-from eqtp.kernels.signals import indent, lanes
+from eqtp.kernels.samples import HEAD, indent, lanes
 from eqtp.plans.calls import Pass
 from eqtp.plans.matrices import MatrixProgram, conversion
 
-SMALL = 5  # rows of matrices that become text
-MOST = {"float32": 130, "float64": 90}  # numbers that a lane keeps at once, by our count: more take a compiler long
-BLOCK = 8  # rows and columns of the sums in registers, at most
-SCRATCH = 1 << 26  # numbers of all programs that run at once
-PROGRAMS = 2048  # enough of them for any GPU
+MAX_TEXT_SIZE = 5  # rows of matrices that become text
+MAX_LIVE_NUMBERS = {
+    "float32": 130,
+    "float64": 90,
+}  # numbers that a lane keeps at once, by our count: more take a compiler long
+MAX_BLOCK = 8  # rows and columns of the sums in registers, at most
+MAX_SCRATCH = 1 << 26  # numbers of all programs that run at once
+MAX_PROGRAMS = 2048  # enough of them for any GPU
 
 LOOPS = """\
 def {name}(
@@ -75,7 +77,7 @@ def parts(program: MatrixProgram, real: str) -> tuple[tuple[int, ...], ...]:
     for o in range(len(program.terms)):
         joined = (*(found[-1] if found else ()), o)
         pair = _together(program.pair_out, o)[0] < o
-        if found and (pair or (len(_used(program, joined)) + 1) * program.size**2 <= MOST[real]):
+        if found and (pair or (len(_used(program, joined)) + 1) * program.size**2 <= MAX_LIVE_NUMBERS[real]):
             found[-1] = joined
         else:
             found.append((o,))
@@ -220,7 +222,7 @@ def _multiply_blocks(program: MatrixProgram, o: int, matrices: dict[str, int]) -
     """Lines that sum the products of an output in the scratch. Blocks that reach over the end have its last row or
     column again."""
     size = program.size
-    block = range(-(-size // -(-size // BLOCK)))
+    block = range(-(-size // -(-size // MAX_BLOCK)))
 
     def address(name, a, b):
         return f"own + ({matrices[name] * size * size} + {a} * {size} + {b}) * B"
@@ -288,7 +290,7 @@ def _loops(program: MatrixProgram, name: str) -> str:
 @lru_cache(maxsize=1024)
 def source(program: MatrixProgram, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Name, text and outputs of each kernel of a program. real: "float32" or "float64"."""
-    if program.size > SMALL:
+    if program.size > MAX_TEXT_SIZE:
         made = [("matrices", _loops(program, "matrices"), tuple(range(len(program.terms))))]
     else:
         made = [
@@ -305,10 +307,10 @@ def _compiled(program: MatrixProgram, real: torch.dtype, device: str) -> tuple[l
         (kernels.function(name, text, None), _used(program, o), o)
         for name, text, o in source(program, str(real).removeprefix("torch."))
     ]
-    if program.size <= SMALL:
+    if program.size <= MAX_TEXT_SIZE:
         return made, []
     c = _Conversions(program)
-    with torch.inference_mode(False):  # what is remembered may be used outside of it
+    with torch.inference_mode(False):  # what is cached may be used outside of it
         numbers = [torch.tensor(t, dtype=torch.int64, device=device) for t in (c.ptr, c.at)]
         return made, [*numbers, torch.tensor(c.coefficient, dtype=real, device=device)]
 
@@ -318,14 +320,14 @@ def run(program: MatrixProgram, pass_: Pass, inputs: list[torch.Tensor], outputs
     their components contiguous."""
     like = outputs[0]
     batch, channels = like.shape[:2]
-    num, real = batch * channels, torch.float64 if like.dtype == torch.float64 else torch.float32
+    num, real = batch * channels, kernels.compute_dtype(like.dtype)
     if num == 0:
         return
     made, tables = _compiled(program, real, str(like.device))
     count = triton.cdiv(num, lanes())
     if tables:
         numbers = len(_matrices(program)) * program.size**2 * lanes()
-        count = min(count, PROGRAMS, max(1, SCRATCH // numbers))
+        count = min(count, MAX_PROGRAMS, max(1, MAX_SCRATCH // numbers))
         tables = [*tables, torch.empty(count, numbers, dtype=real, device=like.device)]
     for kernel, of_inputs, of_outputs in made:
         tensors = [*(inputs[n] for n in of_inputs), *(outputs[n] for n in of_outputs)]

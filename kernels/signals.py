@@ -26,12 +26,13 @@ import torch
 import triton
 
 from eqtp import kernels
+from eqtp.kernels.samples import indent, lanes
 from eqtp.math.sphere import fold
 from eqtp.plans.calls import Pass
 from eqtp.plans.signals import DOWN, EAST, VALUE, SignalProgram, Term
 
 # Numbers that a part keeps at once, by our count, for which the compiler finds registers.
-MOST = {"float32": 200, "float64": 90}
+MAX_LIVE_NUMBERS = {"float32": 200, "float64": 90}
 PROJECTION = 3  # tables of a row: of the three fields, and this
 
 Orders = tuple[tuple[int, int], ...]  # (x, m): sin or cos, and |m|
@@ -105,8 +106,8 @@ def parts(program: SignalProgram, real: str) -> tuple[Part, ...]:
     """The program as kernels; those of an output whose terms are split come one after the other."""
     found: list[Part] = []
     for output, terms in enumerate(program.terms):
-        for s in _split(program, output, terms, False, MOST[real]) if terms else []:
-            fits = found and numbers(program, (*found[-1], s)) <= MOST[real]
+        for s in _split(program, output, terms, False, MAX_LIVE_NUMBERS[real]) if terms else []:
+            fits = found and numbers(program, (*found[-1], s)) <= MAX_LIVE_NUMBERS[real]
             if fits and not (s.adds and s.output in {other.output for other in found[-1]}):
                 found[-1] = (*found[-1], s)
             else:
@@ -254,7 +255,7 @@ def {name}(
     {inputs},  # [batch, channels, (lmax+1)^2] each
     {outputs},  # [batch, channels, (lmax_out+1)^2] each
     table, around,  # [rows, {width}], [columns, {round}]
-    {strides}, nothing, num, channels, B: tl.constexpr,  # nothing: 0, which the compiler does not know
+    {strides}, opaque_zero, num, channels, B: tl.constexpr,  # opaque_zero: 0, which the compiler does not know
 ):
     n = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     mask = n < num
@@ -275,7 +276,7 @@ def _text(program: SignalProgram, part: Part, name: str) -> str:
     top = table.shape[-1] - 1
     # Where the address of an input does not depend on the row, compilers keep it, or what stands there, in registers
     # for the whole loop.
-    begin = [f"row = table + r * {table[0].size}", *(f"x{n} = in{n} + r * nothing" for n in inputs)]
+    begin = [f"row = table + r * {table[0].size}", *(f"x{n} = in{n} + r * opaque_zero" for n in inputs)]
     lines, legs = _legs(program, _fields(part))
     before, end, after = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors], [], []
     for number, s in enumerate(part):
@@ -309,10 +310,6 @@ def _text(program: SignalProgram, part: Part, name: str) -> str:
     return head + indent([*before, f"for r in range({len(table)}):", *("    " + line for line in rows), *after])
 
 
-def indent(lines: Iterable[str]) -> str:
-    return "".join(f"    {line}\n" for line in lines)
-
-
 @lru_cache(maxsize=1024)
 def source(program: SignalProgram, real: str) -> tuple[tuple[str, str, Part], ...]:
     """Name, text and part of each kernel of a program. real: "float32" or "float64"."""
@@ -324,15 +321,10 @@ def source(program: SignalProgram, real: str) -> tuple[tuple[str, str, Part], ..
 def _compiled(program: SignalProgram, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor], set[int]]:
     """(kernel, its inputs, its outputs) of each part; the tables; the outputs that several kernels add to."""
     made = source(program, str(real).removeprefix("torch."))
-    with torch.inference_mode(False):  # what is remembered may be used outside of it
+    with torch.inference_mode(False):  # what is cached may be used outside of it
         constants = [torch.tensor(t, dtype=real, device=device) for t in tables(program)]
     several = {s.output for _, _, part in made for s in part if s.adds}
     return [(kernels.function(name, text, None), *_names(part)) for name, text, part in made], constants, several
-
-
-def lanes() -> int:
-    """Samples of a program, one for each lane of one warp."""
-    return 64 if torch.version.hip else 32
 
 
 def run(program: SignalProgram, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
@@ -342,7 +334,7 @@ def run(program: SignalProgram, pass_: Pass, inputs: list[torch.Tensor], outputs
     batch, channels = like.shape[:2]
     if batch * channels == 0:
         return
-    real = torch.float64 if like.dtype == torch.float64 else torch.float32
+    real = kernels.compute_dtype(like.dtype)
     parts, constants, several = _compiled(program, real, str(like.device))
     for out, terms in zip(outputs, program.terms, strict=True):
         if not terms:

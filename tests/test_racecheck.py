@@ -15,7 +15,7 @@ from eqtp.backends.jit import couplings as jit_couplings
 from eqtp.backends.jit import matrices as jit_matrices
 from eqtp.backends.jit import nvrtc, samples
 from eqtp.backends.jit import signals as jit_signals
-from eqtp.backends.jit.channelwise_tables import PASSES, layout, units
+from eqtp.backends.jit.channelwise_tables import WALKS, layout, units
 from eqtp.plans import couplings, matrices, signals
 from eqtp.plans.plan import TensorProductPlan
 
@@ -72,7 +72,7 @@ def sanitized(kind, source=None):
 def test_the_plan_covers_what_it_should():
     """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of
     threads per row."""
-    for pass_ in PASSES:
+    for pass_ in WALKS:
         narrow, wide = (layout(WIDE, u, pass_, torch.float32) for u in units(WIDE))
         assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
 

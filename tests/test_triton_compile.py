@@ -176,7 +176,7 @@ def sources(name: str, real: str, lanes: int):
             name,
             couplings._walk,
             {*couplings._walk.arg_names},
-            {"B": couplings.BLOCK},
+            {"B": couplings.BLOCK_SIZE},
             couplings.WARPS,
         )
     elif name == "too-wide":

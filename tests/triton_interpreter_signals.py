@@ -84,7 +84,7 @@ def test_powers(tangents):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_in_several_kernels(monkeypatch, dtype):
     """Terms and orders apart, with sums in full precision; types that are not float64."""
-    monkeypatch.setattr(kernel, "MOST", {"float32": 50})
+    monkeypatch.setattr(kernel, "MAX_LIVE_NUMBERS", {"float32": 50})
     for remembered in (kernel.parts, kernel.source, kernel._compiled):
         remembered.cache_clear()
     program = signals.product("odd", 1, 1, 2, "bwdbwd", (True, False, True))
@@ -102,7 +102,7 @@ def test_in_several_kernels(monkeypatch, dtype):
 @pytest.mark.parametrize("dtype", [*FULL, torch.bfloat16], ids=str)
 def test_long_tables(monkeypatch, dtype):
     """Tables that are data, by the same numbers."""
-    monkeypatch.setattr(cg_tensor_product, "ENTRIES", 10)
+    monkeypatch.setattr(cg_tensor_product, "MAX_TEXT_ENTRIES", 10)
     table = couplings.gaunt("odd", 1, 1, 1, "fwd", (True,))
     assert not cg_tensor_product.is_text(table, "float64")
     assert_couplings(table, dtype=dtype)
@@ -159,11 +159,11 @@ def by(request, monkeypatch):
     """Small matrices as text, and as larger ones are multiplied: by blocks of which some reach over the end, in one
     program for all samples."""
     if request.param == "loops":
-        for name, value in {"SMALL": 1, "BLOCK": 2, "PROGRAMS": 1}.items():
+        for name, value in {"MAX_TEXT_SIZE": 1, "MAX_BLOCK": 2, "MAX_PROGRAMS": 1}.items():
             monkeypatch.setattr(matrix_tensor_product, name, value)
     else:
         # the second order in several kernels
-        monkeypatch.setattr(matrix_tensor_product, "MOST", {"float32": 50, "float64": 50})
+        monkeypatch.setattr(matrix_tensor_product, "MAX_LIVE_NUMBERS", {"float32": 50, "float64": 50})
     remembered = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
     for cache in remembered:
         cache.cache_clear()
@@ -196,7 +196,7 @@ def test_matrices_of_other_types(dtype, by):
 def test_sizes_of_matrices(degrees):
     """One row, and the sizes on either side of the limit of text."""
     program = matrices.product(*degrees, False, "fwd", (True,))
-    assert (program.size > matrix_tensor_product.SMALL) == (degrees == (2, 5, 1))
+    assert (program.size > matrix_tensor_product.MAX_TEXT_SIZE) == (degrees == (2, 5, 1))
     assert_matrices(program)
 
 

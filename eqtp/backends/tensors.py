@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from eqtp.kernels import compute_dtype
+
+__all__ = ["HALVES", "address", "compute_dtype", "contiguous_rows", "dtype_name", "why_not_dtype"]
+
 HALVES = (torch.float16, torch.bfloat16)  # for storage: GPU kernels compute in float32
 
 
@@ -15,11 +19,6 @@ def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
 def address(t: torch.Tensor | None) -> int:
     """Address of the first element; 0 for None."""
     return 0 if t is None else t.data_ptr()
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that GPU kernels compute in (Real in csrc/common/device.cuh)."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

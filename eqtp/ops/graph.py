@@ -122,7 +122,7 @@ class Graph:
         return self
 
     def transpose(self) -> Graph:
-        """The graph with every edge turned round; built once."""
+        """The transposed graph, every edge reversed; built once."""
         if self._transpose is None:
             self._transpose = Graph(self.dst, self.src, self.num_dst, self.num_src)
             self._transpose._transpose = self
@@ -152,8 +152,8 @@ _lock = threading.Lock()
 def shared(src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, keep: int = 4) -> Graph:
     """A Graph of these edges; the same object for the same edges, so that the layers of a model share one.
 
-    The last `keep` graphs are remembered and compared by value (never by address: a neighbour list that was changed in
-    place is another graph). Under torch.compile and torch.export nothing is remembered.
+    The last `keep` graphs are cached and compared by value (never by address: a neighbour list that was changed in
+    place is another graph). Under torch.compile and torch.export nothing is cached.
     """
     if torch.compiler.is_compiling() or src.is_meta or torch._C._are_functorch_transforms_active():
         return Graph(src, dst, num_src, num_dst)

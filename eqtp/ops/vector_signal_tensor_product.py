@@ -33,7 +33,7 @@ registry.register_op("vector_signal_tensor_product", engine="signals")
 
 @lru_cache(maxsize=64)
 def _harmonics(lmax: int, leg: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # what is remembered may be used for training later
+    with torch.inference_mode(False):  # what is cached may be used for training later
         return torch.tensor(vector_signals.harmonics(lmax, leg), dtype=dtype, device=device).flatten(1)
 
 

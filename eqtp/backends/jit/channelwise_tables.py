@@ -17,10 +17,10 @@ from eqtp.plans.plan import TensorProductPlan
 
 THREADS = 128  # of a block (csrc/channelwise/channelwise.cuh)
 # that a thread should get along with, of 255: so that enough threads fit a multiprocessor to hide the memory's latency
-REGISTERS = 150
-RESIDENT = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
+TARGET_REGISTERS = 150
+MIN_RESIDENT_BLOCKS = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
 # The walks of a plan: forward, backward, and each differentiated along a direction, which is the second order
-PASSES = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
+WALKS = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
 
 
 class Unit(NamedTuple):
@@ -96,7 +96,7 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
                 1 + directions
             )
             ahead, others = False, 40
-        if registers * size + others + (56 if ahead else 0) <= REGISTERS:
+        if registers * size + others + (56 if ahead else 0) <= TARGET_REGISTERS:
             break
     threads = next(n for n in (4, 8, 16, 32) if n >= min(32, -(-unit.mul // channels)))
     return Layout(channels, ahead, threads, -(-unit.mul // (threads * channels)))
@@ -176,7 +176,7 @@ def tables(key: str, pass_: str, dtype: torch.dtype) -> SpecialisedPlan:
         "NUMEL": plan.weight_numel,
         "UNITS": len(chosen),
         "VEC_Y": vec_y,
-        "RESIDENT": RESIDENT[dtype == torch.float64],
+        "RESIDENT": MIN_RESIDENT_BLOCKS[dtype == torch.float64],
     }
     text = "".join(f"  static constexpr int {name} = {value};\n" for name, value in numbers.items())
     text += (

@@ -17,7 +17,7 @@ from eqtp.plans.calls import Harmonics, Pass
 
 FILE = "harmonics/harmonics.cuh"
 UNROLLED = 8  # largest degree whose loops are unrolled
-SHARED = 48 * 1024  # bytes of a block; more must be asked for
+MAX_SHARED = 48 * 1024  # bytes of a block; more must be asked for
 # The members of HarmonicsArrays in csrc/harmonics/harmonics.cuh
 HARMONICS_ARRAYS = np.dtype(
     [("normalize", np.bool_), ("points", np.int64)]
@@ -81,7 +81,7 @@ def shape_of(degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled:
         8 if dtype == torch.float64 else 4,
     )
     unrolled = lmax <= UNROLLED if unrolled is None else unrolled
-    numbers, stride = SHARED // itemsize, max(3, columns | 1)
+    numbers, stride = MAX_SHARED // itemsize, max(3, columns | 1)
     line = 0 if unrolled or which == "VALUES" else 32 * (lmax + 1) * (2 if which == "SECOND" else 1)
 
     def room(tile):

@@ -9,7 +9,7 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
-    CONSTANT,
+    CONSTANT_BYTES,
     UNROLLED_ENTRIES,
     Specialised,
     array_text,
@@ -76,7 +76,7 @@ def specialise(program: MatrixProgram, dtype: torch.dtype) -> Specialised:
     entries = sum(len(conversion(lmax, size).to) for lmax in [*(program.lmax_in[n] for n in used), *program.lmax_out])
     kinds = {"first": "int", "at": "short", "c": "double" if dtype == torch.float64 else "float"}
     length = sum(len(values) * {"first": 4, "at": 2, "c": itemsize}[name] for name, values in tables.items())
-    space = memory_space(length if tile.samples >= BROADCAST else CONSTANT + 1)
+    space = memory_space(length if tile.samples >= BROADCAST else CONSTANT_BYTES + 1)
     text = "".join(array_text(space, f"MATRIX_{name.upper()}", values, kinds[name]) for name, values in tables.items())
     members = members_text(
         SAMPLES=tile.samples,

@@ -14,13 +14,13 @@ from eqtp.backends import registry
 from eqtp.backends.jit.toolchain import MAX_BLOCKS, Toolchain
 
 TILES = (32, 16, 8, 4, 2, 1)  # samples of a tile
-SHARED = 96 * 1024  # bytes of a block, which every GPU since 2020 has
+MAX_SHARED = 96 * 1024  # bytes of a block, which every GPU since 2020 has
 # bytes of shared memory that blocks beside each other have (H100 and later), only to choose between tiles
-MULTIPROCESSOR = 224 * 1024
-WARPS = 16  # of a multiprocessor: with the registers of these kernels there are seldom more
-FEW_REGISTERS = 100  # with which WARPS warps fit
+SHARED_PER_SM = 224 * 1024
+WARPS_PER_SM = 16  # of a multiprocessor: with the registers of these kernels there are seldom more
+FEW_REGISTERS = 100  # with which WARPS_PER_SM warps fit
 MAX_THREADS = 256  # of a block: a thread may have all registers there are
-CONSTANT = 60 * 1024  # bytes of tables that fit the constant memory; longer ones are read through the caches
+CONSTANT_BYTES = 60 * 1024  # bytes of tables that fit the constant memory; longer ones are read through the caches
 UNROLLED_ENTRIES = 1500  # of couplings, or to and from matrices, up to which tables are instructions, not data
 
 
@@ -54,10 +54,10 @@ def tile_of(op: str, most: int, tensors: int, numbers, itemsize: int) -> Tile:
     for samples in TILES:
         for workers in range(min(most, MAX_THREADS // samples), 0, -1):
             shared = tensors * samples * 8 + numbers(workers) * (samples | 1) * itemsize
-            blocks = min(MULTIPROCESSOR // shared, WARPS // -(-samples * workers // 32))
+            blocks = min(SHARED_PER_SM // shared, WARPS_PER_SM // -(-samples * workers // 32))
             busy = blocks * samples * most / -(-most // workers)  # threads at work, on average
             busy *= samples**0.25  # those of one row read the same tables; a guess, not a measurement
-            if shared <= SHARED and busy > score:
+            if shared <= MAX_SHARED and busy > score:
                 best, score = Tile(samples, workers, shared), busy
     if best is None:
         raise RuntimeError(f"{op}: inputs and outputs with {numbers(1)} numbers do not fit the shared memory of a GPU")
@@ -89,13 +89,13 @@ def array_text(space: str, name: str, values: np.ndarray, kind: str) -> str:
 
 def memory_space(size: int) -> str:
     """Where tables of this many bytes stand."""
-    return "__constant__" if size <= CONSTANT else "__device__"
+    return "__constant__" if size <= CONSTANT_BYTES else "__device__"
 
 
 def entry_text(op: str, storage: str, threads: int, registers: int, inputs: int, outputs: int) -> str:
     """The kernel `eqtp::{op}_kernel`. registers: about how many a thread needs."""
     # told nothing, ptxas spills for the sake of more blocks
-    resident = max(1, WARPS // -(-threads // 32)) if registers <= FEW_REGISTERS else 1
+    resident = max(1, WARPS_PER_SM // -(-threads // 32)) if registers <= FEW_REGISTERS else 1
     tensors = [("const " + storage, f"in{n}") for n in range(inputs)] + [(storage, f"out{n}") for n in range(outputs)]
     parameters = "".join(f", {kind}* {name}, Index {name}_batch, Index {name}_channel" for kind, name in tensors)
     rows = [f"{{{name}, {name}_batch, {name}_channel}}" for _, name in tensors]
