@@ -62,16 +62,6 @@ def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tupl
 ROUTES = {"sparse": sparse, "grid": grid, "fourier": fourier}
 
 
-def _crossed(route, x1: torch.Tensor, x2: torch.Tensor, lmax_out: int) -> torch.Tensor:
-    """x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2] -> their cross product at every point, [..., 3,
-    (lmax_out+1)^2]"""
-    up, down = [1, 2, 0], [2, 0, 1]
-    return (
-        route(x1[..., up, :], x2[..., down, :], lmax_out, False)[0]
-        - route(x1[..., down, :], x2[..., up, :], lmax_out, False)[0]
-    )
-
-
 # kernels: operands [b, c, signals, n], where a signal is a function on the sphere (`eqtp.plans.signals.SIGNALS`)
 
 
@@ -90,7 +80,7 @@ def _fake(x1, x2, lmax_out, kind, method, family):
     return x1.new_empty(*x1.shape[:2], signals.SIGNALS[kind][2], (lmax_out + 1) ** 2)
 
 
-_op = register_multilinear(
+product_op = register_multilinear(
     "gaunt_tensor_product",
     ("x1", "x2"),
     "int lmax_out, str kind, str method, str family",
@@ -158,23 +148,9 @@ def gaunt_tensor_product(
         out = ROUTES[method](x1, x2, reach, odd)
     else:
         lead = batch_shape(x1, x2)
-        both = _op(
+        both = product_op(
             *(t.unsqueeze(-2) for t in as_batch_channels(x1, x2)), reach, "odd" if odd else "product", method, family
         )
         out = both.reshape(*lead, 1 + odd, both.shape[-1]).unbind(-2)
     out = tuple(scale_degrees(pad_degrees(t, lmax_out), w3).to(dtype) for t in out)
     return out if odd else out[0]
-
-
-def cross_signals(
-    x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, method: str, backend: str, op: str
-) -> torch.Tensor:
-    """Cross product, at every point, of vector signals in Cartesian components, for `op`: x1 [..., 3, (lmax1+1)^2], x2
-    [..., 3, (lmax2+1)^2] -> [..., 3, (lmax_out+1)^2], lmax_out at most lmax1 + lmax2."""
-    method, family = choose(op, method, backend, (degree_of(x1), degree_of(x2)), x1)
-    if family == "reference":
-        return _crossed(ROUTES[method], x1, x2, lmax_out)
-    lead = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
-    vectors = [t.unflatten(-1, (3, -1)) for t in as_batch_channels(x1.flatten(-2), x2.flatten(-2))]
-    out = _op(*vectors, lmax_out, "cross", method, family)
-    return out.reshape(*lead, 3, out.shape[-1])

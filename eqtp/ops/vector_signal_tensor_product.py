@@ -25,8 +25,8 @@ import torch
 from eqtp.backends import registry
 from eqtp.math import vector_signals
 from eqtp.ops.autograd import define, differentiable
-from eqtp.ops.coefficients import check_operands, degree_of, pad_degrees, scale_degrees, upcast_half
-from eqtp.ops.gaunt_tensor_product import cross_signals
+from eqtp.ops.coefficients import as_batch_channels, check_operands, degree_of, pad_degrees, scale_degrees, upcast_half
+from eqtp.ops.gaunt_tensor_product import ROUTES, choose, product_op
 
 registry.register_op("vector_signal_tensor_product", engine="signals")
 
@@ -61,6 +61,30 @@ _map = differentiable(
 def signals(x: torch.Tensor, leg: int) -> torch.Tensor:
     """Coefficients x [..., (lmax+1)^2] of vector harmonics -> those of three functions, [..., 3, (top+1)^2]."""
     return _map(x, degree_of(x), leg, False)
+
+
+def _crossed(route, x1: torch.Tensor, x2: torch.Tensor, lmax_out: int) -> torch.Tensor:
+    """x1 [..., 3, (lmax1+1)^2], x2 [..., 3, (lmax2+1)^2] -> their cross product at every point, [..., 3,
+    (lmax_out+1)^2]"""
+    up, down = [1, 2, 0], [2, 0, 1]
+    return (
+        route(x1[..., up, :], x2[..., down, :], lmax_out, False)[0]
+        - route(x1[..., down, :], x2[..., up, :], lmax_out, False)[0]
+    )
+
+
+def _cross_signals(
+    x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, method: str, backend: str, op: str
+) -> torch.Tensor:
+    """Cross product, at every point, of vector signals in Cartesian components, for `op`: x1 [..., 3, (lmax1+1)^2], x2
+    [..., 3, (lmax2+1)^2] -> [..., 3, (lmax_out+1)^2], lmax_out at most lmax1 + lmax2."""
+    method, family = choose(op, method, backend, (degree_of(x1), degree_of(x2)), x1)
+    if family == "reference":
+        return _crossed(ROUTES[method], x1, x2, lmax_out)
+    lead = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    vectors = [t.unflatten(-1, (3, -1)) for t in as_batch_channels(x1.flatten(-2), x2.flatten(-2))]
+    out = product_op(*vectors, lmax_out, "cross", method, family)
+    return out.reshape(*lead, 3, out.shape[-1])
 
 
 def vector_signal_tensor_product(
@@ -101,5 +125,5 @@ def vector_signal_tensor_product(
     x1, x2, w1, w2, w3 = upcast_half(x1, x2, w1, w2, w3)
     f1, f2 = signals(scale_degrees(x1, w1), legs[0]), signals(scale_degrees(x2, w2), legs[1])
     top = vector_signals.top(lmax_out, legs[2])
-    f = cross_signals(f1, f2, min(top, degree_of(f1) + degree_of(f2)), method, backend, op)
+    f = _cross_signals(f1, f2, min(top, degree_of(f1) + degree_of(f2)), method, backend, op)
     return scale_degrees(_map(pad_degrees(f, top), lmax_out, legs[2], True), w3).to(dtype)
