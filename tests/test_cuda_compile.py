@@ -157,7 +157,8 @@ def usage_of(kernel, file, what, arch, dtype=torch.float32):
 
 @pytest.mark.parametrize("pass_", WANTED)
 @pytest.mark.parametrize("kind", KINDS)
-@sweep("degrees", SAME, SAME[:1], ids=str)
+@pytest.mark.long  # tests/test_every_kernel.py compiles the small ones in every run
+@pytest.mark.parametrize("degrees", SAME, ids=str)
 def test_registers_of_signals(kind, pass_, degrees):
     row = usage_of_signals(kind, degrees, pass_)
     if (kind, pass_, degrees[0]) in SPILLED:
@@ -176,7 +177,8 @@ def test_halves_of_signals():
     assert not usage_of_signals("product", (4, 4, 8), "fwd", dtype=torch.bfloat16).stack
 
 
-@sweep("arch", ["80", "90", "100", "120"], ["90"])
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["80", "90", "100", "120"])
 @pytest.mark.parametrize(
     "kind, degrees, pass_",
     [("product", (2, 2, 2), "fwd"), ("cross", (2, 2, 2), "bwdbwd"), ("odd", (6, 6, 6), "fwd")],
@@ -190,9 +192,9 @@ def test_registers_of_couplings(kind, degrees, pass_, arch):
 
 
 @sweep("dtype", [torch.float32, torch.float64], [torch.float32], ids=str)
-@pytest.mark.parametrize("pass_", WANTED)
+@sweep("pass_", WANTED, ["bwd"])
 @pytest.mark.parametrize("split", [False, True])
-@sweep("lmax", [2, 4, 8, 12, 20], [2, 8])
+@sweep("lmax", [2, 4, 8, 12, 20], [8])
 def test_registers_of_matrices(lmax, split, pass_, dtype):
     row = usage_of_matrices((lmax,) * 3, split, pass_, dtype=dtype)
     assert not (row.spill_stores or row.spill_loads or row.stack)

@@ -72,7 +72,7 @@ def check(p, inputs, target):
 
 @pytest.mark.parametrize("pass_", OUTPUTS)
 @pytest.mark.parametrize("split", [False, True])
-@sweep("degrees", DEGREES, [(1, 1, 2), (6, 1, 2)], ids=str)
+@sweep("degrees", DEGREES, [(6, 1, 2)], ids=str)
 def test_products(target, degrees, split, pass_):
     p = program(degrees, split, pass_)
     check(p, operands(p, 5, 7, torch.float64), target)

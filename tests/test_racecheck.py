@@ -77,18 +77,26 @@ def test_the_plan_covers_what_it_should():
         assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
 
 
-@pytest.mark.parametrize("kind", ["thread", "address"])
-def test_the_kernels_are_clean(graph, monkeypatch, kind):
+LAYOUTS = [("thread", "graph", None), ("thread", "rows", None)]
+LAYOUTS += [("address", "graph", True), ("address", "graph", False), ("address", "rows", True)]
+
+
+@sweep("kind, over, wide", LAYOUTS, [LAYOUTS[0], LAYOUTS[3]])
+def test_the_kernels_are_clean(graph, monkeypatch, kind, over, wide):
     """No race, no access out of bounds or at a wrong alignment; the same bits as without a checker. Also with rows at
     any distance."""
     family = sanitized(kind)
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
-    layouts = [(graph, None), ((), None)] if kind == "thread" else [(graph, True), (graph, False), ((), True)]
-    for columns, wide in layouts:
-        plain = passes(emulated.family(), WIDE, columns, wide)
-        assert all(t.isfinite().all() for t in plain)
-        assert all(torch.equal(a, b) for a, b in zip(passes(family, WIDE, columns, wide), plain, strict=True))
+    columns = graph if over == "graph" else ()
+    plain = passes(emulated.family(), WIDE, columns, wide)
+    assert all(t.isfinite().all() for t in plain)
+    assert all(torch.equal(a, b) for a, b in zip(passes(family, WIDE, columns, wide), plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["thread", pytest.param("address", marks=pytest.mark.long)])
+def test_the_atomic_kernels_are_clean(graph, kind):
+    family = sanitized(kind)
     unsorted = (*graph[:2], *[graph[3][:0]] * 4)  # atomic additions, in no order
     for a, b in zip(passes(family, WIDE, unsorted), passes(emulated.family(), WIDE, graph), strict=True):
         testing.assert_close(a, b.double())

@@ -115,7 +115,7 @@ def test_registers_of_programs(names):
     assert not [row for row in table if row["spills"] or not 0 < row["registers"] <= 255]
 
 
-@pytest.mark.parametrize("real", ["float64", "bfloat16", "float16"])
+@sweep("real", ["float64", "bfloat16", "float16"], ["float64", "bfloat16"])
 @sweep("size", ["small", "large"], ["small"])
 def test_other_types(real, size):
     """float64 and storage in half precision; nothing is calculated in less than the type says."""
