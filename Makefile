@@ -92,7 +92,7 @@ $(VENV)/pyvenv.cfg:
 # One thread by default: make bench THREADS=2
 bench: $(VENV)/bench
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench tensor_product_conv --problem $(CONVS) --threads $(THREADS) \
-	  --against e3nn,e3nn-script,cueq,cueq-irmul --json bench/results/tensor_product_conv-$(THREADS).json
+	  --against e3nn,e3nn-script,e3nn-compile,cueq,cueq-irmul --json bench/results/tensor_product_conv-$(THREADS).json
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench spherical_harmonics --problem lmax3 lmax8 --threads $(THREADS) \
 	  --against e3nn,sphericart,cueq --json bench/results/spherical_harmonics-$(THREADS).json
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench.sevennet --threads $(THREADS) --json bench/results/sevennet-$(THREADS).json
