@@ -48,8 +48,8 @@ SHORT = (  # op, problem, pass of the rows of README.md
 REMARKS = {  # of a peer, in every problem
     "cueq": "cueq and cueq-irmul are the plain torch path of cuequivariance-torch, the one that it has for CPUs: its"
     " closed kernels run on GPUs only",
-    "e3nn-compile": "e3nn-compile, e3nn through torch.compile, was measured forward and forward + backward for mace-medium"
-    " and sevennet-0 only",
+    "e3nn-compile": "e3nn-compile, e3nn through torch.compile, was measured forward and forward + backward for"
+    " mace-medium and sevennet-0 only",
 }
 BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
 COLOURS = ("#1f6f8b", "#d1702a", "#5b8c5a", "#8e5a9b", "#b8a038", "#4a4a4a", "#c25b7c")
