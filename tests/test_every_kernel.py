@@ -20,7 +20,7 @@ from bench.registry import with_kernels  # noqa: E402
 from eqtp.backends import registry  # noqa: E402
 from eqtp.backends.jit import runtime  # noqa: E402
 from eqtp.backends.jit.toolchain import Toolchain, source  # noqa: E402
-from eqtp.plans.calls import Outputs  # noqa: E402
+from eqtp.plans.calls import Operands  # noqa: E402
 
 OPS = [op for op in with_kernels() if registry.kernel("jit", registry.engine_of(op))]
 
@@ -60,8 +60,11 @@ def apart(run):
     tensor would overwrite each other."""
 
     def wrapped(descriptor, pass_, inputs, outputs):
+        if isinstance(inputs, Operands):  # tensors, not slices of one
+            return run(descriptor, pass_, inputs, outputs)
         own = [None if t is None else torch.full(t.shape, torch.nan, dtype=t.dtype) for t in outputs]
-        run(descriptor, pass_, inputs, Outputs(*own) if isinstance(outputs, Outputs) else own)
+        past_autograd = [None if t is None else t.data for t in inputs]  # whose memory is written again
+        run(descriptor, pass_, past_autograd, own)
         for t, made in zip(outputs, own, strict=True):
             if t is not None:
                 t.data.copy_(made)  # past autograd, as a kernel writes
