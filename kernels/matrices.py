@@ -20,14 +20,12 @@ from eqtp.kernels.samples import HEAD, indent, lanes
 from eqtp.plans.calls import Pass
 from eqtp.plans.matrices import MatrixProgram, conversion
 
-MAX_TEXT_SIZE = 5  # rows of matrices that become text
-MAX_LIVE_NUMBERS = {
-    "float32": 130,
-    "float64": 90,
-}  # numbers that a lane keeps at once, by our count: more take a compiler long
-MAX_BLOCK = 8  # rows and columns of the sums in registers, at most
-MAX_SCRATCH = 1 << 26  # numbers of all programs that run at once
-MAX_PROGRAMS = 2048  # enough of them for any GPU
+MAX_TEXT_SIZE = 5  # rows of a matrix: larger ones are loops, not straight-line text
+# numbers that a lane keeps at once, by our count: with more the compiler takes long
+MAX_LIVE_NUMBERS = {"float32": 130, "float64": 90}
+MAX_BLOCK = 8  # rows, and columns, of the block of sums in registers
+MAX_SCRATCH = 1 << 26  # numbers in the scratch of all programs together
+MAX_PROGRAMS = 2048  # of Triton in one launch, enough to fill any GPU
 
 LOOPS = """\
 def {name}(

@@ -95,9 +95,9 @@ def compiler():
 
 def forget():
     """As a fresh process: nothing compiled, nothing loaded, no warning given."""
-    for memory in (runtime._compiled, runtime._busy, runtime._loaded, runtime._streams):
+    for memory in (runtime._compiled, runtime._key_locks, runtime._loaded, runtime._streams):
         memory.clear()
-    runtime._no_cache.cache_clear()
+    runtime._warn_no_cache.cache_clear()
 
 
 @pytest.fixture

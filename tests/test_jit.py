@@ -50,7 +50,7 @@ def test_other_key_other_entry(compiles, jit_cache, monkeypatch, what):
     if what == "NVRTC":
         monkeypatch.setattr(runtime, "version", lambda: (13, 1))
     if what == "format":
-        monkeypatch.setattr(runtime, "FORMAT", runtime.FORMAT + 1)
+        monkeypatch.setattr(runtime, "CACHE_FORMAT", runtime.CACHE_FORMAT + 1)
     changed = {
         "text": (TEXT + "\n", NAMES, "90"),
         "names": (TEXT, NAMES[:1], "90"),
@@ -254,7 +254,7 @@ def test_time_limit_of_a_lock(compiles, jit_cache, monkeypatch, capfd):
 
 @pytest.mark.parametrize("seconds, quiet, said", [(0.3, "0", True), (0.0, "0", False), (0.3, "1", False)])
 def test_message_while_compiling(compiles, jit_cache, monkeypatch, capfd, caplog, seconds, quiet, said):
-    monkeypatch.setattr(runtime, "PATIENCE", 0.1)
+    monkeypatch.setattr(runtime, "NOTICE_SECONDS", 0.1)
     monkeypatch.setenv("EQTP_QUIET", quiet)
     caplog.set_level("INFO", logger="eqtp")
     pretend = runtime.compile

@@ -17,31 +17,28 @@ from eqtp.math import sphere, vector_signals
 from eqtp.math.so3 import wigner_3j
 
 PRODUCTS = ("cg", "gaunt", "gaunt+odd", "matrix", "vector")
-SMALLEST = (
-    1e-10  # coefficients below are zero; those that are not are above 1e-3 in the range of degrees that is of use
-)
+# Coefficients below this are zero; the others are above 1e-3 for all degrees of practical use
+ZERO_COEFFICIENT = 1e-10
 
 
 @cache
 def _outputs(product: str, l1: int, l2: int, l3: int, s: int) -> tuple[int, ...]:
-    """Which outputs of the product the path contributes to: 0, or 1 for the second of a pair; none where its
-    coefficient is zero.
+    """The outputs that the path contributes to: 0, or 1 for the second of a pair; none where its coefficient is zero.
 
-    s: of the matrix product.
+    s: spin of the matrices, for the matrix product.
     """
     if product == "cg":
         return (0,)
-    if (
-        product == "matrix"
-    ):  # a triangle of (s, s, l) is the 6j symbol {l1 l2 l3; s s s} times w3j(l1, l2, l3): one entry tells
+    if product == "matrix":
+        # a triangle of (s, s, l) is the 6j symbol {l1 l2 l3; s s s} times w3j(l1, l2, l3): one entry tells
         w = wigner_3j(l1, l2, l3)
         at = np.unravel_index(np.abs(w).argmax(), w.shape)
         a, b, c = (wigner_3j(s, s, l)[:, :, m] for l, m in zip((l1, l2, l3), at, strict=True))
-        return (0,) if abs(np.trace(a @ b @ c.T) / w[at]) > SMALLEST else ()
-    if product == "vector":  # with the legs that its op has by default
-        return (0,) if np.abs(vector_signals.coupling((l1, l2, l3), (-1, -1, -1))).max() > SMALLEST else ()
+        return (0,) if abs(np.trace(a @ b @ c.T) / w[at]) > ZERO_COEFFICIENT else ()
+    if product == "vector":  # with the default legs of its op
+        return (0,) if np.abs(vector_signals.coupling((l1, l2, l3), (-1, -1, -1))).max() > ZERO_COEFFICIENT else ()
     halves = (sphere.gaunt, sphere.bracket) if product == "gaunt+odd" else (sphere.gaunt,)
-    return tuple(n for n, half in enumerate(halves) if np.abs(half(l1, l2, l3)).max() > SMALLEST)
+    return tuple(n for n, half in enumerate(halves) if np.abs(half(l1, l2, l3)).max() > ZERO_COEFFICIENT)
 
 
 def _paths(name: str, product: str, lmax: int, lmax_out: int | None) -> list[tuple[int, int, int, int]]:

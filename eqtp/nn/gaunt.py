@@ -21,7 +21,7 @@ from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import segment_sum
 
-SMALLEST = 1e-12  # variances below are of what is zero
+ZERO_VARIANCE = 1e-12  # variances below this are zero
 
 
 def product_variance(lmax1: int, lmax2: int, lmax_out: int, odd: bool) -> np.ndarray:
@@ -57,7 +57,7 @@ def power_moment(lmax: int, lmax_out: int, degree: int) -> np.ndarray:
 
 def _inverse_root(variance: np.ndarray) -> torch.Tensor:
     """1 / sqrt(variance), 0 where nothing arrives."""
-    zero = variance < SMALLEST
+    zero = variance < ZERO_VARIANCE
     return torch.tensor(np.where(zero, 0, 1 / np.sqrt(np.where(zero, 1, variance))), dtype=torch.get_default_dtype())
 
 
@@ -178,7 +178,7 @@ class GauntManyBody(_Layer):
         self.weight = torch.nn.Parameter(torch.randn(num_elements, channels, degree, lmax_out + 1))
         moment = power_moment(lmax, lmax_out, degree)  # [degree, lmax_out+1]
         # as many powers as reach the degree
-        self.register_buffer("scale", _inverse_root(moment * (moment > SMALLEST).sum(0)), persistent=False)
+        self.register_buffer("scale", _inverse_root(moment * (moment > ZERO_VARIANCE).sum(0)), persistent=False)
 
     def forward(self, x: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
         """x [..., channels, (lmax+1)^2], element [...] integers below num_elements -> [..., channels,

@@ -1,9 +1,10 @@
 """Autograd, written once for every op.
 
-`differentiable` makes a kernel a torch op with a fake (shapes), a backward, a forward-mode rule and a vmap rule.
-torch has two machineries and neither does everything: registered ops work under torch.compile and torch.export but give
-silent zeros in forward mode and fail in torch.func; autograd.Function with setup_context works in torch.func and
-forward mode but is silently wrong under torch.compile(torch.func.grad). So each op gets both, and its callable picks.
+`define` makes a kernel a torch op with a fake (shapes); `differentiable` gives it a backward, a forward-mode rule and a
+vmap rule. torch has two mechanisms and neither covers everything: registered ops work under torch.compile and
+torch.export but give silent zeros in forward mode and fail in torch.func; autograd.Function with setup_context works in
+torch.func and forward mode but is silently wrong under torch.compile(torch.func.grad). So each op gets both, and its
+callable picks.
 
 `register_multilinear` closes every derivative order of a product. With the form
 
@@ -11,8 +12,8 @@ forward mode but is silently wrong under torch.compile(torch.func.grad). So each
 
 the product is dPhi/dg and the backward op is dPhi/da_s for all s. A derivative of either, along a direction t of one
 operand, is the same op with that operand replaced by t (and, for the backward op, without the output that does not
-depend on it). So two kernels, product and backward, suffice for any order; a third one, fused, may do the second order
-at once.
+depend on it). So two kernels, product and backward, suffice for any order; a third, fused one may compute the second
+order at once.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def differentiable(
     """The callable of an op, with all derivatives.
 
     backward(args, needs, grads) -> gradient (or None) per argument; grads: one per output, None where there is none.
-    With outputs=True it is backward(args, needs, grads, outputs) with the tuple of what the op returned. jvp(args,
-    tangents) -> tangent(s) of the output(s); tangents: one per argument, None where there is none. vmap(info, in_dims,
-    *args) as in torch.autograd.Function; by default the calls are made one by one.
+    With outputs=True: backward(args, needs, grads, outputs), outputs a tuple of what the op returned.
+    jvp(args, tangents) -> tangent(s) of the output(s); tangents: one per argument, None where there is none.
+    vmap(info, in_dims, *args) as in torch.autograd.Function; by default one call per element of the batch.
     """
 
     def setup_context(ctx, inputs, output):
@@ -81,18 +82,18 @@ def differentiable(
 
     Function.setup_context = staticmethod(setup_context)
     Function.backward = staticmethod(run_backward)
-    Function.vmap = staticmethod(vmap or _one_by_one(lambda *args: call(*args)))
+    Function.vmap = staticmethod(vmap or _loop_over_batch(lambda *args: call(*args)))
     torch.library.register_autograd(op, run_backward, setup_context=setup_context, lib=LIBRARY)
 
     name = op.name()
 
     def call(*args):
-        return Function.apply(*args) if _transformed(name) else op(*args)
+        return Function.apply(*args) if _transform_active(name) else op(*args)
 
     return call
 
 
-def _one_by_one(call: Callable) -> Callable:
+def _loop_over_batch(call: Callable) -> Callable:
     """vmap rule: a call for each element of the batch."""
 
     def rule(info, in_dims, *args):
@@ -107,9 +108,9 @@ def _one_by_one(call: Callable) -> Callable:
     return rule
 
 
-def _transformed(name: str) -> bool:
-    """Whether forward mode or a transform of torch.func is active; raises where torch would lose a tangent without an
-    error."""
+def _transform_active(name: str) -> bool:
+    """Whether forward mode or a transform of torch.func is active. Raises NotImplementedError where torch would
+    silently lose a tangent."""
     forward = forward_ad._current_level >= 0
     if not (forward or torch._C._are_functorch_transforms_active()):
         return False
@@ -118,9 +119,8 @@ def _transformed(name: str) -> bool:
             raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
         return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
-    if (
-        sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
-    ):  # wrong with any autograd.Function
+    # wrong results with any autograd.Function
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
         raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
     return True
 
@@ -131,7 +131,7 @@ def new_outputs(tensors, wanted) -> list[torch.Tensor | None]:
 
 
 def empty_for_none(like: torch.Tensor, *outputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-    """The outputs of an op, which may not be None: an empty tensor stands for one that is not wanted."""
+    """The outputs of an op, which may not be None: an unwanted one is an empty tensor."""
     return tuple(like.new_empty(0) if t is None else t for t in outputs)
 
 
@@ -142,12 +142,11 @@ def sum_present(terms: Sequence):
 
 
 def passes(n: int, run: Callable, fake: Callable) -> tuple[Callable, Callable, Callable]:
-    """The product of n operands, its backward and its second order, as `register_multilinear` wants them, from one
-    function.
+    """product, product_bwd and product_bwdbwd of `register_multilinear`, from one function.
 
-    run(pass_, operands, outputs, *constants) fills the outputs that are not None. Operands are the n of the product,
-    then g ("bwd", "bwdbwd"), then the n cotangents ("bwdbwd"); outputs the product ("fwd"), the gradients of the n
-    operands ("bwd"), of g and these ("bwdbwd").
+    run(pass_, operands, outputs, *constants) fills the outputs that are not None. Operands: the n of the product, then
+    g ("bwd", "bwdbwd"), then the n cotangents ("bwdbwd"). Outputs: the product ("fwd"); the gradients of the n operands
+    ("bwd"); the gradients of g and of the n operands ("bwdbwd").
     """
 
     def product(*args):
@@ -180,16 +179,14 @@ def register_multilinear(
 ):
     """Registers eqtp::name and eqtp::name_bwd; returns the product's callable.
 
-    operands: names of the n tensor operands; constants: schema text of what follows them.
+    operands: names of the n tensor operands. constants: schema text of the arguments after them.
     product(*operands, *constants) -> out
-    product_bwd(g, *operands, wanted, *constants) -> n gradients; wanted: list of bools; an unwanted gradient is empty,
-    [0] product_bwdbwd(g, *operands, *cotangents, wanted, *constants) -> gradients of g and of the n operands: the
-    second order
-        in one kernel. It is used where nobody differentiates further and at least two cotangents are given.
+    product_bwd(g, *operands, wanted, *constants) -> n gradients; wanted: list of bools; an unwanted gradient is [0]
+    product_bwdbwd(g, *operands, *cotangents, wanted, *constants) -> gradients of g and of the n operands
+        The second order in one kernel, used if nothing differentiates further and at least two cotangents are given.
     fake(*operands, *constants) -> empty output
-    part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it (a
-    path without a
-        weight does not depend on the weights)
+    part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it
+        (a path without a weight does not depend on the weights)
     """
     n = len(operands)
     tensors = ", ".join(f"Tensor {o}" for o in operands)
@@ -210,12 +207,11 @@ def register_multilinear(
     cotangents = ", ".join(f"Tensor c{o}" for o in operands)
     schema = f"(Tensor g, {tensors}, {cotangents}, bool[] wanted, {constants}) -> (Tensor, {results})"
     bwdbwd_op = define(f"{name}_bwdbwd", schema, product_bwdbwd, fake_bwdbwd)
-    return _closed(n, product_op, bwd_op, bwdbwd_op, part)
+    return _close_derivatives(n, product_op, bwd_op, bwdbwd_op, part)
 
 
-def _closed(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
-    """The callable of a product of n operands: its derivatives are products and backward ops again. Arguments as
-    above."""
+def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
+    """The callable of a product of n operands, whose derivatives are again products and backward ops."""
 
     def replaced(operands, s, t):
         return [t if i == s else a for i, a in enumerate(operands)]

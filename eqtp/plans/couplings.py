@@ -34,11 +34,8 @@ class CouplingTable:
         order = np.lexsort(entries.T[::-1])
         entries, self.c = entries[order], coefficients[order]
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        # [nnz] components of all inputs in a row
-        self.a, self.b = (
-            entries[:, 2].astype(np.int32),
-            entries[:, 3].astype(np.int32),
-        )
+        # [nnz] indices into the components of all inputs, concatenated
+        self.a, self.b = entries[:, 2:].T.astype(np.int32)
         groups, first = np.unique(entries[:, :2], axis=0, return_index=True)
         self.group_ptr = np.append(first, len(entries)).astype(np.int32)  # [groups + 1] into the entries
         self.scale = groups[:, 1].astype(np.int32)  # [groups] component that multiplies the group's sum; -1: none
@@ -50,11 +47,8 @@ class CouplingTable:
 def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> CouplingTable:
     """The products of `eqtp.plans.signals.product`, with the same inputs and outputs, by the tables of
     `eqtp.math.sphere`."""
-    lmax, (count, outputs), operands = (
-        (lmax1, lmax2, lmax_out, lmax1, lmax2),
-        layout(kind, pass_, wanted),
-        OPERANDS[pass_],
-    )
+    lmax, operands = (lmax1, lmax2, lmax_out, lmax1, lmax2), OPERANDS[pass_]
+    count, outputs = layout(kind, pass_, wanted)
     size = [(l + 1) ** 2 for l in lmax]
     start = np.concatenate([[0], np.cumsum([size[n] * count[n] for n in range(operands)])])
     entries, coefficients, first = [], [], 0
@@ -101,12 +95,8 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
     (bwd), of those of g, x1, x2, w (bwdbwd). Operands are 0..6 in this order. A pass differentiates sums of <g,
     product>, each with one operand replaced by its cotangent (bwdbwd).
     """
-    # what stands in the places x1, x2, w, g; one of them is the output
-    replaced = (
-        (4, 1, 2, 3),
-        (0, 5, 2, 3),
-        (0, 1, 6, 3),
-    )
+    # the operands in the places of x1, x2, w, g; one of these is the output
+    replaced = ((4, 1, 2, 3), (0, 5, 2, 3), (0, 1, 6, 3))
     terms = {
         "fwd": {3: [(0, 1, 2, 3)]},
         "bwd": {o: [(0, 1, 2, 3)] for o in (0, 1, 2)},

@@ -98,11 +98,8 @@ def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted
     Inputs: the signals of x1, x2 [, g [, c1, c2]] one after the other; outputs: those of the wanted ones of the product
     (fwd), of the gradients of x1 and x2 (bwd), of the gradients of g, x1 and x2 (bwdbwd).
     """
-    (count, outputs), degree, operands = (
-        layout(kind, pass_, wanted),
-        (lmax1, lmax2, lmax_out, lmax1, lmax2),
-        OPERANDS[pass_],
-    )
+    degree, operands = (lmax1, lmax2, lmax_out, lmax1, lmax2), OPERANDS[pass_]
+    count, outputs = layout(kind, pass_, wanted)
     start = [sum(count[:n]) for n in range(operands)]
     pairs = forms(kind, pass_)
     terms = [

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-TEGRA = (72, 87, 101)  # their machine code is of no use to other GPUs of the same generation
+TEGRA = (72, 87, 101)  # other GPUs of the same generation cannot run their machine code
 OPTIONS = ("-std=c++20", "-default-device", "--ptxas-options=-v")
 
 
@@ -36,7 +36,7 @@ def remedy(missing: str) -> str:
 
 
 def _folders(major: str) -> list[Path]:
-    """Where libnvrtc may lie besides the places that the system's loader knows."""
+    """Where libnvrtc may be, besides the places that the system's loader searches."""
     spec = importlib.util.find_spec("nvidia")  # the namespace of NVIDIA's wheels; finding it imports nothing
     wheels = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     toolkits = [Path(p) for p in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if p]
@@ -48,9 +48,8 @@ def _open(major: str) -> C.CDLL:
     """libnvrtc of one major version. Raises OSError."""
     for folder in _folders(major):
         if (folder / f"libnvrtc.so.{major}").exists():
-            for builtins in folder.glob(
-                f"libnvrtc-builtins.so.{major}.*"
-            ):  # NVRTC opens it by its bare name: load it before
+            # NVRTC opens its builtins by their bare name: load them first
+            for builtins in folder.glob(f"libnvrtc-builtins.so.{major}.*"):
                 C.CDLL(str(builtins))
             return C.CDLL(str(folder / f"libnvrtc.so.{major}"))
     return C.CDLL(f"libnvrtc.so.{major}")
@@ -58,8 +57,7 @@ def _open(major: str) -> C.CDLL:
 
 @lru_cache
 def library() -> C.CDLL:
-    """NVRTC. Of torch's own CUDA version if it has one, because that is what the driver can load. Raises
-    RuntimeError."""
+    """NVRTC, of torch's own CUDA version if it has one, because the driver can load that. Raises RuntimeError."""
     errors = []
     for major in (major_version(),) if major_version() else ("13", "12"):
         try:
@@ -85,7 +83,7 @@ def folder() -> Path:
 
 
 def source(*files: str) -> str:
-    """Text of files of csrc/, each local #include put in place of its line, once; #line keeps names and line numbers in
+    """Text of files of csrc/ with their local #includes expanded, each once; #line keeps file names and line numbers in
     error messages. Raises FileNotFoundError."""
     place, seen, lines = folder(), set(), []
 
@@ -110,7 +108,7 @@ def source(*files: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ NVRTC
 class Compiled(NamedTuple):
-    """Machine code of one program: the cubin, the symbol of each name that was asked for, and the compiler's log."""
+    """Machine code of one program: the cubin, the symbol of each requested name, and the compiler's log."""
 
     cubin: bytes
     lowered: dict[str, str]
@@ -118,9 +116,11 @@ class Compiled(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What ptxas says of a kernel: registers of a thread, and bytes of stack and of register spills. Functions that
-    were not inlined come after the kernels in the log; theirs are added to the last kernel, so that no spill is
-    lost."""
+    """What ptxas reports for a kernel: registers of a thread, bytes of stack and of register spills.
+
+    Functions that were not inlined follow the kernels in the log; theirs count for the last kernel, so no spill is
+    lost.
+    """
 
     kernel: str
     registers: int
@@ -143,8 +143,8 @@ def version() -> tuple[int, int]:
 
 
 def architecture(device: torch.device) -> str:
-    """Number of the sm_ architecture to compile for: the GPU's own, or an older one of its generation if NVRTC does not
-    know it. Raises RuntimeError if there is none."""
+    """Number of the sm_ architecture to compile for: the GPU's own or, if NVRTC does not know it, an older one of its
+    generation. Raises RuntimeError if there is none."""
     capability = torch.cuda.get_device_capability(device)
     wanted, count = 10 * capability[0] + capability[1], C.c_int()
     _call("nvrtcGetNumSupportedArchs", C.byref(count))
@@ -171,8 +171,8 @@ def _fetch(program: C.c_void_p, what: str) -> bytes:
 
 
 def compile(text: str, names: Sequence[str], arch: str, options: Sequence[str] = ()) -> Compiled:
-    """One call of NVRTC, no cache. names: kernels as they are written in C++, templates with their arguments; arch:
-    "90" for sm_90. Raises RuntimeError with the compiler's log."""
+    """One call of NVRTC, not cached. names: kernels as written in C++, templates with their arguments; arch: "90" for
+    sm_90. Raises RuntimeError with the compiler's log."""
     program, lowered = C.c_void_p(), {}
     _call("nvrtcCreateProgram", C.byref(program), text.encode(), b"eqtp.cu", 0, None, None)
     try:

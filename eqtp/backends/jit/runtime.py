@@ -1,13 +1,11 @@
-"""Kernels compiled at run time: csrc/*.cuh through NVRTC into machine code, kept on disk, loaded and launched through
-CuPy.
+"""Kernels compiled at run time: NVRTC compiles csrc/*.cuh to machine code, which is cached on disk, loaded and launched
+through CuPy.
 
-    text = source("segments/sum.cuh")                         # the text alone determines the kernel: keep it, it is the
-      key
-    kernel = kernels(text, ("scale<float>",), x.device)["scale<float>"]     # warm: one dict lookup
+    text = source("segments/sum.cuh")  # keep it: the text alone determines the kernel and is its key
+    kernel = kernels(text, ("scale<float>",), x.device)["scale<float>"]  # warm: one dict lookup
     launch(kernel, (blocks,), (128,), 0, x, None, np.int64(n))
 
-Importing this module opens no library, imports no CuPy and touches no GPU. Everything up to `compile_all` needs NVRTC
-only, no GPU and no CuPy.
+Importing this module loads neither NVRTC nor CuPy and touches no GPU. Everything up to `compile_all` needs NVRTC only.
 """
 
 from __future__ import annotations
@@ -51,17 +49,16 @@ __all__ = [
     "why_not",
 ]
 
-FORMAT = 1  # of the files in the cache; another number, other entries
-PATIENCE = 1.0  # seconds of compiling or waiting before a line on stderr says so
-POLL = 0.05  # seconds between two looks at a lock
-MAX_GRID = (2**31 - 1, 65535, 65535)
-FREE_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may use without asking
+CACHE_FORMAT = 1  # of the files in the cache, part of every key
+NOTICE_SECONDS = 1.0  # of compiling or waiting, after which a line on stderr says so
+POLL_SECONDS = 0.05  # between two attempts to take a lock
+MAX_GRID = (2**31 - 1, 65535, 65535)  # blocks of threads in x, y, z
+DEFAULT_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may use without opting in to more
 log = logging.getLogger("eqtp")
 
 
 def why_not() -> str | None:
-    """None if kernels can be compiled and launched here, else a sentence that says what is missing and how to get
-    it."""
+    """None if kernels can be compiled and launched here, else a sentence: what is missing and how to get it."""
     if not torch.version.cuda:
         return "this torch is built without CUDA; install one with it: https://pytorch.org/get-started/locally"
     if not torch.cuda.is_available():
@@ -89,17 +86,17 @@ why_not._dynamo_marked_constant = True  # torch.compiler.assume_constant_result,
 
 
 # ------------------------------------------------------------------------------------------------ messages
-def _say(message: str) -> None:
+def _notice(message: str) -> None:
     log.info(message)
     if os.environ.get("EQTP_QUIET", "0") in ("", "0"):
         print(f"eqtp: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _slow(message: str):
-    """Says the message if what is inside takes long: nobody should wonder why the program stands still."""
+def _notice_if_slow(message: str):
+    """Prints the message if the body takes longer than NOTICE_SECONDS, so that nobody wonders why nothing happens."""
     log.debug(message)
-    timer = threading.Timer(PATIENCE, _say, (message,))
+    timer = threading.Timer(NOTICE_SECONDS, _notice, (message,))
     timer.daemon = True
     timer.start()
     try:
@@ -109,7 +106,7 @@ def _slow(message: str):
 
 
 @lru_cache  # once per folder
-def _no_cache(folder: Path, reason: str) -> None:
+def _warn_no_cache(folder: Path, reason: str) -> None:
     message = (
         f"eqtp cannot keep compiled kernels in {folder} ({reason}): every process will compile them again; "
         "name another folder in EQTP_CACHE_DIR"
@@ -119,7 +116,7 @@ def _no_cache(folder: Path, reason: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ cache
 _compiled: dict[str, Compiled] = {}
-_busy: dict[str, threading.Lock] = {}  # entry -> held by the thread that reads or compiles it
+_key_locks: dict[str, threading.Lock] = {}  # entry -> held by the thread that reads or compiles it
 
 
 def cache_folder() -> Path:
@@ -129,8 +126,7 @@ def cache_folder() -> Path:
 
 
 def _read(path: Path) -> Compiled | None:
-    """An entry: a line with the checksum of the rest, a line of JSON, the cubin. None if there is none or it is
-    damaged."""
+    """An entry: a line with the checksum of the rest, a line of JSON, the cubin. None if missing or damaged."""
     try:
         checksum, _, rest = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
@@ -140,13 +136,13 @@ def _read(path: Path) -> Compiled | None:
         head = json.loads(head)
         if head["key"] == path.stem:
             return Compiled(cubin, head["lowered"], head["log"])
-    _say(f"{path} is damaged; it is deleted and its kernels are compiled again")
+    _notice(f"{path} is damaged; it is deleted and its kernels are compiled again")
     path.unlink(missing_ok=True)
     return None
 
 
 def _write(path: Path, compiled: Compiled) -> None:
-    """Writes an entry: a reader sees all of it or nothing."""
+    """Writes an entry atomically: a reader sees all of it or none."""
     head = {"key": path.stem, "lowered": compiled.lowered, "log": compiled.log}
     rest = json.dumps(head).encode() + b"\n" + compiled.cubin
     temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
@@ -167,7 +163,7 @@ def _lock_seconds() -> float:
         raise ValueError(f"EQTP_LOCK_SECONDS must be a number of seconds, got {text!r}") from None
 
 
-def _taken(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     """Tries to take a lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,28 +176,29 @@ def _taken(handle: int) -> bool:
 
 @contextmanager
 def _lock(path: Path):
-    """Keeps other processes from compiling the same; not for ever. The system frees the lock of a process that died."""
+    """Keeps other processes from compiling the same kernels, for EQTP_LOCK_SECONDS at most. The system frees the lock
+    of a process that died."""
     limit, taken = time.monotonic() + _lock_seconds(), False
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with _slow(f"waiting for another process that compiles the same kernels (it holds {path})"):
-            while not (taken := _taken(handle)) and time.monotonic() < limit:
-                time.sleep(POLL)
+        with _notice_if_slow(f"waiting for another process that compiles the same kernels (it holds {path})"):
+            while not (taken := _try_lock(handle)) and time.monotonic() < limit:
+                time.sleep(POLL_SECONDS)
         if not taken:
-            _say(
+            _notice(
                 f"another process holds {path} for more than {_lock_seconds():g} s (EQTP_LOCK_SECONDS); "
                 "compiling here too"
             )
         yield
     finally:
         if taken:
-            path.unlink(missing_ok=True)  # who waits with the old file finds the entry written
-            fcntl.flock(handle, fcntl.LOCK_UN)  # not only closed: a child made by fork may have it open
+            path.unlink(missing_ok=True)  # a process that waits on the old file will find the entry written
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked child may have it open
         os.close(handle)
 
 
 def _from_disk(key: str, make) -> Compiled:
-    """The entry `key`, made and kept if there is none. A folder that cannot be used is no error."""
+    """The entry `key`, made and stored if there is none. A folder that cannot be used is not an error."""
     folder, made = cache_folder(), None
     path = folder / f"{key}.cubin"
     try:
@@ -215,24 +212,26 @@ def _from_disk(key: str, make) -> Compiled:
                     _write(path, made)
         return found
     except OSError as error:
-        _no_cache(folder, error.strerror or str(error))
+        _warn_no_cache(folder, error.strerror or str(error))
         return made or make()
 
 
 def cached(text: str, names: Sequence[str], arch: str, options: Sequence[str] = ()) -> Compiled:
-    """`compile`, once per machine: kept in this process and in `cache_folder()`. Safe with several threads and
-    processes; a damaged entry is made again. Raises RuntimeError with the compiler's log."""
-    words = [text, list(names), arch, [*OPTIONS, *options], version(), FORMAT]
+    """`compile`, once per machine: cached in this process and in `cache_folder()`. Safe with several threads and
+    processes; a damaged entry is compiled again. Raises RuntimeError with the compiler's log."""
+    words = [text, list(names), arch, [*OPTIONS, *options], version(), CACHE_FORMAT]
     key = hashlib.sha256(json.dumps(words).encode()).hexdigest()
     found = _compiled.get(key)
     if found is None:
 
         def make() -> Compiled:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            with _slow(f"compiling {names[0] if names else 'kernels'}{more} for sm_{arch} (kept in {cache_folder()})"):
+            with _notice_if_slow(
+                f"compiling {names[0] if names else 'kernels'}{more} for sm_{arch} (kept in {cache_folder()})"
+            ):
                 return compile(text, names, arch, options)
 
-        with _busy.setdefault(key, threading.Lock()):
+        with _key_locks.setdefault(key, threading.Lock()):
             found = _compiled.get(key)
             if found is None:
                 found = _compiled[key] = _from_disk(key, make)
@@ -242,8 +241,7 @@ def cached(text: str, names: Sequence[str], arch: str, options: Sequence[str] = 
 def compile_all(
     programs: Iterable[tuple[str, Sequence[str]]], arch: str, options: Sequence[str] = ()
 ) -> list[Compiled]:
-    """`cached` for many (text, names) at once, in as many threads as there are processors: NVRTC runs without Python's
-    lock."""
+    """`cached` for many (text, names) at once, one thread per processor: NVRTC runs without Python's lock."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return list(pool.map(lambda program: cached(*program, arch, options), programs))
 
@@ -256,7 +254,7 @@ class Kernel:
         self.name = name
         self.function = function  # cupy.cuda.function.Function, which keeps its module loaded
         self.device = device
-        self.shared = FREE_SHARED  # bytes of dynamic shared memory that it may use
+        self.shared = DEFAULT_SHARED  # bytes of dynamic shared memory that it may use
 
 
 _loaded: dict[tuple, dict[str, Kernel]] = {}
@@ -291,7 +289,7 @@ def kernels(
         if device.index is None:
             return kernels(text, names, torch.device(device.type, torch.cuda.current_device()), options)
         with torch.cuda.device(device):
-            _not_while_capturing(names)  # said before the time for compiling is spent
+            _not_while_capturing(names)  # before time is spent on compiling
         found = load(cached(text, names, architecture(device), options), device)
         found = _loaded.setdefault((text, names, device, options), found)  # another thread may have been faster
     return found
@@ -312,14 +310,14 @@ def _stream(device: torch.device):
 
 
 class Struct(NamedTuple):
-    """A struct that a kernel takes by value. layout: its members in their order, pointers as uint64 (a structured dtype
-    with align=True); values: one for each, as `launch` takes arguments."""
+    """A struct that a kernel takes by value. layout: its members in order, pointers as uint64 (a structured dtype with
+    align=True); values: one per member, as for `launch`."""
 
     layout: np.dtype
     values: tuple
 
     def pack(self, argument: Callable) -> np.ndarray:
-        """The struct as C++ has it, []; argument(value) -> what stands for a tensor, None or a number."""
+        """The struct as C++ lays it out, []; argument(value) -> the NumPy value of a tensor, None or a number."""
         packed = np.zeros((), self.layout)
         for name, value in zip(self.layout.names, self.values, strict=True):
             member = argument(value)
@@ -330,8 +328,8 @@ class Struct(NamedTuple):
 
 
 def _argument(kernel: Kernel, n: int, value) -> np.generic | np.ndarray:
-    """An argument as the kernel receives it: 8 bytes of address, a scalar of the size that its NumPy type has, or a
-    struct, of which CuPy copies the bytes."""
+    """An argument as the kernel receives it: an 8-byte address, a NumPy scalar by its type's size, or a struct, whose
+    bytes CuPy copies."""
     if isinstance(value, Struct):
         return value.pack(lambda member: _argument(kernel, n, member))
     if value is None:
@@ -349,10 +347,12 @@ def _argument(kernel: Kernel, n: int, value) -> np.generic | np.ndarray:
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], shared: int, *args) -> None:
-    """Launches on torch's current stream of the kernel's GPU and does not wait. An empty grid is no launch. shared:
-    bytes of dynamic shared memory; args: tensors (their first element's address) or None (a null pointer) for pointers,
-    NumPy scalars of exactly the parameter's type for numbers, `Struct` for structs. Raises TypeError for other
-    arguments, ValueError for a tensor elsewhere or a grid larger than CUDA's limits."""
+    """Launches on torch's current stream of the kernel's GPU and does not wait. An empty grid launches nothing.
+
+    shared: bytes of dynamic shared memory. args: tensors (the address of the first element) or None (a null pointer)
+    for pointers, NumPy scalars of exactly the parameter's type for numbers, `Struct` for structs. Raises TypeError for
+    other arguments, ValueError for a tensor on another device or a grid beyond CUDA's limits.
+    """
     if any(n > limit for n, limit in zip(grid, MAX_GRID, strict=False)):
         raise ValueError(f"{kernel.name}: grid must be at most {MAX_GRID}, got {grid}")
     packed = [_argument(kernel, n, value) for n, value in enumerate(args)]

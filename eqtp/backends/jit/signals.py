@@ -81,14 +81,11 @@ def specialise(program: SignalProgram, dtype: torch.dtype) -> Specialised | None
     rows, columns, itemsize = program.rows // 2, program.columns // 4, 8 if dtype == torch.float64 else 4
     lmax_in, terms = [program.lmax_in[n] for n in used], [t for terms in program.terms for t in terms]
     first_in, first_out = (running_sum((l + 1) ** 2 for l in lmax) for lmax in (lmax_in, program.lmax_out))
-    part, total = (
-        running_sum(_slots(program.lmax_in[n]) for n, _ in fields),
-        running_sum(_slots(l) for l in program.lmax_out),
-    )
+    part = running_sum(_slots(program.lmax_in[n]) for n, _ in fields)
+    total = running_sum(_slots(l) for l in program.lmax_out)
 
-    def numbers(
-        workers: int,
-    ) -> int:  # where a worker has one row, inputs are not needed any more when outputs are made
+    def numbers(workers: int) -> int:
+        # where a worker has one row, the inputs are no longer needed when the outputs are written
         both = max(first_in[-1], first_out[-1]) if workers == rows else first_in[-1] + first_out[-1]
         return both + workers * total[-1]
 

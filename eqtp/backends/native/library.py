@@ -15,13 +15,7 @@ else:
     _missing = None
 
 DTYPES = (torch.float32, torch.float64)
-# in the order of csrc/common/device.cuh's codes
-CUDA_DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-)
+CUDA_DTYPES = (*DTYPES, torch.float16, torch.bfloat16)  # in the order of the codes in csrc/common/device.cuh
 
 
 def why_not(binding: str, device: torch.device, dtype: torch.dtype) -> str | None:
