@@ -99,7 +99,10 @@ def test_fewer_blocks_than_work(random_graph, monkeypatch, rows):
         else (g := random_graph(*sizes), t := g.transpose()) and (g.src, g.dst, g.ptr, g.order, t.ptr, t.order)
     )
     for name in ("small", "two"):
-        run = lambda: passes(family.convolve, PLANS[name], graph, sizes, lambda *shape: testing.random(*shape).float())  # noqa: B023, E731
+
+        def run(plan=PLANS[name]):
+            return passes(family.convolve, plan, graph, sizes, lambda *shape: testing.random(*shape).float())
+
         whole = run()
         for blocks in (1, 7):
             with monkeypatch.context() as limit:

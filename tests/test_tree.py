@@ -275,9 +275,9 @@ print(seconds, *sorted(roots & %r), torch.cuda.is_initialized())
 
 
 def test_import_is_quick_and_small():
-    """After torch under 0.3 s (the best of three: the machine may be busy); no model library, no GPU (R13, R14)."""
+    """After torch under 0.3 s (the best of five: the machine may be busy); no model library, no GPU (R13, R14)."""
     command = [sys.executable, "-c", PROBE % (OTHERS | COMPILERS)]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
     assert {tuple(run[1:]) for run in runs} == {("False",)}
     assert min(float(run[0]) for run in runs) < 0.3
 

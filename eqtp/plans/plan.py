@@ -127,7 +127,10 @@ class TensorProductPlan:
         in2_var: Iterable[float] | None = None,
         out_var: Iterable[float] | None = None,
     ):
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (the object is frozen)
+
+        def put(name, value):
+            object.__setattr__(self, name, value)  # the object is frozen
+
         for name, value, known in (
             ("irrep_normalization", irrep_normalization, ("component", "norm", "none")),
             ("path_normalization", path_normalization, ("element", "path", "none")),

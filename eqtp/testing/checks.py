@@ -286,7 +286,10 @@ def assert_equivariant(
     out = f(*(t for t, _ in inputs))
     rotations = [sign * random_rotation(n) for n in range(elements) for sign in (1.0, -1.0)]
     for n, rotation in enumerate([*rotations, -np.eye(3)]):
-        turn = lambda t, irreps: t @ torch.from_numpy(representation(irreps, rotation)).to(t).T  # noqa: B023, E731
+
+        def turn(t, irreps, rotation=rotation):
+            return t @ torch.from_numpy(representation(irreps, rotation)).to(t).T
+
         turned = f(*(t if irreps is None else turn(t, irreps) for t, irreps in inputs))
         expected = turn(out, irreps_out)
         kind = "rotation" if np.linalg.det(rotation) > 0 else "rotation with inversion"
