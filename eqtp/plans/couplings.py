@@ -35,7 +35,7 @@ class CouplingTable:
         entries, self.c = entries[order], coefficients[order]
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         # [nnz] indices into the components of all inputs, concatenated
-        self.a, self.b = entries[:, 2:].T.astype(np.int32)
+        self.a, self.b = entries[:, 2].astype(np.int32), entries[:, 3].astype(np.int32)
         groups, first = np.unique(entries[:, :2], axis=0, return_index=True)
         self.group_ptr = np.append(first, len(entries)).astype(np.int32)  # [groups + 1] into the entries
         self.scale = groups[:, 1].astype(np.int32)  # [groups] component that multiplies the group's sum; -1: none
