@@ -1,7 +1,7 @@
 """Triton kernels, a file per engine, each with run(descriptor, pass_, inputs, outputs); installed as eqtp.kernels.
 
-Triton is imported when a kernel is asked for, never with this module. With TRITON_INTERPRET=1 in the environment, set
-before Triton is imported, the kernels run as NumPy on tensors of the CPU: slow, for tests.
+Importing this module does not import Triton; its functions do. With TRITON_INTERPRET=1 in the environment, set before
+Triton is imported, the kernels run as NumPy on CPU tensors: slow, for tests.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import linecache
 import os
+from collections.abc import Iterable
 
 import torch
 
-SIZES = ["num_edges", "num"]  # arguments that change from step to step, for which nothing is compiled again
+SIZES = ["num_edges", "num"]  # arguments that change from step to step and must not cause recompilation
 
 
 def interpreted() -> bool:
@@ -26,17 +27,27 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def compute_type(dtype: torch.dtype):
-    """The same as Triton's type."""
+    """`compute_dtype` as Triton's type."""
     import triton.language as tl
 
-    return tl.float64 if compute_dtype(dtype) == torch.float64 else tl.float32
+    return getattr(tl, compute_name(dtype))
+
+
+def compute_name(dtype: torch.dtype) -> str:
+    """`compute_dtype` by name: "float32" or "float64"."""
+    return str(compute_dtype(dtype)).removeprefix("torch.")
+
+
+def indent(lines: Iterable[str], depth: int = 1) -> str:
+    """Lines of a kernel's text, indented by `depth` levels."""
+    return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
 def function(name: str, text: str, sizes: list[str] | None = SIZES):
-    """The Triton function of a text that defines `name`. Triton reads the source of a function again, so linecache must
-    know it as a file.
+    """The Triton function of a text that defines `name`. Triton reads a function's source, so linecache gets it as a
+    file.
 
-    sizes: arguments for whose values nothing is compiled again, nor for their alignment; None: all.
+    sizes: arguments whose value and alignment Triton must not specialise on; None: all that are not constants.
     """
     import triton
 
@@ -52,12 +63,10 @@ def function(name: str, text: str, sizes: list[str] | None = SIZES):
 
 
 def tuned(function, configurations: list[tuple[dict, int]], adds_to: list[str] | None = None):
-    """A launchable of a Triton function: the quickest of some (block sizes, warps), found at its first call for a dtype
-    and cached.
+    """A Triton function autotuned over configurations (block sizes, warps) at its first call for each dtype.
 
-    adds_to: names of the outputs that the function adds to, which trials must put back. The interpreter takes the first
-    of the configurations. What is tuned does not depend on the size of the data: a neighbour list that grows tunes
-    once.
+    adds_to: outputs that the function adds to, which trials must restore. The interpreter takes the first
+    configuration. The choice does not depend on the size of the data, so a neighbour list that grows is tuned once.
     """
     import triton
 

@@ -1,10 +1,10 @@
 """Tensor product convolution (and the row-wise product): one program per node, unit of paths and block of channels; no
 atomics.
 
-The output is summed by programs that walk the edges into a destination, the gradients of x by programs that walk the
-edges out of a source; these also write the gradients of w, one row per edge, and their block's share of the gradients
-of y, which are added in a fixed order. The lines that do an edge come from tensor_product.py; here they get their walk,
-are compiled once per plan and pass, and launched.
+Programs that walk the edges into a destination sum the output; programs that walk the edges out of a source sum the
+gradients of x. The latter also write the gradients of w, one row per edge, and their block's part of the gradients of
+y; these parts are added in a fixed order. The text for one edge comes from channelwise_text.py; here it is put into a
+loop, compiled once per plan and pass, and launched.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.kernels import channelwise_text as rows
+from eqtp.kernels import channelwise_text as edge_text
+from eqtp.kernels import indent
 from eqtp.plans.calls import EdgeKind, Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan
 
 HEAD = """\
 def {name}(
-    # rows of [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions like the first three
+    # [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions of the first three
     x, y, w, g, cx, cy, cw,
     out, gx, gy, gw,  # [num_dst, out], [num_src, in1], [blocks, e, in2], [e, weights], contiguous
     far, ptr, order,  # [e] the other end of an edge, [nodes + 1], [e]
@@ -43,12 +44,8 @@ ROW = """\
 """
 
 
-def _indent(lines: list[str], depth: int) -> str:
-    return "".join(f"{'    ' * depth}{line}\n" for line in lines)
-
-
-def _forward_text(unit: rows.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool) -> str:
-    sums = rows.outputs(unit, plan)
+def _forward_text(unit: edge_text.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool) -> str:
+    sums = edge_text.outputs(unit, plan)
     pointers = ["xr = x + r * sx", "yr = y + e * sy", "wr = w + e * sw"]
     pointers += ["cxr = cx + r * scx", "cyr = cy + e * scy", "cwr = cw + e * scw"] if second else []
     stores = [
@@ -57,23 +54,23 @@ def _forward_text(unit: rows.Unit, plan: TensorProductPlan, name: str, second: b
     ]
     return (
         HEAD.format(name=name, mul=unit.mul)
-        + _indent([f"{o} = tl.zeros([B], REAL)" for o in sums], 1)
+        + indent([f"{o} = tl.zeros([B], REAL)" for o in sums], 1)
         + (WALK if graph else ROW)
-        + _indent([*pointers, *rows.edge_scalars(unit, plan, second), *rows.forward(unit, plan, second)], 2)
-        + _indent(stores, 1)
+        + indent([*pointers, *edge_text.edge_scalars(unit, plan, second), *edge_text.forward(unit, plan, second)], 2)
+        + indent(stores, 1)
     )
 
 
 def _backward_text(
-    unit: rows.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool, wanted: tuple[bool, bool, bool]
+    unit: edge_text.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool, wanted: tuple[bool, bool, bool]
 ) -> str:
     p = unit.paths[0]
     dim, start = 2 * p.l1 + 1, plan.offsets[0][p.i1].start
-    before = rows.components("x", "x + n * sx", start, dim)
-    before += rows.components("tx", "cx + n * scx", start, dim) if second else []
+    before = edge_text.components("x", "x + n * sx", start, dim)
+    before += edge_text.components("tx", "cx + n * scx", start, dim) if second else []
     if wanted[0]:
         before += (
-            rows.components("gx", f"gx + n * {plan.dim_in1}", start, dim)
+            edge_text.components("gx", f"gx + n * {plan.dim_in1}", start, dim)
             if unit.adds
             else [f"gx{i} = tl.zeros([B], REAL)" for i in range(dim)]
         )
@@ -91,23 +88,25 @@ def _backward_text(
     ]
     return (
         HEAD.format(name=name, mul=unit.mul)
-        + _indent(before, 1)
+        + indent(before, 1)
         + (WALK if graph else ROW)
-        + _indent([*pointers, *rows.edge_scalars(unit, plan, second), *rows.backward(unit, plan, second, wanted)], 2)
-        + _indent(stores if wanted[0] else [], 1)
+        + indent(
+            [*pointers, *edge_text.edge_scalars(unit, plan, second), *edge_text.backward(unit, plan, second, wanted)], 2
+        )
+        + indent(stores if wanted[0] else [], 1)
     )
 
 
 @lru_cache(maxsize=1024)
 def source(
     key: str, pass_: str, real: str, graph: bool, wanted: tuple[bool, bool, bool] = (False,) * 3
-) -> tuple[tuple[str, str, rows.Unit], ...]:
+) -> tuple[tuple[str, str, edge_text.Unit], ...]:
     """Name, text and unit of each kernel of a pass: "fwd", "fwd2" (its derivative along a direction), "bwd", "bwd2".
     real: "float32" or "float64"."""
     plan = TensorProductPlan.from_key(key)
     forward, second = pass_.startswith("fwd"), pass_.endswith("2")
     found = []
-    for number, unit in enumerate(rows.forward_units(plan) if forward else rows.backward_units(plan)):
+    for number, unit in enumerate(edge_text.forward_units(plan) if forward else edge_text.backward_units(plan)):
         name = f"tensor_product{'_conv' if graph else ''}_{pass_}_{number}"
         if forward:
             text = _forward_text(unit, plan, name, second, graph)
@@ -117,15 +116,15 @@ def source(
     return tuple(found)
 
 
-def configurations(unit: rows.Unit, pass_: str) -> list[tuple[dict, int]]:
-    """Channels of a program and warps that are tried, the most channels for a lane first.
+def configurations(unit: edge_text.Unit, pass_: str) -> list[tuple[dict, int]]:
+    """Channels per program and warps to try, the most channels per lane first.
 
-    Backward kernels keep to one block, for which their share of the gradients of y has room, and to few warps: each sum
-    over channels between warps costs a barrier.
+    Backward kernels have one block size, which sizes the partial gradients of y, and few warps, because a sum over
+    channels across warps costs a barrier.
     """
     full = triton.next_power_of_2(unit.mul)
     sizes = [min(full, 64)] if pass_.startswith("bwd") else [min(full, 128), min(full, 64)]
-    most = 4 if pass_ == "fwd" else 2  # channels of a lane
+    most = 4 if pass_ == "fwd" else 2  # channels per lane
     tried = [
         (block, warps)
         for block in sizes
@@ -135,7 +134,7 @@ def configurations(unit: rows.Unit, pass_: str) -> list[tuple[dict, int]]:
     return [({"B": block}, warps) for block, warps in dict.fromkeys(tried)]
 
 
-def blocks(unit: rows.Unit) -> int:
+def blocks(unit: edge_text.Unit) -> int:
     """Blocks of channels of a backward unit."""
     return triton.cdiv(unit.mul, configurations(unit, "bwd")[0][0]["B"])
 
@@ -155,9 +154,9 @@ def _kernels(key: str, pass_: str, real: str, graph: bool, wanted: tuple[bool, b
 
 
 def _launch(key: str, pass_: str, walk: tuple, num_rows: int, inputs: list, outputs: tuple) -> None:
-    """One program per row and block of channels, unit after unit. walk: (far, ptr, order), or () where a row is its own
-    and only edge."""
-    real = "float64" if inputs[0].dtype == torch.float64 else "float32"
+    """One program per row and block of channels, one launch per unit. walk: (far, ptr, order), or () where each row is
+    one edge."""
+    real = kernels.compute_name(inputs[0].dtype)
     tensors = [*inputs, *[None] * (7 - len(inputs))]
     strides = [0 if t is None else t.stride(0) for t in tensors]
     first_block = 0
@@ -170,36 +169,36 @@ def _launch(key: str, pass_: str, walk: tuple, num_rows: int, inputs: list, outp
         first_block += blocks(unit)
 
 
-def _complete(offsets: list[slice], used: set[int]) -> bool:
-    """Whether every slot of a row has a path, which writes it."""
+def _all_slots_used(offsets: list[slice], used: set[int]) -> bool:
+    """Whether some path writes every slot of a row."""
     return all(i in used or s.start == s.stop for i, s in enumerate(offsets))
 
 
 def _gradients(key: str, pass_: str, walk: tuple, inputs: list, gx, gy, gw) -> None:
-    """Gradients (each perhaps None) by a walk over the edges out of the rows of x. Sums that several kernels add to are
-    in full precision."""
+    """Gradients (None: not wanted) by a walk over the edges out of the rows of x. Sums that several kernels add to are
+    kept in full precision."""
     plan, x = TensorProductPlan.from_key(key), inputs[0]
     real = kernels.compute_dtype(x.dtype)
-    units = rows.backward_units(plan)
+    units = edge_text.backward_units(plan)
     sums = (
         gx
         if gx is None or gx.dtype == real or not any(unit.adds for unit in units)
         else torch.empty_like(gx, dtype=real)
     )
-    if sums is not None and not _complete(plan.offsets[0], {p.i1 for p in plan.paths}):
+    if sums is not None and not _all_slots_used(plan.offsets[0], {p.i1 for p in plan.paths}):
         sums.zero_()
     # [blocks, e, in2]
-    share = None if gy is None else torch.zeros(sum(map(blocks, units)), *gy.shape, dtype=real, device=gy.device)
+    partial_gy = None if gy is None else torch.zeros(sum(map(blocks, units)), *gy.shape, dtype=real, device=gy.device)
     if len(x):
-        _launch(key, pass_, walk, len(x), inputs, (None, sums, share, gw))
+        _launch(key, pass_, walk, len(x), inputs, (None, sums, partial_gy, gw))
     if sums is not gx:
         gx.copy_(sums)
     if gy is not None:
-        gy.copy_(share.sum(0))
+        gy.copy_(partial_gy.sum(0))
 
 
 def run(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
-    """A pass of the product of the plan with this key; operands with contiguous rows."""
+    """A pass of the product of the plan with this key. Rows of the operands are contiguous."""
     plan, graph = TensorProductPlan.from_key(key), inputs.edges
     out, *gradients = outputs
     second, tensors = "2" if pass_ == Pass.BWDBWD else "", inputs.tensors
@@ -207,7 +206,7 @@ def run(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
     if graph.kind is EdgeKind.ROWS:
         forward = backward = ()
     if out is not None:
-        if not _complete(plan.offsets[2], {p.io for p in plan.paths}):
+        if not _all_slots_used(plan.offsets[2], {p.io for p in plan.paths}):
             out.zero_()
         if len(out):
             _launch(key, f"fwd{second}", forward, len(out), tensors, (out, None, None, None))

@@ -1,10 +1,10 @@
 """The channelwise (uvu) tensor product of one edge, as the text of a Triton kernel with the plan's coefficients as
 constants.
 
-A kernel works on a unit, the paths that share their input or output slots, for one block of channels. Channels are the
-lanes of a vector [B]; components are names, as Triton has no arrays in registers: x0 x1 x2 [B] are the components of
-the input slot, y0 y1 .. are scalars. With the coefficients contracted with the edge, M[k, i] = sum_j C[i, j, k] y_j,
-and TM the same of the direction ty of the second order:
+A kernel works on a unit, paths that share input or output slots, for one block of channels. Channels are the lanes of
+a vector [B]; components are variables, as Triton has no arrays in registers: x0 x1 x2 [B] are the components of the
+input slot, y0 y1 .. are scalars. With the coefficients contracted with the edge, M[k, i] = sum_j C[i, j, k] y_j, and TM
+the same for the direction ty of the second order:
 
     a_i = w x_i                          b_i = tw x_i + w tx_i  (second order)
     out_k += sum_i M a_i                 second order: sum_i (M b_i + TM a_i)
@@ -14,8 +14,8 @@ and TM the same of the direction ty of the second order:
     gy_j += sum_ik C[i, j, k] g_k a_i    second order: b_i in place of a_i
 
 The second order is the derivative of all four along the direction (tx, ty, tw) of (x, y, w), as in
-csrc/channelwise/path.h. One row is one edge, so `eqtp.tensor_product` needs no kernels of its own:
-tensor_product_conv.py puts the lines made here into one program per row or per node.
+csrc/channelwise/path.h. kernels/channelwise.py puts these lines into one program per node or, for
+`eqtp.tensor_product`, per row, which is one edge.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from eqtp.math.cost import nonzeros
 from eqtp.plans.plan import Path, TensorProductPlan
 
 MAX_SUMS = 24  # components of the output that a forward kernel keeps in registers
-MAX_TERMS = 96  # coefficients of a backward kernel: above, the compiler takes more than a few seconds
+MAX_TERMS = 96  # coefficients in a backward kernel; with more, compiling takes more than a few seconds
 
 
 class Unit(NamedTuple):
-    """Paths with one multiplicity that one kernel does."""
+    """Paths of one multiplicity that one kernel computes."""
 
     mul: int
     paths: tuple[Path, ...]  # sorted by i1, then i2
-    adds: bool = False  # backward: an earlier unit has stored gradients of the same input slot, to which this one adds
+    adds: bool = False  # backward: to the gradients of the same input slot that an earlier unit stored
 
 
 def _grouped(paths: Iterable[Path], key: Callable) -> list[list[Path]]:
@@ -49,8 +49,7 @@ def _grouped(paths: Iterable[Path], key: Callable) -> list[list[Path]]:
 
 
 def _split(groups: list[list[Path]], sizes: list[int], most: int) -> list[list[Path]]:
-    """The groups in parts of about equal size, as many as it takes for sizes of at most `most`; a larger group is a
-    part of its own."""
+    """The groups in ceil(total size / most) parts of about equal size; a larger group is a part of its own."""
     count = -(-sum(sizes) // most)
     middle = np.cumsum(sizes) - np.array(sizes) / 2  # a group goes to the part in which its middle lies
     part = (middle * count / sum(sizes)).astype(int)
@@ -62,7 +61,7 @@ def _unit(paths: list[Path], adds: bool = False) -> Unit:
 
 
 def forward_units(plan: TensorProductPlan) -> list[Unit]:
-    """Every path once, all paths of an output slot together, and as many slots of the same inputs as registers hold."""
+    """Every path once: all paths of an output slot together, with as many slots of the same inputs as fit registers."""
     slots = {paths[0].io: paths for paths in _grouped(plan.paths, lambda p: p.io)}
     inputs = {io: (paths[0].mul1, *sorted({p.i1 for p in paths})) for io, paths in slots.items()}
     units = []
@@ -73,7 +72,7 @@ def forward_units(plan: TensorProductPlan) -> list[Unit]:
 
 
 def backward_units(plan: TensorProductPlan) -> list[Unit]:
-    """Every path once, those of an input slot in one unit or in units one after the other."""
+    """Every path once: those of an input slot in one unit or in consecutive ones."""
     units = []
     for paths in _grouped(plan.paths, lambda p: p.i1):
         paths = sorted(paths, key=lambda p: p.i2)
@@ -83,7 +82,7 @@ def backward_units(plan: TensorProductPlan) -> list[Unit]:
 
 
 def load(name: str, at: str) -> str:
-    """A vector of channels; lanes beyond the last channel are 0."""
+    """Loads a vector of channels; lanes beyond the last channel are 0."""
     return f"{name} = tl.load({at}, mask=mask, other=0.0).to(REAL)"
 
 
@@ -103,7 +102,7 @@ def _weights(p: Path, second: bool) -> list[str]:
 
 
 def _scaled(p: Path, names: str) -> list[str]:
-    """a_i and b_i, those of the two that are in `names`."""
+    """a_i, b_i or both, as in `names`."""
     lines = []
     for i in range(2 * p.l1 + 1):
         if "a" in names:
@@ -120,7 +119,7 @@ def _matrix(y: str, c: np.ndarray, at: int) -> str:
 
 
 def _sum(target: str, terms: Iterable[tuple[str, str]]) -> str:
-    """target = sum of the products of which no factor is empty."""
+    """target, then the sum of the products with a non-empty matrix element; empty if there are none."""
     products = [f"{m} * {v}" for m, v in terms if m]
     return f"{target} {' + '.join(products)}" if products else ""
 
@@ -154,7 +153,7 @@ def forward(unit: Unit, plan: TensorProductPlan, second: bool) -> list[str]:
 
 
 def outputs(unit: Unit, plan: TensorProductPlan) -> dict[str, tuple[int, int, int]]:
-    """Name of each sum of a forward unit -> offset of its slot in the row, dimension of the slot, component."""
+    """Name of each sum of a forward unit -> (offset of its slot in the row, dimension of the slot, component)."""
     _, _, out = plan.offsets
     slots = {out[p.io].start: 2 * p.l3 + 1 for p in unit.paths}
     return {f"o{start}_{k}": (start, dim, k) for start, dim in slots.items() for k in range(dim)}
@@ -192,7 +191,7 @@ def _gradient_y(p: Path, c: np.ndarray, second: bool) -> list[str]:
 
 
 def backward(unit: Unit, plan: TensorProductPlan, second: bool, wanted: tuple[bool, bool, bool]) -> list[str]:
-    """Adds an edge to gx<i>, stores its gw, and the sums over the block's channels for gy; wanted: gx, gy, gw.
+    """Adds an edge to gx<i> and stores its gw and, summed over the block's channels, its gy; wanted: gx, gy, gw.
 
     Reads x<i> (tx<i>), rows wr, gr (cwr) and the scalars of the edge; writes rows gwr, and gyr of this unit and block.
     """

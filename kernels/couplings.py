@@ -1,8 +1,8 @@
 """Sums of products of components by a table (`eqtp.plans.couplings`): one sample per lane.
 
 A short table is straight-line text with its coefficients as constants and its components in registers. A longer one,
-which would take a compiler too long, is data: one kernel for all tables walks the entries of one component of the
-outputs, over components that were put in rows [component, sample].
+which would take too long to compile, is data: one kernel for all tables loops over the entries of one output component,
+with the inputs transposed to rows [component, sample].
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
-from eqtp.kernels.samples import HEAD, indent, lanes
+from eqtp.kernels import indent
+from eqtp.kernels.samples import HEAD, lanes
 from eqtp.plans.calls import Pass
 from eqtp.plans.couplings import CouplingTable
 
-MAX_TEXT_ENTRIES = 700  # of a table that is text: compiled within seconds
-MAX_TEXT_COMPONENTS = {"float32": 160, "float64": 80}  # of the inputs of a table that is text: these stay in registers
-BLOCK_SIZE, WARPS = 256, 2  # samples of a program that walks a table
+MAX_TEXT_ENTRIES = 700  # entries of a table that becomes text: it compiles within seconds
+MAX_TEXT_COMPONENTS = {"float32": 160, "float64": 80}  # input components of a table that becomes text: in registers
+BLOCK_SIZE, WARPS = 256, 2  # samples and warps of a program that reads its table as data
 
 
 def is_text(couplings: CouplingTable, real: str) -> bool:
@@ -29,7 +30,7 @@ def is_text(couplings: CouplingTable, real: str) -> bool:
 
 
 def _names(name: str, sizes: tuple[int, ...]) -> list[tuple[str, int]]:
-    """(tensor, its component) of each component of all tensors in a row."""
+    """(tensor, component) of each component of all tensors, concatenated."""
     return [(f"{name}{n}", i) for n, size in enumerate(sizes) for i in range(size)]
 
 
@@ -63,7 +64,7 @@ def _kernel(couplings: CouplingTable, real: str):
 
 
 @triton.jit(do_not_specialize=kernels.SIZES)
-def _walk(rows, sums, out_ptr, group_ptr, scale, a, b, coefficient, num, B: tl.constexpr):
+def _couple_by_table(rows, sums, out_ptr, group_ptr, scale, a, b, coefficient, num, B: tl.constexpr):
     # rows [components + 1, num], the last of ones; sums [components, num]; the rest as in eqtp.plans.couplings, with
     # scale the last component instead of -1
     k = tl.program_id(1)
@@ -81,19 +82,19 @@ def _walk(rows, sums, out_ptr, group_ptr, scale, a, b, coefficient, num, B: tl.c
 
 
 @lru_cache(maxsize=256)
-def _tables(couplings: CouplingTable, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+def _table_tensors(couplings: CouplingTable, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
     """out_ptr, group_ptr, scale, a, b as int64 and c."""
     scale = couplings.scale.astype("int64")
     scale[scale < 0] = sum(couplings.inputs)
     integers = [couplings.out_ptr, couplings.group_ptr, scale, couplings.a, couplings.b]
-    with torch.inference_mode(False):  # what is cached may be used outside of it
+    with torch.inference_mode(False):  # a cached tensor may be used outside inference mode
         return [
             *(torch.tensor(t, dtype=torch.int64, device=device) for t in integers),
             torch.tensor(couplings.c, dtype=dtype, device=device),
         ]
 
 
-def _couple_by_walk(
+def _run_table(
     couplings: CouplingTable, inputs: list[torch.Tensor], outputs: list[torch.Tensor], real: torch.dtype
 ) -> None:
     batch, channels = outputs[0].shape[:2]
@@ -103,21 +104,22 @@ def _couple_by_walk(
         row.copy_(x.movedim(-1, 0))
     sums = torch.empty(sum(couplings.outputs), batch, channels, dtype=real, device=rows.device)
     grid = (triton.cdiv(num, BLOCK_SIZE), len(sums))
-    _walk[grid](rows, sums, *_tables(couplings, str(rows.device), real), num, B=BLOCK_SIZE, num_warps=WARPS)
+    _couple_by_table[grid](
+        rows, sums, *_table_tensors(couplings, str(rows.device), real), num, B=BLOCK_SIZE, num_warps=WARPS
+    )
     for out, total in zip(outputs, sums.split(couplings.outputs), strict=True):
         out.copy_(total.movedim(0, -1))
 
 
 def run(couplings: CouplingTable, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-    """Sums products by a table. inputs: [batch, channels, n] each, outputs: [batch, channels, n] each; the last
-    dimension contiguous."""
+    """Sums products by a table. inputs, outputs: [batch, channels, n] each, the last dimension contiguous."""
     batch, channels = outputs[0].shape[:2]
     num, real = batch * channels, kernels.compute_dtype(outputs[0].dtype)
     if num == 0 or not sum(couplings.outputs):
         return
-    name = str(real).removeprefix("torch.")
+    name = kernels.compute_name(real)
     if not is_text(couplings, name):
-        return _couple_by_walk(couplings, inputs, outputs, real)
+        return _run_table(couplings, inputs, outputs, real)
     tensors = [*inputs, *outputs]
     strides = [stride for t in tensors for stride in t.stride()[:2]]
     _kernel(couplings, name)[(triton.cdiv(num, lanes()),)](*tensors, *strides, num, channels, B=lanes(), num_warps=1)

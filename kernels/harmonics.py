@@ -1,8 +1,8 @@
 """Spherical harmonics: one point per lane; value, gradient and the derivative of both along a direction.
 
 The recursion, its gradient and its constants are those of csrc/harmonics/harmonics.h. A kernel is straight-line text
-for one list of degrees. It is written by `Dual`s, whose arithmetic appends lines, for the value and, where a
-direction c is given, for the derivative along it.
+for one list of degrees. Arithmetic with `Dual`s writes it: the lines for the value and, given a direction c, for the
+derivative along c.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import triton
 
 from eqtp import kernels
+from eqtp.kernels import indent
 from eqtp.math.harmonics import constants
 from eqtp.plans.calls import Harmonics, Pass
 
@@ -24,9 +25,9 @@ def {name}(
     n = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     mask = n < num
 """
-# A vector is divided by |x| + |y| + |z| first, which cancels: no square over- or underflows. Zero vectors: n = r2 =
-# inverse = 0.
-DIRECTION = """\
+# A vector is first divided by |x| + |y| + |z|, which cancels: no square over- or underflows. Zero vectors get
+# x = y = z = r2 = inverse = 0.
+NORMALIZE = """\
 size = tl.abs(x) + tl.abs(y) + tl.abs(z)
 null = size < TINY
 size = tl.where(null, 1.0, size)
@@ -36,7 +37,7 @@ x, y, z = x * unit, y * unit, z * unit
 inverse = unit / size
 r2 = tl.where(null, 0.0, tl.full([B], 1.0, REAL))
 """
-DIRECTION_ALONG = """\
+NORMALIZE_TANGENT = """\
 slope = (x * cx + y * cy + z * cz) * inverse
 cx, cy, cz = cx * inverse - x * slope, cy * inverse - y * slope, cz * inverse - z * slope
 bend = -slope * inverse
@@ -44,19 +45,19 @@ bend = -slope * inverse
 
 
 class Dual:
-    """A value and its derivative along c; each is the name of a vector or, where it is known, a float."""
+    """A dual number: a value and its tangent (derivative along c), each the name of a variable or a known float."""
 
-    def __init__(self, lines: list[str], value, along=0.0):
-        self.lines, self.value, self.along = lines, value, along
+    def __init__(self, lines: list[str], value, tangent=0.0):
+        self.lines, self.value, self.tangent = lines, value, tangent
 
     def __mul__(self, other: Dual | float) -> Dual:
         other = other if isinstance(other, Dual) else Dual(self.lines, other)
-        along = self._plus(self._times(self.value, other.along), self._times(self.along, other.value))
-        return Dual(self.lines, self._named(self._times(self.value, other.value)), self._named(along))
+        tangent = self._plus(self._times(self.value, other.tangent), self._times(self.tangent, other.value))
+        return Dual(self.lines, self._assign(self._times(self.value, other.value)), self._assign(tangent))
 
     def __add__(self, other: Dual) -> Dual:
-        value, along = self._plus(self.value, other.value), self._plus(self.along, other.along)
-        return Dual(self.lines, self._named(value), self._named(along))
+        value, tangent = self._plus(self.value, other.value), self._plus(self.tangent, other.tangent)
+        return Dual(self.lines, self._assign(value), self._assign(tangent))
 
     __rmul__ = __mul__
 
@@ -74,7 +75,7 @@ class Dual:
             return a + b
         return b if a == 0.0 else a if b == 0.0 else f"{a} + {b}"
 
-    def _named(self, value):
+    def _assign(self, value):
         if isinstance(value, float) or value.isidentifier():
             return value
         self.lines.append(f"v{len(self.lines)} = {value}")
@@ -102,8 +103,7 @@ def polynomials(
     g: dict[int, Dual],
     want_values: bool,
 ):
-    """Values of the components l^2 + l + m and the gradient with respect to the position, of sum g[component] *
-    component."""
+    """Values of the components l^2 + l + m, and the gradient of sum g[component] * component by the position."""
     x, y, z = position
     order = [(m, l) for m in range(lmax + 1) for l in range(m, lmax + 1)]
     rows = dict(zip(order, constants(lmax, normalization).tolist(), strict=True))
@@ -119,7 +119,7 @@ def polynomials(
                 values[plus] = chain[l] * c
                 values |= {minus: chain[l] * s} if m else {}
             gp, gm = g.get(plus), g.get(minus) if m else None
-            if gp is None:  # both or none are there
+            if gp is None:  # gm is None too
                 continue
             both = gp * c + gm * s if m else gp
             _, _, e, f = rows[m, l]
@@ -135,12 +135,15 @@ def polynomials(
     return values, [gradient[0] + x * radial, gradient[1], gradient[2] + z * radial]
 
 
-def _stores(pointer: str, vectors: list, columns: int, first: int = 0) -> list[str]:
-    """Stores columns first .. of a row. Vectors are joined to tiles [B, 2^k], so that neighbours in memory are written
+def _store_columns(pointer: str, vectors: list, columns: int, first: int = 0) -> list[str]:
+    """Stores columns first .. of a row. Vectors are joined to tiles [B, 2^k], so that adjacent columns are written
     together."""
     full = [v if isinstance(v, str) else f"tl.full([B], {v!r}, REAL)" for v in vectors]
     if len(full) > 32:
-        return [*_stores(pointer, vectors[:32], columns, first), *_stores(pointer, vectors[32:], columns, first + 32)]
+        return [
+            *_store_columns(pointer, vectors[:32], columns, first),
+            *_store_columns(pointer, vectors[32:], columns, first + 32),
+        ]
     if len(full) == 1:
         return [f"tl.store({pointer} + n * {columns} + {first}, {full[0]}.to({pointer}.dtype.element_ty), mask=mask)"]
     width = triton.next_power_of_2(len(full))
@@ -156,17 +159,17 @@ def _stores(pointer: str, vectors: list, columns: int, first: int = 0) -> list[s
     ]
 
 
-def _loads(names: str, pointer: str) -> list[str]:
+def _load_vector(names: str, pointer: str) -> list[str]:
     def at(i):
         return f"{pointer} + n * {pointer}_row + {i} * {pointer}_column"
 
     return [f"{name} = tl.load({at(i)}, mask=mask, other=0.0).to(REAL)" for i, name in enumerate(names.split())]
 
 
-def _columns(pointer: str, count: int, first: int = 0) -> list[str]:
-    """Loads columns first .. of a row as <pointer><column>: tiles [B, 2^k], read as they lie in memory, then split."""
+def _load_columns(pointer: str, count: int, first: int = 0) -> list[str]:
+    """Loads columns first .. of a row as <pointer><column>: contiguous tiles [B, 2^k], then split."""
     if count > 32:
-        return [*_columns(pointer, 32, first), *_columns(pointer, count - 32, first + 32)]
+        return [*_load_columns(pointer, 32, first), *_load_columns(pointer, count - 32, first + 32)]
     width = triton.next_power_of_2(count)
     at = f"{pointer} + n[:, None] * {pointer}_row + (column[None, :] + {first})"
     lines = [f"column = tl.arange(0, {width})"]
@@ -197,36 +200,36 @@ def source(
     real: str,
     tiny: float,
 ):
-    """Name and text of a kernel. second: the derivative along c, of what is wanted."""
+    """Name and text of a kernel. second: the derivative along c of the wanted outputs."""
     lmax = max(degrees, default=0)
     components = [l * l + i for l in degrees for i in range(2 * l + 1)]
-    lines = _loads("x y z", "xyz") + (_loads("cx cy cz", "c") if second else [])
+    lines = _load_vector("x y z", "xyz") + (_load_vector("cx cy cz", "c") if second else [])
     if normalize:
-        lines += [*DIRECTION.splitlines(), *(DIRECTION_ALONG.splitlines() if second else [])]
-    along = ("cx", "cy", "cz") if second else (0.0, 0.0, 0.0)
-    position = [Dual(lines, v, t) for v, t in zip("xyz", along, strict=True)]
+        lines += [*NORMALIZE.splitlines(), *(NORMALIZE_TANGENT.splitlines() if second else [])]
+    tangent = ("cx", "cy", "cz") if second else (0.0, 0.0, 0.0)
+    position = [Dual(lines, v, t) for v, t in zip("xyz", tangent, strict=True)]
     x, y, z = position
     r2 = Dual(lines, "r2") if normalize else x * x + y * y + z * z
     g = {}
-    lines += _columns("g", len(components)) if want_gxyz else []
+    lines += _load_columns("g", len(components)) if want_gxyz else []
     for j, component in enumerate(components if want_gxyz else ()):
         again = Dual(lines, f"g{j}")
         g[component] = g[component] + again if component in g else again
     values, gradient = polynomials(lines, lmax, normalization, position, r2, g, want_out)
 
     def pick(v):
-        return v.along if second else v.value
+        return v.tangent if second else v.value
 
     if want_gxyz:
-        if normalize:  # of the direction: without its part along it, over the length
+        if normalize:  # project out the direction, divide by the length
             inverse = Dual(lines, "inverse", "bend" if second else 0.0)
             radial = x * gradient[0] + y * gradient[1] + z * gradient[2]
             gradient = [(q + v * radial * -1.0) * inverse for q, v in zip(gradient, position, strict=True)]
-        lines += [line for i, v in enumerate(gradient) for line in _stores("gxyz", [pick(v)], 3, i)]
+        lines += [line for i, v in enumerate(gradient) for line in _store_columns("gxyz", [pick(v)], 3, i)]
     if want_out and components:
-        lines += _stores("out", [pick(values[i]) for i in components], len(components))
+        lines += _store_columns("out", [pick(values[i]) for i in components], len(components))
     name = f"spherical_harmonics_{'bwdbwd' if second else 'bwd' if want_gxyz else 'fwd'}"
-    text = HEAD.format(name=name) + "".join(f"    {line}\n" for line in lines)
+    text = HEAD.format(name=name) + indent(lines)
     return name, text.replace("TINY", repr(tiny)).replace("REAL", f"tl.{real}")
 
 
@@ -239,7 +242,7 @@ def _kernel(*arguments):
 
 
 def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
-    """Inputs and outputs as in `eqtp.backends.native.harmonics.run`; rows of g contiguous."""
+    """Inputs and outputs as for `eqtp.backends.native.harmonics.run`; rows of g contiguous."""
     (xyz, g, c), (out, gxyz) = inputs, outputs
     if not len(xyz) or (out is None and gxyz is None):
         return
@@ -247,7 +250,7 @@ def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
     if gxyz is not None and g.shape[1] == 0:
         gxyz.zero_()
         return run(what, pass_, inputs, (out, None))
-    real = "float64" if xyz.dtype == torch.float64 else "float32"
+    real = kernels.compute_name(xyz.dtype)
     kernel = _kernel(
         what.degrees,
         what.normalize,

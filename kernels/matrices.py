@@ -1,9 +1,9 @@
-"""Products of the matrices that stand for functions on the sphere (`eqtp.plans.matrices`): one sample per lane.
+"""Products of matrices that represent functions on the sphere (`eqtp.plans.matrices`): one sample per lane.
 
 Small matrices are straight-line text, with the coefficients of the conversions as constants and every number in a
-register. Larger ones stand in a scratch [number, sample] of each program, through which loops take components to
-matrices, sum products by blocks of rows and columns that stay in registers, and take the sums back. As a program has as
-many samples as lanes, a lane reads only what it wrote itself: nothing waits for others.
+register. Larger ones are kept in a scratch [number, sample] of each program, where loops convert components to
+matrices, sum products by blocks of rows and columns that stay in registers, and convert the sums back. As a program has
+one sample per lane, a lane reads only what it wrote itself: no barriers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.kernels.samples import HEAD, indent, lanes
+from eqtp.kernels import indent
+from eqtp.kernels.samples import HEAD, lanes
 from eqtp.plans.calls import Pass
 from eqtp.plans.matrices import MatrixProgram, conversion
 
@@ -27,11 +28,11 @@ MAX_BLOCK = 8  # rows, and columns, of the block of sums in registers
 MAX_SCRATCH = 1 << 26  # numbers in the scratch of all programs together
 MAX_PROGRAMS = 2048  # of Triton in one launch, enough to fill any GPU
 
-LOOPS = """\
+LOOP_HEAD = """\
 def {name}(
     {inputs},  # [batch, channels, (lmax+1)^2] each
     {outputs},  # [batch, channels, (lmax_out+1)^2] each
-    ptr, at, coefficient,  # the entries of all conversions: ptr of each place or component, then [entries]
+    ptr, at, coefficient,  # the entries of all conversions: ptr by place or component, then [entries] each
     scratch,  # [programs, {numbers}, B]
     {strides}, num, channels, B: tl.constexpr,
 ):
@@ -46,35 +47,35 @@ def {name}(
 """
 
 
-def _together(pair: int, n: int) -> tuple[int, ...]:
-    """Signal n, or both of a pair that it belongs to."""
+def _with_partner(pair: int, n: int) -> tuple[int, ...]:
+    """Signal n, or both signals of its pair."""
     return (pair, pair + 1) if 0 <= pair <= n <= pair + 1 else (n,)
 
 
-def _half(pair: int, n: int, of: Callable[[int], str]) -> str:
-    """Signal n, or of a pair half the sum or half the difference. of: what a signal is called."""
-    names = [of(m) for m in _together(pair, n)]
+def _half_of_pair(pair: int, n: int, of: Callable[[int], str]) -> str:
+    """Signal n or, in a pair, half the sum or half the difference of the two. of(n): the variable of a signal."""
+    names = [of(m) for m in _with_partner(pair, n)]
     return f"0.5 * ({names[0]} {'+-'[n - pair]} {names[1]})" if len(names) == 2 else names[0]
 
 
 def _used(program: MatrixProgram, outputs: tuple[int, ...]) -> list[int]:
-    """The inputs that some outputs take, both of a pair."""
+    """The inputs that these outputs read; of a pair, both."""
     used = {n for o in outputs for left, _, right, _ in program.terms[o] for n in (left, right)}
-    return sorted({m for n in used for m in _together(program.pair_in, n)})
+    return sorted({m for n in used for m in _with_partner(program.pair_in, n)})
 
 
-def _join(terms: list[str]) -> str:
+def _sum_of(terms: list[str]) -> str:
     return " + ".join(terms) or "tl.zeros([B], REAL)"
 
 
 # ------------------------------------------------------------------------ text
 @lru_cache(maxsize=1024)
 def parts(program: MatrixProgram, real: str) -> tuple[tuple[int, ...], ...]:
-    """The outputs of each kernel: as many as a lane has room for, both of a pair."""
+    """The outputs of each kernel: as many as a lane has registers for; of a pair, both."""
     found: list[tuple[int, ...]] = []
     for o in range(len(program.terms)):
         joined = (*(found[-1] if found else ()), o)
-        pair = _together(program.pair_out, o)[0] < o
+        pair = _with_partner(program.pair_out, o)[0] < o
         if found and (pair or (len(_used(program, joined)) + 1) * program.size**2 <= MAX_LIVE_NUMBERS[real]):
             found[-1] = joined
         else:
@@ -83,24 +84,25 @@ def parts(program: MatrixProgram, real: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _load_matrix(program: MatrixProgram, i: int) -> list[str]:
-    """Lines that make m<input>_<row>_<column> of the components x<input>_<component>."""
+    """Lines that compute m<input>_<row>_<column> from the components x<input>_<component>."""
     size = program.size
     lines = [
-        f"h{k} = {_half(program.pair_in, i, lambda n, k=k: f'x{n}_{k}')}" for k in range((program.lmax_in[i] + 1) ** 2)
+        f"h{k} = {_half_of_pair(program.pair_in, i, lambda n, k=k: f'x{n}_{k}')}"
+        for k in range((program.lmax_in[i] + 1) ** 2)
     ]
     sums: dict[int, list[str]] = {place: [] for place in range(size * size)}
     for place, k, to, _ in zip(*(a.tolist() for a in conversion(program.lmax_in[i], size)), strict=True):
         sums[place].append(f"{to!r} * h{k}")
     for a in range(size):
-        lines.append(f"m{i}_{a}_{a} = {_join(sums[a * size + a])}")
+        lines.append(f"m{i}_{a}_{a} = {_sum_of(sums[a * size + a])}")
         for b in range(a + 1, size):
-            lines += [f"u = {_join(sums[a * size + b])}", f"v = {_join(sums[b * size + a])}"]
+            lines += [f"u = {_sum_of(sums[a * size + b])}", f"v = {_sum_of(sums[b * size + a])}"]
             lines += [f"m{i}_{a}_{b} = u + v", f"m{i}_{b}_{a} = u - v"]
     return lines
 
 
 def _multiply(program: MatrixProgram, o: int, matrix: Callable[[int], list[str]]) -> list[str]:
-    """Lines that make s<output>_<row>_<column>. matrix: lines that make that of an input, if there is none yet."""
+    """Lines that compute s<output>_<row>_<column>. matrix(n): lines for the matrix of input n, if not written yet."""
     size = range(program.size)
     lines = [f"s{o}_{a}_{b} = tl.zeros([B], REAL)" for a in size for b in size]
     for left, left_t, right, right_t in program.terms[o]:
@@ -116,11 +118,11 @@ def _multiply(program: MatrixProgram, o: int, matrix: Callable[[int], list[str]]
 
 
 def _store(program: MatrixProgram, o: int) -> list[str]:
-    """Lines that take the sum back to components of an output."""
+    """Lines that convert the sum to the components of an output and store them."""
     size, lmax = program.size, program.lmax_out[o]
 
     def entry(a, b):
-        return _half(program.pair_out, o, lambda n: f"s{n}_{a}_{b}")
+        return _half_of_pair(program.pair_out, o, lambda n: f"s{n}_{a}_{b}")
 
     lines = []
     for a in range(size):
@@ -136,22 +138,22 @@ def _store(program: MatrixProgram, o: int) -> list[str]:
     for place, k, _, back in zip(*(a.tolist() for a in conversion(lmax, size)), strict=True):
         sums[k].append(f"{back!r} * y{place}")
     return lines + [
-        f"tl.store(out{o} + {k}, ({_join(total)}).to(out{o}.dtype.element_ty), mask=mask)"
+        f"tl.store(out{o} + {k}, ({_sum_of(total)}).to(out{o}.dtype.element_ty), mask=mask)"
         for k, total in enumerate(sums)
     ]
 
 
 def _text(program: MatrixProgram, outputs: tuple[int, ...], name: str) -> str:
-    there: set[str] = set()
+    written: set[str] = set()
 
     def once(what: str, lines: list[str]) -> list[str]:
-        new = [] if what in there else lines
-        there.add(what)
-        return new
+        fresh = [] if what in written else lines
+        written.add(what)
+        return fresh
 
     def matrix(i: int) -> list[str]:
         lines = []
-        for n in _together(program.pair_in, i):
+        for n in _with_partner(program.pair_in, i):
             loads = [
                 f"x{n}_{k} = tl.load(in{n} + {k}, mask=mask, other=0.0).to(REAL)"
                 for k in range((program.lmax_in[n] + 1) ** 2)
@@ -164,8 +166,8 @@ def _text(program: MatrixProgram, outputs: tuple[int, ...], name: str) -> str:
     lines = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors]
     for o in outputs:
         lines += _multiply(program, o, matrix)
-        if o != program.pair_out:  # else with the other one
-            lines += [line for n in _together(program.pair_out, o) for line in _store(program, n)]
+        if o != program.pair_out:  # the first of a pair is stored with the second
+            lines += [line for n in _with_partner(program.pair_out, o) for line in _store(program, n)]
     strides = ", ".join(f"b_{t}, c_{t}" for t in tensors)
     return HEAD.format(name=name, inputs=", ".join(of_inputs), outputs=", ".join(of_outputs), strides=strides) + indent(
         lines
@@ -174,7 +176,7 @@ def _text(program: MatrixProgram, outputs: tuple[int, ...], name: str) -> str:
 
 # ------------------------------------------------------------------------ loops
 class _Conversions:
-    """The entries of the conversions of a program, and where those of each begin."""
+    """The entries of a program's conversions, concatenated, and the first ptr of each."""
 
     def __init__(self, program: MatrixProgram):
         self.ptr, self.at, self.coefficient, self.begin = [], [], [], {}
@@ -191,8 +193,9 @@ class _Conversions:
         self.coefficient += coefficient[order].tolist()
 
 
-def _gather(count: int, begin: int, value: str, store: str) -> list[str]:
-    """Lines that store each sum, total, of the entries of a conversion times value."""
+def _convert(count: int, begin: int, value: str, store: str) -> list[str]:
+    """Lines that apply a conversion: total, the sum of its entries times value, is stored for each of `count`
+    places."""
     return [
         f"for i in range({count}):",
         "    total = tl.zeros([B], REAL)",
@@ -204,7 +207,7 @@ def _gather(count: int, begin: int, value: str, store: str) -> list[str]:
 
 
 def _butterflies(matrix: int, size: int) -> list[str]:
-    """Lines that take the parts of a matrix in the scratch to the matrix, or the adjoint."""
+    """Lines that turn symmetric and antisymmetric parts in the scratch into the matrix, or the adjoint."""
     first, second = (f"own + ({matrix * size * size} + {at}) * B" for at in (f"i * {size} + j", f"j * {size} + i"))
     return [
         f"for i in range({size}):",
@@ -217,8 +220,7 @@ def _butterflies(matrix: int, size: int) -> list[str]:
 
 
 def _multiply_blocks(program: MatrixProgram, o: int, matrices: dict[str, int]) -> list[str]:
-    """Lines that sum the products of an output in the scratch. Blocks that reach over the end have its last row or
-    column again."""
+    """Lines that sum the products of an output in the scratch. Blocks beyond the edge repeat the last row or column."""
     size = program.size
     block = range(-(-size // -(-size // MAX_BLOCK)))
 
@@ -249,36 +251,38 @@ def _multiply_blocks(program: MatrixProgram, o: int, matrices: dict[str, int]) -
     ]
 
 
-def _matrices(program: MatrixProgram) -> dict[str, int]:
-    """The matrices in the scratch."""
+def _scratch_slots(program: MatrixProgram) -> dict[str, int]:
+    """Tensor -> index of its matrix in the scratch."""
     used = _used(program, tuple(range(len(program.terms))))
     return {
         name: n for n, name in enumerate([*(f"in{i}" for i in used), *(f"out{o}" for o in range(len(program.terms)))])
     }
 
 
-def _loops(program: MatrixProgram, name: str) -> str:
-    size, matrices = program.size, _matrices(program)
+def _loop_text(program: MatrixProgram, name: str) -> str:
+    size, matrices = program.size, _scratch_slots(program)
     square = size * size
     tensors, begin = list(matrices), _Conversions(program).begin
     lines = [f"x_{t} = {t} + b * b_{t} + c * c_{t}" for t in tensors]
     inputs = [t for t in tensors if t.startswith("in")]
     for t in inputs:
         i, own = int(t[2:]), matrices[t]
-        value = _half(program.pair_in, i, lambda n: f"tl.load(x_in{n} + of, mask=mask, other=0.0).to(REAL)")
-        lines += _gather(
+        value = _half_of_pair(program.pair_in, i, lambda n: f"tl.load(x_in{n} + of, mask=mask, other=0.0).to(REAL)")
+        lines += _convert(
             square, begin["to", program.lmax_in[i]], value, f"tl.store(own + ({own * square} + i) * B, total)"
         )
         lines += _butterflies(own, size)
     for o in range(len(program.terms)):
         lines += [*_multiply_blocks(program, o, matrices), *_butterflies(matrices[f"out{o}"], size)]
     for o, lmax in enumerate(program.lmax_out):
-        value = _half(program.pair_out, o, lambda n: f"tl.load(own + ({matrices[f'out{n}'] * square} + of) * B)")
+        value = _half_of_pair(
+            program.pair_out, o, lambda n: f"tl.load(own + ({matrices[f'out{n}'] * square} + of) * B)"
+        )
         store = f"tl.store(x_out{o} + i, total.to(out{o}.dtype.element_ty), mask=mask)"
-        lines += _gather((lmax + 1) ** 2, begin["back", lmax], value, store)
+        lines += _convert((lmax + 1) ** 2, begin["back", lmax], value, store)
     outputs = ", ".join(t for t in tensors if t not in inputs)
     strides = ", ".join(f"b_{t}, c_{t}" for t in tensors)
-    head = LOOPS.format(
+    head = LOOP_HEAD.format(
         name=name, inputs=", ".join(inputs), outputs=outputs, numbers=len(matrices) * square, strides=strides
     )
     return head + indent("    " + line for line in lines)
@@ -289,7 +293,7 @@ def _loops(program: MatrixProgram, name: str) -> str:
 def source(program: MatrixProgram, real: str) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Name, text and outputs of each kernel of a program. real: "float32" or "float64"."""
     if program.size > MAX_TEXT_SIZE:
-        made = [("matrices", _loops(program, "matrices"), tuple(range(len(program.terms))))]
+        made = [("matrices", _loop_text(program, "matrices"), tuple(range(len(program.terms))))]
     else:
         made = [
             (f"matrices_{n}", _text(program, outputs, f"matrices_{n}"), outputs)
@@ -300,22 +304,22 @@ def source(program: MatrixProgram, real: str) -> tuple[tuple[str, str, tuple[int
 
 @lru_cache(maxsize=1024)
 def _compiled(program: MatrixProgram, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor]]:
-    """(kernel, its inputs, its outputs) of each part; the tables of a program by loops."""
+    """(kernel, its inputs, its outputs) of each part; the tables, if the program runs by loops."""
     made = [
         (kernels.function(name, text, None), _used(program, o), o)
-        for name, text, o in source(program, str(real).removeprefix("torch."))
+        for name, text, o in source(program, kernels.compute_name(real))
     ]
     if program.size <= MAX_TEXT_SIZE:
         return made, []
     c = _Conversions(program)
-    with torch.inference_mode(False):  # what is cached may be used outside of it
+    with torch.inference_mode(False):  # a cached tensor may be used outside inference mode
         numbers = [torch.tensor(t, dtype=torch.int64, device=device) for t in (c.ptr, c.at)]
         return made, [*numbers, torch.tensor(c.coefficient, dtype=real, device=device)]
 
 
 def run(program: MatrixProgram, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-    """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each,
-    their components contiguous."""
+    """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each; outputs: [batch, channels, (lmax_out+1)^2] each;
+    components contiguous."""
     like = outputs[0]
     batch, channels = like.shape[:2]
     num, real = batch * channels, kernels.compute_dtype(like.dtype)
@@ -324,7 +328,7 @@ def run(program: MatrixProgram, pass_: Pass, inputs: list[torch.Tensor], outputs
     made, tables = _compiled(program, real, str(like.device))
     count = triton.cdiv(num, lanes())
     if tables:
-        numbers = len(_matrices(program)) * program.size**2 * lanes()
+        numbers = len(_scratch_slots(program)) * program.size**2 * lanes()
         count = min(count, MAX_PROGRAMS, max(1, MAX_SCRATCH // numbers))
         tables = [*tables, torch.empty(count, numbers, dtype=real, device=like.device)]
     for kernel, of_inputs, of_outputs in made:

@@ -1,30 +1,28 @@
-"""What the kernels that work on samples share: a lane is a sample, one (batch, channel)."""
+"""What the engines that work on samples share: a lane is a sample, one (batch, channel)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
-# The beginning of a kernel: which samples its lanes have
-HEAD = """\
-def {name}(
-    {inputs},  # [batch, channels, components] each
-    {outputs},  # [batch, channels, components] each
-    {strides}, num, channels, B: tl.constexpr,
-):
+# The samples of a program's lanes
+SAMPLES = """\
     n = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     mask = n < num
     b = n // channels
     c = n - b * channels
 """
-
-
-def indent(lines: Iterable[str]) -> str:
-    """The body of a function."""
-    return "".join(f"    {line}\n" for line in lines)
+HEAD = (
+    """\
+def {name}(
+    {inputs},  # [batch, channels, components] each
+    {outputs},  # [batch, channels, components] each
+    {strides}, num, channels, B: tl.constexpr,
+):
+"""
+    + SAMPLES
+)
 
 
 def lanes() -> int:
-    """Samples of a program, one for each lane of one warp."""
+    """Samples of a program: one for each lane of a warp."""
     return 64 if torch.version.hip else 32

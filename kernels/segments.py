@@ -36,7 +36,7 @@ def _segment_max(x, ptr, order, out, arg, x_row, num_edges, columns, REAL: tl.co
     for p in range(tl.load(ptr + n), tl.load(ptr + n + 1)):
         e = tl.load(order + p)
         v = tl.load(x + e * x_row + c, mask=c < columns, other=0.0).to(REAL)
-        # the first of equal ones, the first NaN of all
+        # the first of equal values, the first of all NaNs
         taken = (edge == num_edges) | (v > best) | ((v != v) & (best == best))
         best = tl.where(taken, v, best)
         edge = tl.where(taken, e, edge)
@@ -100,24 +100,24 @@ def _segment_softmax_bwd(
         tl.store(gx + at, v.to(gx.dtype.element_ty), mask=mask)
 
 
-def tiles(columns: int) -> list[tuple[dict, int]]:
-    """Tiles of B columns and E rows, and their warps."""
+def tile_configurations(columns: int) -> list[tuple[dict, int]]:
+    """Tiles of B columns and E rows, with their warps."""
     b = min(triton.next_power_of_2(columns), 128)
     return [({"B": b, "E": max(1, size // b)}, warps) for size, warps in ((512, 4), (512, 1), (128, 1))]
 
 
-def columns_of(columns: int) -> list[tuple[dict, int]]:
-    """Columns of a program of the maximum, which goes down one row at a time, and its warps."""
+def column_configurations(columns: int) -> list[tuple[dict, int]]:
+    """Columns per program and warps of the maximum, which takes one row at a time."""
     full = triton.next_power_of_2(columns)
     return [({"B": min(full, 128)}, 1), *([({"B": 128}, 4), ({"B": 32}, 1)] if full >= 128 else [])]
 
 
 # The function of each op and pass, and its configurations
 FUNCTIONS = {
-    ("segment_sum", Pass.FWD): (_segment_sum, tiles),
-    ("segment_max", Pass.FWD): (_segment_max, columns_of),
-    ("segment_softmax", Pass.FWD): (_segment_softmax, tiles),
-    ("segment_softmax", Pass.BWD): (_segment_softmax_bwd, tiles),
+    ("segment_sum", Pass.FWD): (_segment_sum, tile_configurations),
+    ("segment_max", Pass.FWD): (_segment_max, column_configurations),
+    ("segment_softmax", Pass.FWD): (_segment_softmax, tile_configurations),
+    ("segment_softmax", Pass.BWD): (_segment_softmax_bwd, tile_configurations),
 }
 
 
@@ -128,7 +128,7 @@ def _kernel(op: str, pass_: Pass, columns: int):
 
 
 def run(op: str, pass_: Pass, inputs, outputs) -> None:
-    """A pass over the segments of ptr [num + 1] and order [e]; inputs and outputs as in
+    """A pass over the segments of ptr [num + 1] and order [e]; inputs and outputs as for
     `eqtp.backends.native.segments.run`, rows contiguous."""
     *tensors, ptr, order = inputs  # [e, c] each
     if not outputs[0].numel():

@@ -1,16 +1,16 @@
 """Products of functions on the sphere (`eqtp.plans.signals`): one sample per lane, which walks the rows of the folded
 grid (`eqtp.math.sphere`).
 
-The text of a kernel is straight-line within a row, every number in a register, and repeats for the rows in a loop, with
-the Legendre functions of the row from a small table:
+The text of a kernel is straight-line within a row, with every number in a register, and loops over the rows, reading
+the Legendre functions of each row from a small table:
 
-    for each row        sum over degrees of every field:  leg[x, m, y] = sum over k of P[m, y, k] f[x, m, y, k]
-      for each column   part[x, p, y] = sum over m of A[x, m] leg[x, m, y];  values by butterflies;  products;
+    for each row        sum over degrees of every field:  row_sum[x, m, y] = sum over k of P[m, y, k] f[x, m, y, k]
+      for each column   part[x, p, y] = sum over m of A[x, m] row_sum[x, m, y];  values by butterflies;  products;
         butterflies;  wave[x, m, y] += A part
       at its end        out[x, m, y, k] += P weight[m, y, k] wave[x, m, y]
 
-which costs the operations of the separable transforms and never writes a value of the grid to memory. Where a program
-needs more numbers at once than a lane has registers, it is done by several kernels (`parts`): for some of its outputs,
+which costs the operations of the separable transforms and never writes a value of the grid to memory. A program that
+needs more numbers at once than a lane has registers runs as several kernels (`parts`), each for some of its outputs,
 some of their orders, or some of their terms.
 """
 
@@ -26,20 +26,21 @@ import torch
 import triton
 
 from eqtp import kernels
-from eqtp.kernels.samples import indent, lanes
+from eqtp.kernels import indent
+from eqtp.kernels.samples import SAMPLES, lanes
 from eqtp.math.sphere import fold
 from eqtp.plans.calls import Pass
 from eqtp.plans.signals import DOWN, EAST, VALUE, SignalProgram, Term
 
-# Numbers that a part keeps at once, by our count, for which the compiler finds registers.
+# Numbers that a part keeps at once, by our count, that the compiler can keep in registers
 MAX_LIVE_NUMBERS = {"float32": 200, "float64": 90}
-PROJECTION = 3  # tables of a row: of the three fields, and this
+PROJECTION = 3  # index of the projection's table in a row, after those of the three fields
 
 Orders = tuple[tuple[int, int], ...]  # (x, m): sin or cos, and |m|
 
 
-class Sum(NamedTuple):
-    """Some terms of an output, projected to some of its orders."""
+class PartialSum(NamedTuple):
+    """Some terms of an output, projected onto some of its orders."""
 
     output: int
     terms: tuple[Term, ...]
@@ -47,7 +48,7 @@ class Sum(NamedTuple):
     adds: bool  # to what an earlier kernel has stored
 
 
-Part = tuple[Sum, ...]  # what one kernel does
+Part = tuple[PartialSum, ...]  # what one kernel computes
 
 
 def _orders(lmax: int) -> Orders:
@@ -55,11 +56,11 @@ def _orders(lmax: int) -> Orders:
 
 
 def _degrees(lmax: int, m: int, y: int) -> range:
-    """The degrees l of order m with (l - m) mod 2 = y; k counts them."""
+    """The degrees l of order m with (l - m) mod 2 = y, indexed by k."""
     return range(m + y, lmax + 1, 2)
 
 
-def _waves(s: Sum, lmax: int) -> list[tuple[int, int, int]]:
+def _waves(s: PartialSum, lmax: int) -> list[tuple[int, int, int]]:
     return [(x, m, y) for x, m in s.orders for y in (0, 1) if _degrees(lmax, m, y)]
 
 
@@ -68,46 +69,46 @@ def _fields(part: Part) -> list[tuple[int, int]]:
     return sorted({factor for s in part for term in s.terms for factor in term.factors})
 
 
-def numbers(program: SignalProgram, part: Part) -> int:
-    """How many numbers a lane keeps at once: the outputs, legs and waves of a row, and the values at the images of a
+def live_numbers(program: SignalProgram, part: Part) -> int:
+    """Numbers that a lane keeps at once: the outputs, the row sums and waves, the values at the images of a
     point."""
     fields = _fields(part)
-    legs = sum(4 * program.lmax_in[n] or 1 for n, _ in fields)
+    row_sums = sum(4 * program.lmax_in[n] or 1 for n, _ in fields)
     sums = sum(len(_waves(s, program.lmax_out[s.output])) for s in part)
     outputs = sum(
         len(_degrees(program.lmax_out[s.output], m, y))
         for s in part
         for _, m, y in _waves(s, program.lmax_out[s.output])
     )
-    return legs + sums + outputs + 8 * (len(fields) + 1)
+    return row_sums + sums + outputs + 8 * (len(fields) + 1)
 
 
-def _split(program: SignalProgram, output: int, terms: tuple[Term, ...], adds: bool, most: int) -> list[Sum]:
-    """Sums that a lane has room for: half of the terms until their fields leave some for sums, then as few parts of the
-    orders as it takes."""
+def _split(program: SignalProgram, output: int, terms: tuple[Term, ...], adds: bool, most: int) -> list[PartialSum]:
+    """Sums that fit a lane's registers: halves the terms until their fields leave room for sums, then splits the orders
+    into as few parts as fit."""
     orders = _orders(program.lmax_out[output])
 
     def count(orders):
-        return numbers(program, (Sum(output, terms, orders, adds),))
+        return live_numbers(program, (PartialSum(output, terms, orders, adds),))
 
     if count(orders) > most and count(()) > most / 2 and len(terms) > 2:
         half = len(terms) // 4 * 2 or 2
         return [*_split(program, output, terms[:half], adds, most), *_split(program, output, terms[half:], True, most)]
-    room = max(most, count(()) + most // 3)  # where the fields alone are too many, some numbers go to memory
+    room = max(most, count(()) + most // 3)  # where the fields alone are too many, some numbers spill
     splits = ([orders[first::step] for first in range(step)] for step in range(1, len(orders) + 1))
     return [
-        Sum(output, terms, of, adds)
+        PartialSum(output, terms, of, adds)
         for of in next(split for split in splits if len(split) == len(orders) or max(map(count, split)) <= room)
     ]
 
 
 @lru_cache(maxsize=1024)
 def parts(program: SignalProgram, real: str) -> tuple[Part, ...]:
-    """The program as kernels; those of an output whose terms are split come one after the other."""
+    """The program as kernels; those of an output whose terms are split follow each other."""
     found: list[Part] = []
     for output, terms in enumerate(program.terms):
         for s in _split(program, output, terms, False, MAX_LIVE_NUMBERS[real]) if terms else []:
-            fits = found and numbers(program, (*found[-1], s)) <= MAX_LIVE_NUMBERS[real]
+            fits = found and live_numbers(program, (*found[-1], s)) <= MAX_LIVE_NUMBERS[real]
             if fits and not (s.adds and s.output in {other.output for other in found[-1]}):
                 found[-1] = (*found[-1], s)
             else:
@@ -120,14 +121,14 @@ def _component(x: int, m: int, l: int) -> int:
 
 
 def _table_at(field: int, lmax: int, m: int, l: int) -> int:
-    """Place in the table of a row, of the functions up to degree lmax."""
+    """Index in a row's table of the functions up to degree lmax."""
     return (field * (lmax + 1) + m) * (lmax + 1) + l
 
 
 @lru_cache(maxsize=256)
 def tables(program: SignalProgram) -> tuple[np.ndarray, np.ndarray]:
-    """[rows / 2, 4, M, M (l)] Legendre functions, their derivatives, and their projection; [columns / 4, 2, M] their
-    cosines and sines."""
+    """[rows / 2, 4, M, M (l)]: Legendre functions, their derivatives and their projection; [columns / 4, 2, M]: cosines
+    and sines of the columns."""
     lmax = max(*program.lmax_in, *program.lmax_out)
     f = fold(lmax, program.rows, program.columns)
     found = np.zeros((program.rows // 2, 4, lmax + 1, lmax + 1))
@@ -137,13 +138,13 @@ def tables(program: SignalProgram) -> tuple[np.ndarray, np.ndarray]:
     return found, np.ascontiguousarray(f.azimuth[:, : lmax + 1].transpose(2, 0, 1))
 
 
-def _legs(
+def _row_sums(
     program: SignalProgram, fields: list[tuple[int, int]]
 ) -> tuple[list[str], dict[tuple[int, int], list[tuple[int, int, int]]]]:
-    """Lines that make f<input>_<field>_<x>_<m>_<y>, and which of them there are.
+    """Lines that compute the row sums f<input>_<field>_<x>_<m>_<y>, and the (x, m, y) of each field.
 
-    d/dbeta of a part stands at 1 - y. d/dalpha takes cos(m alpha) to -m sin(m alpha) and sin(m alpha) to m cos(m
-    alpha): it stands at 1 - x.
+    d/dbeta of a row sum is stored at 1 - y; d/dalpha, which takes cos(m alpha) to -m sin(m alpha) and sin(m alpha) to
+    m cos(m alpha), at 1 - x.
     """
     top = max(*program.lmax_in, *program.lmax_out)
     lines, found = [], {field: [] for field in fields}
@@ -185,7 +186,7 @@ def _times(factor: str | int | None, name: str) -> str:
 
 
 def _butterflies(lines: list[str], name: str, eight: list[str | None]) -> list[str]:
-    """The eight values of which some may be zero, None, through the butterflies; all are named."""
+    """The butterflies of eight values (None: zero); the results are variables or zeros."""
     for bit in (4, 2, 1):
         made: list[str | None] = [None] * 8
         for n in range(8):
@@ -202,7 +203,7 @@ def _butterflies(lines: list[str], name: str, eight: list[str | None]) -> list[s
 
 
 def _products(lines: list[str], terms: tuple[Term, ...], values: dict, image: int, made: dict) -> str:
-    """The sum of the terms at one image of a point. Products of the same first factors are made once."""
+    """The sum of the terms at one image of a point. Products of the same leading factors are computed once."""
 
     def of(factors):
         if len(factors) == 1:
@@ -217,17 +218,17 @@ def _products(lines: list[str], terms: tuple[Term, ...], values: dict, image: in
     )
 
 
-def _column(program: SignalProgram, part: Part, legs: dict) -> list[str]:
-    """What is done at one column of a row."""
+def _column(program: SignalProgram, part: Part, row_sums: dict) -> list[str]:
+    """Lines for one column of a row."""
     top = max(*program.lmax_in, *program.lmax_out)
-    waves = {at for s in part for at in _waves(s, program.lmax_out[s.output])}.union(*legs.values())
-    lines = [f"at = around + column * {2 * (top + 1)}"]
+    waves = {at for s in part for at in _waves(s, program.lmax_out[s.output])}.union(*row_sums.values())
+    lines = [f"at = azimuth + column * {2 * (top + 1)}"]
     lines += [f"a{x}_{m} = tl.load(at + {x * (top + 1) + m})" for x, m in sorted({at[:2] for at in waves}) if m]
     values = {}
-    for field, there in legs.items():
+    for field, found in row_sums.items():
         kinds: list[list[str]] = [[] for _ in range(8)]
         name = f"f{field[0]}_{field[1]}"
-        for x, m, y in there:
+        for x, m, y in found:
             kinds[4 * x + 2 * (m % 2) + y].append(_times(m and f"a{x}_{m}", _name(name, (x, m, y))))
         named: list[str | None] = [None] * 8
         for kind, sums in enumerate(kinds):
@@ -250,18 +251,17 @@ def _column(program: SignalProgram, part: Part, legs: dict) -> list[str]:
     return lines
 
 
-HEAD = """\
+HEAD = (
+    """\
 def {name}(
     {inputs},  # [batch, channels, (lmax+1)^2] each
     {outputs},  # [batch, channels, (lmax_out+1)^2] each
-    table, around,  # [rows, {width}], [columns, {round}]
-    {strides}, opaque_zero, num, channels, B: tl.constexpr,  # opaque_zero: 0, which the compiler does not know
+    table, azimuth,  # [rows, {width}], [columns, {azimuth_size}]
+    {strides}, opaque_zero, num, channels, B: tl.constexpr,  # opaque_zero: 0, unknown to the compiler
 ):
-    n = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
-    mask = n < num
-    b = n // channels
-    c = n - b * channels
 """
+    + SAMPLES
+)
 
 
 def _names(part: Part) -> tuple[list[int], list[int]]:
@@ -272,12 +272,12 @@ def _names(part: Part) -> tuple[list[int], list[int]]:
 def _text(program: SignalProgram, part: Part, name: str) -> str:
     inputs, outputs = _names(part)
     tensors = [*(f"in{n}" for n in inputs), *(f"out{n}" for n in outputs)]
-    table, around = tables(program)
+    table, azimuth = tables(program)
     top = table.shape[-1] - 1
-    # Where the address of an input does not depend on the row, compilers keep it, or what stands there, in registers
-    # for the whole loop.
+    # If the address of an input did not depend on the row, compilers would keep it, or the value there, in a register
+    # throughout the loop.
     begin = [f"row = table + r * {table[0].size}", *(f"x{n} = in{n} + r * opaque_zero" for n in inputs)]
-    lines, legs = _legs(program, _fields(part))
+    lines, row_sums = _row_sums(program, _fields(part))
     before, end, after = [f"{t} += b * b_{t} + c * c_{t}" for t in tensors], [], []
     for number, s in enumerate(part):
         lmax = program.lmax_out[s.output]
@@ -298,13 +298,13 @@ def _text(program: SignalProgram, part: Part, name: str) -> str:
         outputs=", ".join(f"out{n}" for n in outputs),
         strides=", ".join(f"b_{t}, c_{t}" for t in tensors),
         width=table[0].size,
-        round=around[0].size,
+        azimuth_size=azimuth[0].size,
     )
     rows = [
         *begin,
         *lines,
-        f"for column in range({len(around)}):",
-        *("    " + line for line in _column(program, part, legs)),
+        f"for column in range({len(azimuth)}):",
+        *("    " + line for line in _column(program, part, row_sums)),
         *end,
     ]
     return head + indent([*before, f"for r in range({len(table)}):", *("    " + line for line in rows), *after])
@@ -319,17 +319,17 @@ def source(program: SignalProgram, real: str) -> tuple[tuple[str, str, Part], ..
 
 @lru_cache(maxsize=1024)
 def _compiled(program: SignalProgram, real: torch.dtype, device: str) -> tuple[list, list[torch.Tensor], set[int]]:
-    """(kernel, its inputs, its outputs) of each part; the tables; the outputs that several kernels add to."""
-    made = source(program, str(real).removeprefix("torch."))
-    with torch.inference_mode(False):  # what is cached may be used outside of it
+    """(kernel, its inputs, its outputs) of each part; the tables; the outputs that several parts add to."""
+    made = source(program, kernels.compute_name(real))
+    with torch.inference_mode(False):  # a cached tensor may be used outside inference mode
         constants = [torch.tensor(t, dtype=real, device=device) for t in tables(program)]
     several = {s.output for _, _, part in made for s in part if s.adds}
     return [(kernels.function(name, text, None), *_names(part)) for name, text, part in made], constants, several
 
 
 def run(program: SignalProgram, pass_: Pass, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-    """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each, outputs: [batch, channels, (lmax_out+1)^2] each,
-    their components contiguous."""
+    """Runs a program. inputs: [batch, channels, (lmax_in+1)^2] each; outputs: [batch, channels, (lmax_out+1)^2] each;
+    components contiguous."""
     like = outputs[0]
     batch, channels = like.shape[:2]
     if batch * channels == 0:

@@ -83,7 +83,7 @@ def random_channelwise():
     return _random_channelwise
 
 
-# ------------------------------------------------------------------------------------------------ compiling at run time
+# ------------------------------------------------------------------------ compiling at run time
 @pytest.fixture
 def compiler():
     """Skips where there is no NVRTC."""

@@ -78,7 +78,7 @@ def test_scaled(target, dtype):
 
 
 def test_scaled_as_data(target, monkeypatch):
-    monkeypatch.setattr(jit, "UNROLLED_ENTRIES", 0)
+    monkeypatch.setattr(jit, "MAX_UNROLLED_ENTRIES", 0)
     c = scaled()
     assert "UNROLL = 0" in jit.specialise(c, torch.float64).text
     check(c, operands(c, 9, 4, torch.float64), target)

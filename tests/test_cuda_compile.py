@@ -15,7 +15,7 @@ from eqtp.backends.jit import channelwise, nvrtc, runtime
 from eqtp.backends.jit import couplings as jit_couplings
 from eqtp.backends.jit import matrices as jit_matrices
 from eqtp.backends.jit import signals as jit_signals
-from eqtp.backends.jit.channelwise_tables import WALKS
+from eqtp.backends.jit.channelwise_tables import KERNEL_PASSES
 from eqtp.backends.jit.toolchain import source
 from eqtp.plans import couplings, matrices, signals
 from eqtp.testing import problems
@@ -38,11 +38,11 @@ pytestmark = pytest.mark.usefixtures("compiler")
 def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:
     """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not
     spill."""
-    programs = [channelwise.kernels_of(problems.plan(name).key, p, dtype, mode) for p in WALKS]
+    programs = [channelwise.kernels_of(problems.plan(name).key, p, dtype, mode) for p in KERNEL_PASSES]
     with ThreadPoolExecutor(2) as pool:
         compiled = list(pool.map(lambda p: runtime.compile(source(FILE) + p.tables.text, p.names, arch), programs))
     rows = []
-    for pass_, p, c in zip(WALKS, programs, compiled, strict=True):
+    for pass_, p, c in zip(KERNEL_PASSES, programs, compiled, strict=True):
         usage = {u.kernel: u for u in runtime.usage(c.log)}
         assert set(usage) == {c.lowered[n] for n in p.names}
         main = usage.pop(c.lowered[p.main])
@@ -54,7 +54,7 @@ def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = 
 
 
 def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = torch.float32):
-    for pass_, row in zip(WALKS, rows, strict=True):
+    for pass_, row in zip(KERNEL_PASSES, rows, strict=True):
         assert 0 < row.registers <= 255
         if name in WITHOUT_SPILLS and (name, dtype, pass_) not in SPILL:
             assert not (row.spill_stores or row.spill_loads or row.stack), pass_
@@ -125,7 +125,7 @@ def test_nvcc_takes_the_same_text(tmp_path):
     assert (tmp_path / "plan.o").stat().st_size > 10_000
 
 
-# ------------------------------------------------------------------------ products of functions on the sphere
+# -------------------------------------------------------------- products of functions on the sphere
 KINDS = ["product", "odd", "cross"]
 WANTED = {"fwd": (True,), "bwd": (True,) * 2, "bwdbwd": (True,) * 3}
 SAME = [(2, 2, 2), (4, 4, 4), (6, 6, 6)]

@@ -238,7 +238,7 @@ def test_vectors_and_scalars():
     assert torch.equal(y, before)
 
 
-# ---------------------------------------------------------------------------------------------------------------- bugs
+# ------------------------------------------------------------------------ bugs
 def test_divergence_is_an_error(settings):
     kernels = planted()
     with pytest.raises(
@@ -306,7 +306,7 @@ def test_races(monkeypatch):
         total(kernels, "float", "true", 4)
 
 
-# ------------------------------------------------------------------------ the builder and the launch
+# ----------------------------------------------------------------------- the builder and the launch
 @pytest.mark.parametrize(
     "grid, block, shared, message",
     [

@@ -223,7 +223,7 @@ def test_destination_out_of_range(monkeypatch, dtype, bad):
         eqtp.Graph(torch.zeros_like(dst), dst, 1, 3)
 
 
-def test_a_graph_out_of_range_is_not_remembered(monkeypatch):
+def test_a_graph_out_of_range_is_not_cached(monkeypatch):
     monkeypatch.undo()
     src, dst = torch.tensor([0, 1]), torch.tensor([0, 5])
     for _ in range(2):

@@ -122,7 +122,7 @@ def test_a_smaller_grid_is_wrong(monkeypatch, degrees, fewer, backend):
     expected = gaunt_tensor_product(x1, x2, lmax_out, method="sparse")
     rows, columns = tables.folded_size(sum(degrees))
     monkeypatch.setattr(tables, "folded_size", lambda degree: (rows - fewer[0], columns - fewer[1]))
-    monkeypatch.setattr(signals, "product", signals.product.__wrapped__)  # which remembers programs
+    monkeypatch.setattr(signals, "product", signals.product.__wrapped__)  # which caches programs
     assert (
         testing.relative_error(gaunt_tensor_product(x1, x2, lmax_out, method="grid", backend=backend), expected) > 0.01
     )

@@ -91,7 +91,7 @@ def test_a_neighbour_list_that_changed_in_place_is_another_graph():
     assert_is_csr(second)
 
 
-def test_only_a_few_graphs_are_remembered():
+def test_only_a_few_graphs_are_cached():
     first = graphs.shared(*edges(0), 5, 5)
     for seed in range(10, 13):
         graphs.shared(*edges(seed), 5, 5)

@@ -27,7 +27,7 @@ def entries(folder):
     return sorted(folder.glob("*"))
 
 
-# ------------------------------------------------------------------------------------------------ the cache
+# ------------------------------------------------------------------------ the cache
 def test_compiled_once(compiles, jit_cache):
     first = runtime.cached(TEXT, NAMES, "90")
     assert runtime.cached(TEXT, list(NAMES), "90") is first  # from memory
@@ -138,7 +138,7 @@ def test_entry_that_cannot_be_written(compiles, jit_cache, monkeypatch):
     assert entries(jit_cache) == []
 
 
-# ------------------------------------------------------------------------------------------------ many at once
+# ------------------------------------------------------------------------ many at once
 @pytest.mark.filterwarnings("ignore:eqtp cannot keep compiled kernels")
 @pytest.mark.parametrize("usable", [True, False])
 def test_threads_compile_once(compiles, jit_cache, monkeypatch, usable):

@@ -135,7 +135,7 @@ def test_architecture_that_nvrtc_does_not_know(compiler, monkeypatch):
         runtime.architecture(torch.device("cuda", 0))
 
 
-# ------------------------------------------------------------------------------------------------ what is missing
+# ------------------------------------------------------------------------ what is missing
 @pytest.fixture
 def machine(monkeypatch):
     """A machine that has everything, as far as torch and the imports can tell."""

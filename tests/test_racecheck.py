@@ -15,7 +15,7 @@ from eqtp.backends.jit import couplings as jit_couplings
 from eqtp.backends.jit import matrices as jit_matrices
 from eqtp.backends.jit import nvrtc, samples
 from eqtp.backends.jit import signals as jit_signals
-from eqtp.backends.jit.channelwise_tables import WALKS, layout, units
+from eqtp.backends.jit.channelwise_tables import KERNEL_PASSES, thread_mapping, units
 from eqtp.plans import couplings, matrices, signals
 from eqtp.plans.plan import TensorProductPlan
 
@@ -72,8 +72,8 @@ def sanitized(kind, source=None):
 def test_the_plan_covers_what_it_should():
     """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of
     threads per row."""
-    for pass_ in WALKS:
-        narrow, wide = (layout(WIDE, u, pass_, torch.float32) for u in units(WIDE))
+    for pass_ in KERNEL_PASSES:
+        narrow, wide = (thread_mapping(WIDE, u, pass_, torch.float32) for u in units(WIDE))
         assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
 
 
@@ -129,7 +129,7 @@ def test_an_overrun_is_found(graph):
         family.convolve(WIDE.key, graph, (x, y, w), (out, None, None, None))
 
 
-# ------------------------------------------------------------------------ products of functions on the sphere
+# -------------------------------------------------------------- products of functions on the sphere
 def products(family):
     """Two programs, of one row for each worker and of several, couplings, and matrices; more samples than a tile has;
     inputs shared and with gaps."""

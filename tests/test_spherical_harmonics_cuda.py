@@ -92,7 +92,7 @@ def run(
     constants, start, column = harmonics.tables(degrees, normalization)
     columns, which = len(column), "SECOND" if c is not None else "GRADIENT" if g is not None else "VALUES"
     unrolled = kind == "fixed" or (kind == "specialised" and lmax <= 8)
-    shape = jit.shape_of(degrees, which, dtype, unrolled)
+    shape = jit.launch_shape(degrees, which, dtype, unrolled)
     memory, results = zip(*(framed((n, k), dtype, shift) for k in (columns, 3)), strict=True)
     wanted = [w and which in (one, "SECOND") for w, one in zip(wanted, ("VALUES", "GRADIENT"), strict=True)]
     numbers, integers = (
@@ -259,9 +259,9 @@ def test_only_what_is_wanted():
 def test_many_columns_have_smaller_tiles():
     """Rows that do not fit 32 times into shared memory."""
     degrees = (3,) * 200
-    assert 0 < jit.shape_of(degrees, "SECOND", torch.float32, False).tile < 32
+    assert 0 < jit.launch_shape(degrees, "SECOND", torch.float32, False).tile < 32
     check("given", degrees, True, "component", *operands(degrees, 21, torch.float32))
-    assert jit.shape_of((3,) * 1900, "VALUES", torch.float32).tile == 0
+    assert jit.launch_shape((3,) * 1900, "VALUES", torch.float32).tile == 0
 
 
 # zero vectors, extremes

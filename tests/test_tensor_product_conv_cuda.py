@@ -125,7 +125,7 @@ def assert_all_orders(target, graph, dtype=torch.float64, plan=SMALL):
             testing.assert_close(a, b)
 
 
-# ---------------------------------------------------------------------------------------------------------------- plans
+# ------------------------------------------------------------------------ plans
 CASES = [(d, n) for n in (*MAIN, *PLANS) for d in DTYPES if d == torch.float32 or n not in ("unweighted", "degree 6")]
 # In every run the plans made to find what is wrong with a unit; workloads, and high degrees, in the long sweep
 EVERY_RUN = [(d, n) for d, n in CASES if n in ("small", "two", "unweighted") or (d == torch.float32 and n == "one")]
@@ -154,7 +154,7 @@ def test_the_plans_cover_what_they_should(random_channelwise):
     """Widths of units, channels per thread, threads without channels, operands fetched ahead or not, slots that paths
     share or leave alone."""
     spread = [
-        channelwise_tables.layout(p, u, "fwd", torch.float32)
+        channelwise_tables.thread_mapping(p, u, "fwd", torch.float32)
         for p in (*PLANS.values(), *map(problems.plan, MAIN))
         for u in channelwise_tables.units(p)
     ]
@@ -167,7 +167,8 @@ def test_the_plans_cover_what_they_should(random_channelwise):
         units = channelwise_tables.units(PLANS["one" if channels == 1 else "two"])
         assert [u.mul for u in units] == muls
         spread = [
-            channelwise_tables.layout(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32) for u in units
+            channelwise_tables.thread_mapping(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32)
+            for u in units
         ]
         partial = [
             s.chunks

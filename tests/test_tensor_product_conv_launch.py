@@ -58,7 +58,8 @@ def test_launches_are_never_too_large(size, rows):
     )
     plan = TensorProductPlan("256x0e", "0e+1o", "256x0e+256x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
     assert {
-        t.blocks for t in (channelwise_tables.tables(plan.key, p, torch.float32) for p in channelwise_tables.WALKS)
+        t.blocks
+        for t in (channelwise_tables.tables(plan.key, p, torch.float32) for p in channelwise_tables.KERNEL_PASSES)
     } == {4}
 
     def index(n):

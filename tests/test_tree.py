@@ -152,6 +152,22 @@ def test_native_code_knows_no_torch(path):
         assert not [name for name in included if name.startswith("pybind11")]
 
 
+def test_engines_are_independent():
+    """No engine's file imports a file of another engine; what they share has a file of its own, or the package's."""
+    engines = {kernel.engine for kernel in registry.kernels()}
+
+    def engine_of(module: str) -> str | None:
+        stem = module.rpartition(".")[2]
+        return next((engine for engine in engines if stem == engine or stem.startswith(f"{engine}_")), None)
+
+    kernels = {
+        name: path for name, path in MODULES.items() if room(name) in {"kernels", "backends"} and engine_of(name)
+    }
+    assert {engine_of(name) for name in kernels} == engines
+    for name, path in kernels.items():
+        assert {engine_of(other) for other in dependencies(path) & set(kernels)} <= {engine_of(name)}, name
+
+
 def test_one_stem_per_engine():
     """Knowing an engine's name is knowing the files of its kernels; knowing an op's, its test and its benchmark."""
     engines = {kernel.engine for kernel in registry.kernels()}

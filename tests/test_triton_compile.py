@@ -174,8 +174,8 @@ def sources(name: str, real: str, lanes: int):
         assert not couplings.is_text(TABLES[name](), wide)
         yield (
             name,
-            couplings._walk,
-            {*couplings._walk.arg_names},
+            couplings._couple_by_table,
+            {*couplings._couple_by_table.arg_names},
             {"B": couplings.BLOCK_SIZE},
             couplings.WARPS,
         )
@@ -217,7 +217,7 @@ def compiled(function, used, constants, warps, real, target):
     signature, values, attributes = {}, {}, {}
     for n, name in enumerate(function.arg_names):
         if re.fullmatch(
-            r"(in|out)\d+|table|around|rows|sums|coefficient|scratch", name
+            r"(in|out)\d+|table|azimuth|rows|sums|coefficient|scratch", name
         ):  # not compiled again for another alignment
             signature[name] = number if name[-1].isdigit() or real == "float64" else "*fp32"
         elif name in constants or (name in pointers and name not in used):

@@ -85,8 +85,8 @@ def test_powers(tangents):
 def test_in_several_kernels(monkeypatch, dtype):
     """Terms and orders apart, with sums in full precision; types that are not float64."""
     monkeypatch.setattr(kernel, "MAX_LIVE_NUMBERS", {"float32": 50})
-    for remembered in (kernel.parts, kernel.source, kernel._compiled):
-        remembered.cache_clear()
+    for cached in (kernel.parts, kernel.source, kernel._compiled):
+        cached.cache_clear()
     program = signals.product("odd", 1, 1, 2, "bwdbwd", (True, False, True))
     parts = kernel.parts(program, "float32")
     assert (
@@ -164,11 +164,11 @@ def by(request, monkeypatch):
     else:
         # the second order in several kernels
         monkeypatch.setattr(matrix_tensor_product, "MAX_LIVE_NUMBERS", {"float32": 50, "float64": 50})
-    remembered = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
-    for cache in remembered:
+    cached = matrix_tensor_product.parts, matrix_tensor_product.source, matrix_tensor_product._compiled
+    for cache in cached:
         cache.cache_clear()
     yield request.param
-    for cache in remembered:
+    for cache in cached:
         cache.cache_clear()
 
 

@@ -31,10 +31,10 @@ _default: str | None = None
 class Kernel:
     """The kernels of one family for one engine.
 
-    why_not(descriptor, device, dtype) -> None, or why they cannot run it, as a sentence. The descriptor says what is to
-    be computed: a plan, a program of signals, a table of couplings ..; None asks about the engine in general.
-    run(descriptor, pass_, inputs, outputs) fills the outputs in place, on tensors that are checked. What inputs and
-    outputs are is the engine's to say: `eqtp.plans.calls` for the channelwise one.
+    why_not(descriptor, device, dtype) -> None, or a sentence why they cannot run it. The descriptor is the computation:
+    a plan, a program of signals, a table of couplings ..; None stands for the engine in general.
+    run(descriptor, pass_, inputs, outputs) fills the outputs in place; its tensors have been checked. Each engine
+    defines its inputs and outputs, the channelwise one in `eqtp.plans.calls`.
     """
 
     engine: str
@@ -55,7 +55,7 @@ _ops: dict[str, str | None] = {}
 
 
 def register(kernel: Kernel) -> Kernel:
-    """Makes kernels known; those that were registered for the same family and engine give way."""
+    """Registers kernels, in place of any others of the same family and engine."""
     _kernels[kernel.family, kernel.engine] = kernel
     _resolve.cache_clear()
     return kernel
@@ -67,9 +67,9 @@ def register_op(name: str, engine: str | None) -> None:
 
 
 def load() -> None:
-    """Imports the files in which the families register their kernels; done with eqtp. They import neither a compiler
-    nor Triton nor CuPy. A file that cannot be imported is a family without these kernels, with the error as the
-    reason."""
+    """Imports the files in which the families register their kernels; importing eqtp calls it. They import neither a
+    compiler nor Triton nor CuPy. If a file cannot be imported, its family lacks these kernels and `why_not` gives the
+    error."""
     for family in FAMILIES[:-1]:
         package = importlib.import_module(f"eqtp.backends.{family}")
         for module in pkgutil.iter_modules(package.__path__):
@@ -163,8 +163,8 @@ def resolve(backend: str, op: str, plan, device: torch.device, dtype: torch.dtyp
 
 
 def prepare(plans: Iterable, device: torch.device, dtypes: Iterable[torch.dtype]) -> None:
-    """Compiles what convolutions of these plans will need, several kernels at a time. Where no kernel is compiled at
-    run time it does not even look at the plans."""
+    """Compiles the kernels that convolutions of these plans need, several at a time. Does not touch the plans where no
+    kernel is compiled at run time."""
     if device.type != "cuda":
         return
     plans = list(plans)

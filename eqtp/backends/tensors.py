@@ -1,4 +1,4 @@
-"""What all families ask of tensors: contiguous rows, addresses, the dtype of the arithmetic."""
+"""What all families need of tensors: contiguous rows, addresses, the dtype of the arithmetic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def why_not_dtype(kernels: str, dtype: torch.dtype, known: tuple[torch.dtype, ...]) -> str | None:
-    """None if a dtype is one of those that some kernels know, else a sentence."""
+    """None if the dtype is among those that the kernels know, else a sentence."""
     if dtype in known:
         return None
     *most, last = map(dtype_name, known)

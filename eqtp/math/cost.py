@@ -1,4 +1,4 @@
-"""Floating-point operations and bytes of a tensor product per row (edge): the floor of every kernel."""
+"""Floating-point operations and bytes of a tensor product per row (edge): a lower bound for every kernel."""
 
 from __future__ import annotations
 

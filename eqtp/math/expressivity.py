@@ -1,9 +1,9 @@
-"""How much each product of two features can express, calculated from its coupling coefficients. No torch here.
+"""How much each product of two features can express, computed from its coupling coefficients. No torch here.
 
-Every product couples the degrees (l1, l2, l3) it can with w3j(l1, l2, l3) times a coefficient of its own. What differs
-is which coefficients are zero, and how many of the others a layer can set: in a Clebsch-Gordan product each path has a
-weight; in the others each degree of x1, of x2 and of the output has one, so the coefficient of a path is multiplied by
-a[l1] b[l2] c[l3].
+Every product couples degrees (l1, l2, l3) by w3j(l1, l2, l3) times a coefficient of its own. Products differ in which
+coefficients are zero and in how many of the others a layer can set: in a Clebsch-Gordan product each path has a weight;
+in the others each degree of x1, of x2 and of the output has one, so the coefficient of a path is multiplied by a[l1]
+b[l2] c[l3].
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def _paths(name: str, product: str, lmax: int, lmax_out: int | None) -> list[tup
 
 
 def expressivity(product: str, lmax: int, lmax_out: int | None = None) -> int:
-    """Degrees of freedom of one product of x1 and x2, degrees 0..lmax with one channel each, to degrees 0..lmax_out (by
+    """Degrees of freedom of one product of x1 and x2, degrees 0..lmax, one channel each, to degrees 0..lmax_out (by
     default 2 lmax).
 
     product: "cg", "gaunt", "gaunt+odd" (the product and the bracket, with their own output weights), "matrix" or
     "vector" (with legs -1, -1, -1). Returns the dimension of the set of bilinear maps that its weights reach: the rank
     of the derivative of the paths' coefficients by the weights, where no weight is zero. There the logarithm of a
-    coefficient is the sum of those of its weights: the rank is that of a matrix of zeros and ones. Raises TypeError or
-    ValueError, naming the argument. Source: Xie et al., 2506.13523 (the definition).
+    coefficient is the sum of the logarithms of its weights, so the rank is that of a matrix of zeros and ones. Raises
+    TypeError or ValueError, naming the argument. Source: Xie et al., 2506.13523 (the definition).
     """
     paths = _paths("expressivity", product, lmax, lmax_out)
     if product == "cg":
@@ -85,6 +85,6 @@ def expressivity(product: str, lmax: int, lmax_out: int | None = None) -> int:
 
 
 def interactability(product: str, lmax: int, lmax_out: int | None = None) -> set[tuple[int, int, int]]:
-    """The (l1, l2, l3) that the product couples, l1 and l2 to lmax, l3 to lmax_out (by default 2 lmax). Arguments and
-    errors as above."""
+    """The (l1, l2, l3) that the product couples: l1, l2 up to lmax, l3 up to lmax_out (by default 2 lmax). Arguments
+    and errors as for `expressivity`."""
     return {path[:3] for path in _paths("interactability", product, lmax, lmax_out)}

@@ -15,8 +15,8 @@ from eqtp.math.sphere import block_shape, in_blocks, legendre
 
 @lru_cache(maxsize=64)
 def to_fourier(lmax: int) -> np.ndarray:
-    """[M, 2, K, K]: P_l^m = sum over q of it times cos(u beta) (m even) or sin(u beta) (m odd), u = 2 q + (m + y) mod
-    2."""
+    """T [M, 2, K, K]: P_l^m = sum over q of T[.., q] times cos(u beta) (m even) or sin(u beta) (m odd), with
+    u = 2 q + (m + y) mod 2."""
     count = 2 * lmax + 2
     beta = (np.arange(count) + 0.5) * pi / count
     p = legendre(lmax, np.cos(beta))  # [l, m, n]
@@ -28,11 +28,11 @@ def to_fourier(lmax: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def from_fourier(lmax: int, umax: int, bracket: bool = False) -> np.ndarray:
-    """[M, 2, K, umax // 2 + 1]: 2 pi times the integral over beta of P_l^m sin(beta) cos(u beta) (m even) or sin(u
-    beta) (m odd).
+    """[M, 2, K, umax // 2 + 1]: 2 pi times the integral over beta of P_l^m sin(beta) times cos(u beta) (m even) or
+    sin(u beta) (m odd).
 
-    u as in `to_fourier`, to umax. bracket: without sin(beta), with sin(u beta) for m even and cos(u beta) for m odd, u
-    = 2 q + (m + y + 1) mod 2.
+    u as in `to_fourier`, up to umax. bracket: without sin(beta), with sin(u beta) for even m and cos(u beta) for odd m,
+    u = 2 q + (m + y + 1) mod 2.
     """
     series = np.zeros((lmax + 1, lmax + 1, umax + 1))
     u = np.arange(umax + 1)
@@ -65,26 +65,26 @@ def _frequencies(lmax: int, series: np.ndarray, shift: int, umax: int | None = N
 
 
 def _phases(u: np.ndarray, vmax: int, shift: int) -> np.ndarray:
-    """[len(u), vmax+1]: a function with the coefficients c and s of cos and sin of v alpha, each times cos(u beta)
-    where v + shift is even and sin(u beta) where it is odd, has (c - i s) times this at exp(i (u beta + v alpha))."""
+    """[len(u), vmax+1]: a function with coefficients c and s of cos(v alpha) and sin(v alpha), each times cos(u beta)
+    for even v + shift and sin(u beta) for odd, has the coefficient (c - i s) times this at exp(i (u beta + v
+    alpha))."""
     u, v = u[:, None], np.arange(vmax + 1)
     return np.where((v + shift) % 2, -0.5j * np.sign(u), np.where(u == 0, 1, 0.5)) * np.where(v, sqrt(0.5), 1)
 
 
 def _places(vmax: int, u: np.ndarray, shift: int, count: int) -> np.ndarray:
-    """[len(u), vmax+1]: of the frequencies (|u|, v) in blocks [M, 2, count] flattened."""
+    """[len(u), vmax+1]: places of the frequencies (|u|, v) in blocks [M, 2, count] flattened."""
     u, v = abs(u)[:, None], np.arange(vmax + 1)
     return (2 * v + (u + v + shift) % 2) * count + u // 2
 
 
 class Spectrum(NamedTuple):
-    """What takes blocks of frequencies to half a spectrum of exp(i (u beta + v alpha)), v >= 0, u in the order of an
-    FFT."""
+    """From blocks of frequencies to half a spectrum of exp(i (u beta + v alpha)): v >= 0, u in the order of an FFT."""
 
     places: np.ndarray  # [count, lmax+1] in the blocks [M, 2, K] flattened
     phases: np.ndarray  # [count, lmax+1] complex; 0 where |u| > lmax
-    down: np.ndarray  # [count, 1] complex: times this for d/dbeta
-    east: np.ndarray  # [lmax+1] complex: times this for d/dalpha
+    down: np.ndarray  # [count, 1] complex: the factor for d/dbeta
+    east: np.ndarray  # [lmax+1] complex: the factor for d/dalpha
 
 
 @lru_cache(maxsize=64)
@@ -98,7 +98,7 @@ def spectrum(lmax: int, count: int) -> Spectrum:
 
 
 class Series(NamedTuple):
-    """What takes half a spectrum, u >= 0 and v >= 0, to blocks of frequencies."""
+    """From half a spectrum, u >= 0 and v >= 0, to blocks of frequencies."""
 
     factor: np.ndarray  # [umax+1, lmax+1] complex
     places: np.ndarray  # [M, 2, umax // 2 + 1] in the spectrum flattened; (umax+1) (lmax+1) where there is none
@@ -116,8 +116,8 @@ def series(lmax: int, umax: int, shift: int) -> Series:
 
 @lru_cache(maxsize=64)
 def shifts(lmax1: int, lmax2: int, lmax_out: int) -> np.ndarray:
-    """[(lmax1+lmax2+1) (lmax_out+1), (2 lmax1+1)^2]: for each (u, v) >= 0 of the product and each frequency of f1 that
-    of f2 that meets it.
+    """[(lmax1+lmax2+1) (lmax_out+1), (2 lmax1+1)^2]: the frequency of f2 that, with each frequency of f1, adds up to
+    each (u, v) >= 0 of the product.
 
     Frequencies of f1 and f2: [u in the order of an FFT, v from -lmax] flattened; (2 lmax2+1)^2 where there is none.
     """

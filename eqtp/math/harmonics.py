@@ -1,5 +1,4 @@
-"""Constants of the spherical harmonics' recursion and of their gradients, in float64; every kernel reads them from
-here.
+"""Constants of the spherical harmonics' recursion and of their gradients, in float64, for all kernels.
 
 The formulas are in `eqtp.ops.spherical_harmonics`. No torch here.
 """
@@ -49,8 +48,8 @@ def constants(lmax: int, normalization: str) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def gradient_map(degrees: tuple[int, ...], normalization: str) -> np.ndarray:
-    """D [3, columns, lmax^2]: d S_c / d x_a = sum_j D[a, c, j] S_j with S_j the "integral" solid harmonics of degrees 0
-    .. lmax - 1.
+    """D [3, columns, lmax^2]: d S_c / d x_a = sum_j D[a, c, j] S_j, S_j the "integral" solid harmonics of degrees 0 ..
+    lmax - 1.
 
     Source: gradient formula of the solid harmonics (Varshalovich 5.8.3), with the coupling written as a 3j symbol.
     """
@@ -66,7 +65,8 @@ def gradient_map(degrees: tuple[int, ...], normalization: str) -> np.ndarray:
 
 
 def columns(degrees) -> list[int]:
-    """Where each column stands among the components of degrees 0 .. lmax; empty if they are these, in order."""
+    """Index of each column among the components of degrees 0 .. lmax; empty if the columns are all of these, in
+    order."""
     found = [l * l + i for l in degrees for i in range(2 * l + 1)]
     return [] if found == list(range((max(degrees, default=0) + 1) ** 2)) else found
 

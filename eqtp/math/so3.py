@@ -1,8 +1,8 @@
-"""Coupling coefficients of SO(3) in the real basis of e3nn (>= 0.5): numpy float64, right to the last bits.
+"""Coupling coefficients of SO(3) in the real basis of e3nn (>= 0.5): NumPy float64, accurate to the last bits.
 
 The complex coefficients come from integer arithmetic (Racah's sum written with binomials), so no digits are
-lost at any degree. The change to real harmonics only adds and subtracts numbers that are equal in every bit:
-what is zero in exact arithmetic is zero here.
+lost at any degree. The change to real harmonics only adds and subtracts bitwise equal numbers: what is zero in
+exact arithmetic is zero here.
 """
 
 from __future__ import annotations

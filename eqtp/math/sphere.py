@@ -10,12 +10,12 @@ odd, z where one of "m is odd", "m < 0" holds. So f on the eight images of a poi
 (butterflies) of eight sums, each over the components of one kind, and only the octant x, y, z > 0 needs tables.
 Components are kept in blocks [2, M, 2, K], at (x, m, y, k):
 
-    x = 1 where the order is negative,  m = |order|,  y = (l - m) mod 2,  k = (l - m - y) / 2,       M = lmax + 1 made
-      even, K = lmax // 2 + 1.
+    x = 1 where the order is negative,  m = |order|,  y = (l - m) mod 2,  k = (l - m - y) / 2,
+    M = lmax + 1 rounded up to even,  K = lmax // 2 + 1.
 
-For a kind the parity of m is written instead of z: this names the images of a point in another order, and nothing more.
-The Fourier series in beta (`eqtp.math.fourier`) has the same blocks (its frequencies u have the parity of l), with
-frequencies, u = 2 q + (m + y) mod 2, where the grid has rows.
+A kind is named by the parity of m instead of z, which only reorders the images of a point. The Fourier series in beta
+(`eqtp.math.fourier`) has the same blocks, as its frequencies u have the parity of l: u = 2 q + (m + y) mod 2 takes the
+place of the rows of the grid.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Grid(NamedTuple):
 
 
 def minimal_size(degree: int) -> tuple[int, int]:
-    """Fewest rows and columns that integrate every polynomial of this degree over the sphere without error."""
+    """Fewest rows and columns that integrate every polynomial of this degree over the sphere exactly."""
     return degree // 2 + 1, degree + 1
 
 
 def folded_size(degree: int) -> tuple[int, int]:
-    """The same for a grid that the three reflections map to itself without a point that stays: even rows, columns in
-    fours."""
+    """The same for a grid that the three reflections map to itself with no fixed point: an even number of rows, a
+    multiple of 4 columns."""
     rows, columns = minimal_size(degree)
     return rows + rows % 2, columns + -columns % 4
 
@@ -57,7 +57,7 @@ def grid(rows: int, columns: int, offset: float = 0.0) -> Grid:
 
 
 def legendre(lmax: int, cosine: np.ndarray) -> np.ndarray:
-    """P [lmax+1 (l), lmax+1 (m >= 0), n] at cos(beta), normalised as at the head of this file; 0 for m > l.
+    """P [lmax+1 (l), lmax+1 (m >= 0), n] at cos(beta), normalised as in the head of this file; 0 for m > l.
 
     Source: the recursion in l at fixed m, stable upwards (Holmes and Featherstone, J. Geodesy 76, 2002).
     """
@@ -75,8 +75,7 @@ def legendre(lmax: int, cosine: np.ndarray) -> np.ndarray:
 
 
 def legendre_gradient(lmax: int, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """dP / dbeta and m P / sin(beta), [lmax+1, lmax+1, n] each, away from the poles. Neither subtracts nearly equal
-    numbers."""
+    """dP / dbeta and m P / sin(beta), [lmax+1, lmax+1, n] each, away from the poles, without cancellation."""
     p = legendre(lmax, cosine)
     slope = np.zeros_like(p)
     for l in range(1, lmax + 1):
@@ -116,15 +115,15 @@ def synthesis_gradient(lmax: int, points: Grid) -> tuple[np.ndarray, np.ndarray]
 
 
 def block_shape(lmax: int) -> tuple[int, int, int]:
-    """M, 2, K: of blocks without x."""
+    """M, 2, K: the shape of blocks without x."""
     return lmax + 1 + (lmax + 1) % 2, 2, lmax // 2 + 1
 
 
 class Blocks(NamedTuple):
-    """Where the components of degrees 0..lmax stand in blocks, and back."""
+    """The position of each component of degrees 0..lmax in blocks, and the reverse."""
 
     take: np.ndarray  # [2, M, 2, K] the component at each place, (lmax+1)^2 where there is none
-    place: np.ndarray  # [(lmax+1)^2] of each component, in `take` flattened
+    place: np.ndarray  # [(lmax+1)^2] the place of each component, in `take` flattened
 
 
 @lru_cache(maxsize=64)
@@ -149,32 +148,32 @@ def in_blocks(lmax: int, values: np.ndarray) -> np.ndarray:
 
 
 class Fold(NamedTuple):
-    """Transforms between components in blocks and the octant of a folded grid: `rows / 2` rows R with y > 0, `columns /
-    4` columns Q.
+    """Transforms between components in blocks and the octant of a folded grid: R = rows / 2 rows with y > 0, Q =
+    columns / 4 columns.
 
-    The value at an image of a point, and what the eight images give to each kind:
+    Synthesis at the images of a point, and projection from the eight images to each kind:
 
         part[x, p, y, r, c] = sum over m = p mod 2 of azimuth[x, m, c] sum over k of legendre[m, y, k, r] f[x, m, y, k]
         value[.., r, c]     = butterflies of part over x, p, y
-        f[x, m, y, k]       = sum over r of projection[m, y, k, r] sum over c of azimuth[x, m, c] (butterflies of
-          value)[x, m mod 2, y, r, c]
+        f[x, m, y, k]       = sum over r of projection[m, y, k, r] sum over c of azimuth[x, m, c]
+                              (butterflies of value)[x, m mod 2, y, r, c]
 
-    d/dbeta is the same with `slope`, and its part at y stands at 1 - y; d/dalpha / sin(beta) with `steep` and `turned`,
-    at 1 - x.
+    d/dbeta is the same with `slope`, its part for y at index 1 - y; d/dalpha / sin(beta) with `steep` and `turned`, at
+    index 1 - x.
     """
 
     legendre: np.ndarray  # [M, 2, K, R]
     slope: np.ndarray  # [M, 2, K, R]
     steep: np.ndarray  # [M, 2, K, R]
     azimuth: np.ndarray  # [2, M, Q]
-    turned: np.ndarray  # [2, M, Q] derivative of azimuth, over m
+    turned: np.ndarray  # [2, M, Q] derivative of azimuth, divided by m
     projection: np.ndarray  # [M, 2, K, R] legendre times weight
 
 
 @lru_cache(maxsize=64)
 def fold(lmax: int, rows: int, columns: int) -> Fold:
     """Tables of degrees 0..lmax on the folded grid. Raises ValueError unless rows is even and columns a multiple of
-    four."""
+    4."""
     if rows % 2 or columns % 4:
         raise ValueError(f"fold: a folded grid has even rows and columns in fours, got {rows} x {columns}")
     points = grid(rows, columns, 0.5)
@@ -189,15 +188,14 @@ def fold(lmax: int, rows: int, columns: int) -> Fold:
 
 
 class Octant(NamedTuple):
-    """The transforms of `Fold` as one matrix for each kind 4 x + 2 p + y, with P = R Q points and the components of a
-    kind filled up to N.
+    """The transforms of `Fold` as one dense matrix for each kind 4 x + 2 p + y: P = R Q points, the components of a
+    kind padded to N.
 
-    What derivatives make of kind k are parts of kind k ^ 1 (d/dbeta) and k ^ 4 (d/dalpha / sin(beta)): their matrices
-    stand there.
+    Derivatives take kind k to kind k ^ 1 (d/dbeta) and k ^ 4 (d/dalpha / sin(beta)): their matrices are stored there.
     """
 
     take: np.ndarray  # [8, N] the components of each kind, (lmax+1)^2 where there is none
-    place: np.ndarray  # [(lmax+1)^2] of each component, in `take` flattened
+    place: np.ndarray  # [(lmax+1)^2] the place of each component, in `take` flattened
     values: np.ndarray  # [8, P, N]
     down: np.ndarray  # [8, P, N] of the components take[k ^ 1]
     east: np.ndarray  # [8, P, N] of the components take[k ^ 4]
@@ -236,8 +234,8 @@ def hadamard() -> np.ndarray:
 
 
 def bracket(l1: int, l2: int, l3: int) -> np.ndarray:
-    """Integral of r . (grad Y1 x grad Y2) Y3 over the sphere: float64 [2 l1+1, 2 l2+1, 2 l3+1]. Zero if l1 + l2 + l3 is
-    even.
+    """Integral of r . (grad Y1 x grad Y2) Y3 over the sphere: float64 [2 l1+1, 2 l2+1, 2 l3+1]. Zero for even l1 + l2 +
+    l3.
 
     Equal to ``sqrt((2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) sqrt(l1 (l1 + 1) l2 (l2 + 1)) |(l1 l2 l3; 1 -1 0)|
     wigner_3j(l1, l2, l3)``. Raises ValueError unless |l1 - l2| <= l3 <= l1 + l2. Source: arXiv 2605.15073.
@@ -246,10 +244,10 @@ def bracket(l1: int, l2: int, l3: int) -> np.ndarray:
     if (l1 + l2 + l3) % 2 == 0 or l1 == 0 or l2 == 0:
         return np.zeros_like(c)
     size = (2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1) * l1 * (l1 + 1) * l2 * (l2 + 1) / (4 * pi)
-    return sqrt(size) * abs(c[l1 + 1, l2 - 1, l3]) * c  # for an odd sum this entry is (l1 l2 l3; 1 -1 0) to the sign
+    return sqrt(size) * abs(c[l1 + 1, l2 - 1, l3]) * c  # for an odd sum this entry is +-(l1 l2 l3; 1 -1 0)
 
 
-class Table(NamedTuple):
+class GauntTable(NamedTuple):
     """out[k] = sum of c x1[i] x2[j] over the entries; sorted by k, then i, then j."""
 
     i: np.ndarray  # [nnz]
@@ -259,8 +257,8 @@ class Table(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def table(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> Table:
-    """The non-zero integrals of three harmonics, or (odd) of the bracket of two with a third."""
+def table(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> GauntTable:
+    """The non-zero integrals of three harmonics, or (odd) of the bracket of two and a third."""
     found = []
     for l1 in range(lmax1 + 1):
         for l2 in range(lmax2 + 1):
@@ -275,11 +273,11 @@ def table(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> Table:
         else (np.zeros(0, int),) * 3 + (np.zeros(0),)
     )
     order = np.lexsort((j, i, k))
-    return Table(i[order], j[order], k[order], c[order])
+    return GauntTable(i[order], j[order], k[order], c[order])
 
 
 def coupling(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> np.ndarray:
-    """The same table in full: [(lmax1+1)^2, (lmax2+1)^2, (lmax_out+1)^2]."""
+    """`table` as a dense array: [(lmax1+1)^2, (lmax2+1)^2, (lmax_out+1)^2]."""
     t = table(lmax1, lmax2, lmax_out, odd)
     c = np.zeros([(l + 1) ** 2 for l in (lmax1, lmax2, lmax_out)])
     c[t.i, t.j, t.k] = t.c
@@ -293,15 +291,13 @@ def matrices(lmax: int, s: int) -> np.ndarray:
 
 
 def transform_flops(lmax: int, rows: int, columns: int) -> int:
-    """Operations of one transform of degrees 0..lmax on a folded grid, without its empty places, with its
-    butterflies."""
+    """Operations of one transform of degrees 0..lmax on a folded grid: butterflies included, empty places not."""
     kinds = 4 * lmax or 1  # (x, m, y) with a component
     return (lmax + 1) ** 2 * rows + (2 * kinds + 24) * (rows * columns // 8)
 
 
 def folded_flops(lmax1: int, lmax2: int, lmax_out: int, odd: bool = False) -> int:
-    """Operations of one product on the folded grid: its transforms without their empty places, butterflies, products of
-    values."""
+    """Operations of one product on the folded grid: its transforms and the products of values."""
     rows, columns = folded_size(lmax1 + lmax2 + lmax_out)
     f1, f2, out = (transform_flops(l, rows, columns) for l in (lmax1, lmax2, lmax_out))
     return f1 + f2 + out + rows * columns + (2 * f1 + 2 * f2 + out + 3 * rows * columns if odd else 0)

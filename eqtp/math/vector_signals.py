@@ -1,11 +1,10 @@
 """Vector functions on the sphere by their coefficients: vector spherical harmonics and the products of three of them.
 No torch here.
 
-    V^(j, l)_m(r) = sqrt(2 j + 1) sum over n, a of w3j(l, 1, j)[n, a, m] Y_ln(r) e_a            l = j - 1, j or j + 1,
-      orthonormal on the sphere
+    V^(j, l)_m(r) = sqrt(2 j + 1) sum over n, a of w3j(l, 1, j)[n, a, m] Y_ln(r) e_a,        l = j - 1, j or j + 1,
 
-A leg -1, 0 or 1 says which: l = |j + leg|. Degree j = 0 has l = 1 only: legs -1 and 1 name it, with leg 0 it takes no
-part.
+orthonormal on the sphere. A leg of -1, 0 or 1 selects l = |j + leg|. Degree j = 0 has l = 1 only: legs -1 and 1 both
+select it; leg 0 leaves it out.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def harmonic(j: int, l: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def harmonics(lmax: int, leg: int) -> np.ndarray:
-    """Those of degrees 0..lmax as coefficients of three functions: [(lmax+1)^2, 3, (top+1)^2]."""
+    """The vector harmonics of degrees 0..lmax as coefficients of three functions: [(lmax+1)^2, 3, (top+1)^2]."""
     out = np.zeros(((lmax + 1) ** 2, 3, (top(lmax, leg) + 1) ** 2))
     for j in range(lmax + 1):
         l = degree(j, leg)
@@ -47,11 +46,11 @@ def harmonics(lmax: int, leg: int) -> np.ndarray:
 
 
 def coupling(degrees: tuple[int, int, int], legs: tuple[int, int, int]) -> np.ndarray:
-    """Integral of V1 . (V2 x V3) over the sphere: [2 j1+1, 2 j2+1, 2 j3+1]. Zero where a harmonic or the path of its l
-    does not exist.
+    """Integral of V1 . (V2 x V3) over the sphere: [2 j1+1, 2 j2+1, 2 j3+1]. Zero where a harmonic or the path (l1, l2,
+    l3) does not exist.
 
-    To the sign sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3} w3j(j1, j2, j3), where
-    g w3j = gaunt(l1, l2, l3): l1 + l2 + l3 has to be even, j1 + j2 + j3 does not. Source: Xie et al., 2602.21466.
+    Up to the sign, sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3} w3j(j1, j2, j3),
+    where g w3j = gaunt(l1, l2, l3): l1 + l2 + l3 must be even, j1 + j2 + j3 need not. Source: Xie et al., 2602.21466.
     """
     l = [degree(j, leg) for j, leg in zip(degrees, legs, strict=True)]
     if None in l or not abs(l[0] - l[1]) <= l[2] <= l[0] + l[1] or sum(l) % 2:

@@ -1,9 +1,9 @@
 """Layers of Gaunt products on features [..., channels, (lmax+1)^2], exported as `eqtp.nn.GauntTensorProduct` and so on.
 
 Components of x are real spherical-harmonic coefficients in e3nn's order, of natural parity: p (-1)^l with one p = 1 or
--1 for all degrees, p = 1 for what comes from vectors by harmonics and products. Couplings of a Gaunt product differ a
-lot in size, so each layer divides every degree of its output by the standard deviation that it would have for
-independent inputs of mean 0 and variance 1: calculated from the couplings.
+-1 for all degrees; harmonics of vectors, and products of them, have p = 1. Couplings of a Gaunt product vary widely in
+size, so each layer divides every degree of its output by the standard deviation, computed from the couplings, that it
+would have for independent inputs of mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -33,16 +33,15 @@ def product_variance(lmax1: int, lmax2: int, lmax_out: int, odd: bool) -> np.nda
 
 
 def power_moment(lmax: int, lmax_out: int, degree: int) -> np.ndarray:
-    """[degree, lmax_out+1]: mean square of a component of each degree of f, f^2 .. f^degree, f of independent Gaussian
-    coefficients of variance 1.
+    """[degree, lmax_out+1]: mean square of a component of each degree of f, f^2 .. f^degree, where the coefficients of
+    f are independent Gaussians of variance 1.
 
-    f at two points an angle apart is a pair of Gaussians, of variance s = K(1) and covariance K = sum of (2 l + 1) / 4
-    pi P_l(cos(angle)), so
+    The values of f at two points are a pair of Gaussians of variance s = K(1) and covariance
+    K = sum of (2 l + 1) / 4 pi P_l(cos(angle)), so (Isserlis; Hermite polynomials)
 
-        E f(a)^n f(b)^n = sum over k = n, n - 2, .. of  C(n, k)^2 k! ((n - k - 1)!!)^2 s^(n - k) K^k      (Isserlis;
-          Hermite polynomials),
+        E f(a)^n f(b)^n = sum over k = n, n - 2, .. of  C(n, k)^2 k! ((n - k - 1)!!)^2 s^(n - k) K^k,
 
-    a function of the angle, whose Legendre coefficients (Funk and Hecke) are the mean squares.
+    a function of the angle whose Legendre coefficients (Funk and Hecke) are the mean squares.
     """
     x, weight = np.polynomial.legendre.leggauss((degree * lmax + lmax_out) // 2 + 1)
     p = np.polynomial.legendre.legvander(x, max(lmax, lmax_out))  # [points, l]
@@ -56,7 +55,7 @@ def power_moment(lmax: int, lmax_out: int, degree: int) -> np.ndarray:
 
 
 def _inverse_root(variance: np.ndarray) -> torch.Tensor:
-    """1 / sqrt(variance), 0 where nothing arrives."""
+    """1 / sqrt(variance), 0 where the variance is zero."""
     zero = variance < ZERO_VARIANCE
     return torch.tensor(np.where(zero, 0, 1 / np.sqrt(np.where(zero, 1, variance))), dtype=torch.get_default_dtype())
 
@@ -81,9 +80,10 @@ class GauntTensorProduct(_Layer):
     """Channelwise Gaunt product of two sets of features, with a weight per channel for each degree of x1, x2 and the
     output.
 
-    rank: number of products, with their own weights, that are summed. A path (l1, l2, l3) has the weight sum over r of
-    w1[r, l1] w2[r, l2] w3[r, l3] in them: one has the degrees of freedom that `eqtp.expressivity("gaunt", lmax)`
-    counts; with enough of them every path with an even sum has a weight of its own, as in a Clebsch-Gordan product.
+    rank: number of products, with weights of their own, that are summed. A path (l1, l2, l3) then has the weight sum
+    over r of w1[r, l1] w2[r, l2] w3[r, l3]. One product has the degrees of freedom that `eqtp.expressivity("gaunt",
+    lmax)` counts; with enough of them every path with an even sum has an independent weight, as in a Clebsch-Gordan
+    product.
     odd: also the bracket (the paths with an odd sum), with its own output weights; the layer then returns the pair
     (product, bracket).
 
@@ -154,14 +154,13 @@ class GauntTensorProduct(_Layer):
 
 
 class GauntManyBody(_Layer):
-    """Contraction of the powers of a function on the sphere, with weights of each element, as in MACE:
+    """Contraction of the powers of a function on the sphere, with weights for each element, as in MACE:
 
-        out[c, l] = sum over n = 1 .. degree of  weight[element, c, n, l] P_l[f_c^n],       f_c with the coefficients
-          x[c]
+        out[c, l] = sum over n = 1 .. degree of  weight[element, c, n, l] P_l[f_c^n],
 
-    all powers on one grid. weight: [num_elements, channels, degree, lmax_out+1], normal numbers at first. The couplings
-    are those of a Gaunt product; MACE's symmetric contraction has more of them, each with a weight, all with an even
-    sum of degrees. O(3): natural parity p = 1 in and out.
+    f_c the function with coefficients x[c]; all powers on one grid. weight: [num_elements, channels, degree,
+    lmax_out+1], normal numbers at first. The couplings are those of a Gaunt product; MACE's symmetric contraction has
+    more of them, each with a weight, all with an even sum of degrees. O(3): natural parity p = 1 in and out.
 
     Raises TypeError or ValueError, naming the argument. Source: Luo, Chen, Krishnapriyan, ICLR 2024; Batatia et al.,
     MACE, NeurIPS 2022, eq. 10.
@@ -177,7 +176,7 @@ class GauntManyBody(_Layer):
         )
         self.weight = torch.nn.Parameter(torch.randn(num_elements, channels, degree, lmax_out + 1))
         moment = power_moment(lmax, lmax_out, degree)  # [degree, lmax_out+1]
-        # as many powers as reach the degree
+        # the variance of a sum of all powers that reach the degree
         self.register_buffer("scale", _inverse_root(moment * (moment > ZERO_VARIANCE).sum(0)), persistent=False)
 
     def forward(self, x: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
@@ -205,9 +204,9 @@ class GauntConvolution(_Layer):
         out[n] = w3 sum over edges e into n of  (w1 x[src[e]]) times sum over l, m of h[e, l] Y_lm(r[e]) Y_lm
 
     Weights w1 [channels, lmax+1], w3 (and w3_odd) [channels, lmax_out+1]: 1 at first. num_neighbors: typical number of
-    edges into a node, by whose root the sum is divided. odd: also the bracket (the paths with an odd sum of degrees);
-    then the layer returns the pair (product, bracket). O(3): natural parity p of x gives p for the product and -p for
-    the bracket.
+    edges into a node, by the square root of which the sum is divided. odd: also the bracket (the paths with an odd sum
+    of degrees); then the layer returns the pair (product, bracket). O(3): natural parity p of x gives p for the product
+    and -p for the bracket.
 
     Raises TypeError or ValueError, naming the argument. Source: Luo, Chen, Krishnapriyan, ICLR 2024.
     """
@@ -232,8 +231,7 @@ class GauntConvolution(_Layer):
         if odd:
             self.w3_odd = torch.nn.Parameter(torch.ones(channels, lmax_out + 1))
         for half in (False, True)[: 1 + self.odd]:
-            # the mean square of a harmonic is 1 / 4 pi
-            # [lmax_out+1]
+            # [lmax_out+1]; the mean square of a harmonic is 1 / 4 pi
             scale = _inverse_root(self.num_neighbors / (4 * pi) * product_variance(lmax, lmax_filter, lmax_out, half))
             self.register_buffer("scale_odd" if half else "scale", scale, persistent=False)
 

@@ -22,7 +22,7 @@ class TensorProduct(torch.nn.Module):
     (one set, shared by all rows); by default if the weights are shared and there are any. shared_weights: one set for
     all rows; by default True. backend: see `eqtp.backends`.
 
-    Raises ValueError for instructions that are no tensor product, or internal weights that are not shared.
+    Raises ValueError for instructions that are not a tensor product, or internal weights that are not shared.
 
     Source: e3nn.o3.TensorProduct.
     """
@@ -81,8 +81,8 @@ class TensorProduct(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        """An e3nn state_dict also carries e3nn's coupling tables: compared with ours (their signs changed in e3nn 0.5),
-        not loaded."""
+        """The coupling tables in an e3nn state_dict are compared with ours (their signs changed in e3nn 0.5), not
+        loaded."""
         for key in [k for k in state_dict if k.startswith(f"{prefix}_compiled_main_") and "._w3j_" in k]:
             table, degrees = state_dict.pop(key), [int(l) for l in key.rpartition("_w3j_")[2].split("_")]
             if (table.cpu().double() - torch.tensor(wigner_3j(*degrees))).abs().max() > 1e-5:
@@ -125,8 +125,8 @@ class TensorProduct(torch.nn.Module):
 
 
 class TensorProductConv(TensorProduct):
-    """Tensor product convolution: `TensorProduct` of each edge's source features with its edge features, summed into
-    destinations.
+    """Tensor product convolution: `TensorProduct` of each edge's source features with its edge features, summed over
+    the edges into each destination.
 
     Constructor and state_dict as `TensorProduct`; by default the weights come from outside, one set per edge.
     """

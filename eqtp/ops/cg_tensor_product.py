@@ -3,7 +3,7 @@
     out[l3, k] = sum over l1, l2, i, j of w[l1, l2, l3] sqrt(2 l3 + 1) w3j(l1, l2, l3)[i, j, k] x1[l1, i] x2[l2, j]
 
 One output per degree, the sum of its paths. Two routes to the same numbers: for each pair of degrees the outer product
-times a dense matrix (`dense`, plain torch), or the table of the coefficients that are not zero (`sparse`, kernels;
+times a dense matrix (`dense`, plain torch), or the table of non-zero coefficients (`sparse`, kernels;
 `eqtp.plans.couplings.cg`).
 
 Source: e3nn.o3.TensorProduct (irrep_normalization="component", path_normalization="none", one channel).
@@ -77,21 +77,21 @@ _op = register_multilinear(
 )
 
 
-def _relative(*degrees_and_odd) -> tuple[float, ...]:
+def _gaunt_weights(*degrees_and_odd) -> tuple[float, ...]:
     return couplings.gaunt_weights(*degrees_and_odd)
 
 
-_relative._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
+_gaunt_weights._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
 def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = False) -> torch.Tensor:
-    """Weights of the Clebsch-Gordan product that are a sum of R products, as R Gaunt products can have.
+    """Weights of the Clebsch-Gordan product of rank R: those that a sum of R Gaunt products can have.
 
     a: [..., R, lmax1+1], b: [..., R, lmax2+1], c: [..., R, lmax_out+1]. Returns w [..., paths] with which
-    `cg_tensor_product` is the sum over r of `gaunt_tensor_product` with the weights w1 = a_r, w2 = b_r and w3 = c_r: a
-    number between the 4 lmax + 1 degrees of freedom of one Gaunt product (R = 1) and those of all its paths. odd: add
-    the brackets of that product with the same weights; else the paths with an odd sum get 0. Raises ValueError unless R
-    agrees.
+    `cg_tensor_product` is the sum over r of `gaunt_tensor_product` with weights w1 = a_r, w2 = b_r and w3 = c_r, which
+    has between the 4 lmax + 1 degrees of freedom of one Gaunt product (R = 1) and those of all its paths. odd: add the
+    brackets of those products, with the same weights; otherwise the paths with an odd sum get 0. Raises ValueError
+    unless R agrees.
     """
     if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
         got = f"{list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
@@ -99,7 +99,7 @@ def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = 
     paths = cg_paths(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1)
     products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
     return products * torch.tensor(
-        _relative(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device
+        _gaunt_weights(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device
     )
 
 
@@ -127,14 +127,14 @@ def cg_tensor_product(
 
     x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w:
     [..., paths], in the order of `cg_paths(lmax1, lmax2, lmax_out)`; None: all 1. w1 [..., lmax1+1], w2 [..., lmax2+1],
-    w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. method: "dense", plain torch; "sparse",
-    the kernels of the backend; "auto": these where there are some. Returns [..., (lmax_out+1)^2]: the path (l1, l2, l3)
-    has the coefficients sqrt(2 l3 + 1) wigner_3j(l1, l2, l3), so that inputs whose components have variance 1 give such
-    an output on each path. Half precision is calculated in float32.
+    w3 [..., lmax_out+1] scale each degree of x1, x2 and the output. method: "dense", plain torch; "sparse", the kernels
+    of the backend; "auto": kernels if there are any. Returns [..., (lmax_out+1)^2]: the path (l1, l2, l3) has the
+    coefficients sqrt(2 l3 + 1) wigner_3j(l1, l2, l3), so that each path takes inputs of unit variance to an output of
+    unit variance. Half precision is computed in float32.
 
     O(3): inputs with parities p (-1)^l and q (-1)^l give p q (-1)^l on the paths with l1 + l2 + l3 even and -p q (-1)^l
-    on the others: their sum has a parity only if the weights of one kind are 0. Inputs that have one parity for all
-    degrees (such as all even) give one to the sum.
+    on the others, so their sum has a parity only if the weights of one kind are 0. If each input has a single parity
+    for all degrees (such as all even), so has the sum.
 
     Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a method or a
     backend without kernels.

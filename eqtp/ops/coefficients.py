@@ -11,8 +11,8 @@ from eqtp.backends.tensors import HALVES
 
 
 def degree_of(x: torch.Tensor) -> int:
-    """lmax of [..., (lmax+1)^2], or the largest with at most that many. By comparisons: torch.compile understands them
-    for sizes that may change."""
+    """lmax of [..., (lmax+1)^2], rounded down. Uses comparisons only, which torch.compile can trace for dynamic
+    sizes."""
     lmax = 0
     while (lmax + 2) ** 2 <= x.shape[-1]:
         lmax += 1
@@ -20,38 +20,38 @@ def degree_of(x: torch.Tensor) -> int:
 
 
 def gather_padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """x [..., n], index [...] with n where a zero is wanted -> [..., *index.shape]"""
+    """x [..., n], index [...], in which n stands for a zero -> [..., *index.shape]"""
     return torch.nn.functional.pad(x, (0, 1))[..., index]
 
 
 def last_contiguous(t: torch.Tensor) -> torch.Tensor:
-    """The tensor with contiguous numbers in its last dimension; the other strides are free."""
+    """The tensor with its last dimension contiguous; the other strides are arbitrary."""
     return t if t.shape[-1] == 1 or t.stride(-1) == 1 else t.contiguous()
 
 
 def batch_shape(*operands: torch.Tensor) -> torch.Size:
-    """What the dimensions before the last broadcast to."""
+    """The shape that the dimensions before the last broadcast to."""
     shapes = [t.shape[:-1] for t in operands]
-    # lengths first: what differs in them is not compared
+    # lengths first: shapes of different lengths are not compared
     alike = all(len(shape) == len(shapes[0]) and shape == shapes[0] for shape in shapes[1:])
     return shapes[0] if alike else torch.broadcast_shapes(*shapes)  # which is slow
 
 
 def as_batch_channels(*operands: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors [..., n] with leading dimensions that broadcast -> [b, c, n] each, the same b and c; what is shared by
-    rows is not copied if it is shared by all of b or of c."""
+    """Tensors [..., n] whose leading dimensions broadcast -> [b, c, n] each, with the same b and c. A tensor that is
+    shared along all of b, or all of c, is not copied."""
     lead = batch_shape(*operands)
     size = (prod(lead[:-1]), lead[-1]) if len(lead) > 1 else (*lead, *(1,) * (2 - len(lead)))
     return [(t if t.shape[:-1] == lead else t.expand(*lead, t.shape[-1])).reshape(*size, t.shape[-1]) for t in operands]
 
 
 def upcast_half(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """Half precision as float32, in which it is calculated; None and other dtypes as they are."""
+    """Half precision as float32; None and other dtypes unchanged."""
     return [t.float() if t is not None and t.dtype in HALVES else t for t in tensors]
 
 
 def upcast_for_kernels(x: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """What kernels are given: on the CPU no half precision; those of GPUs read it themselves."""
+    """The operands of kernels: upcast on the CPU; GPU kernels read half precision themselves."""
     return upcast_half(x, *others) if x.device.type == "cpu" else [x, *others]
 
 
@@ -64,14 +64,12 @@ def scale_degrees(x: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
 
 
 def pad_degrees(x: torch.Tensor, lmax: int) -> torch.Tensor:
-    """[..., n] -> [..., (lmax+1)^2], zeros after the n components there are."""
+    """[..., n] -> [..., (lmax+1)^2], padded with zeros."""
     more = (lmax + 1) ** 2 - x.shape[-1]
     return torch.nn.functional.pad(x, (0, more)) if more else x
 
 
-# checks
-
-
+# ------------------------------------------------------------------------ checks
 def lmax_of(op: str, name: str, x) -> int:
     """Checks that x is a tensor of coefficients [..., (lmax+1)^2]; returns lmax."""
     if not isinstance(x, torch.Tensor):
@@ -94,8 +92,8 @@ def check_natural(op: str, name: str, value, least: int = 0) -> int:
 
 
 def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
-    """Checks that tensors, by the names of their arguments, have the dtype and device of the first, and leading
-    dimensions that broadcast."""
+    """Checks that tensors, given by argument name, have the dtype and device of the first and leading dimensions that
+    broadcast."""
     (first, like), *_ = given.items()
     for name, t in given.items():
         if t.dtype != like.dtype:

@@ -26,7 +26,7 @@ def _dtype(array: np.ndarray, dtype: torch.dtype) -> torch.dtype:
     return {"f": dtype, "c": dtype.to_complex(), "i": torch.int64}[array.dtype.kind]
 
 
-def _table_now(like, name, field, arguments):
+def _make_table(like, name, field, arguments):
     array = _array(name, field, arguments)
     return torch.tensor(array, dtype=_dtype(array, like.dtype), device=like.device)
 
@@ -37,23 +37,23 @@ def _table_fake(like, name, field, arguments):
 
 
 _table_op = define(
-    "gaunt_table", "(Tensor like, str name, int field, int[] arguments) -> Tensor", _table_now, _table_fake
+    "gaunt_table", "(Tensor like, str name, int field, int[] arguments) -> Tensor", _make_table, _table_fake
 )
 
 
 @lru_cache(maxsize=256)
 def _table(name, field, arguments, device, dtype):
-    with torch.inference_mode(False):  # what is cached may be used for training later
-        return _table_now(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
+    with torch.inference_mode(False):  # a cached tensor may be used for training later
+        return _make_table(torch.empty(0, dtype=dtype, device=device), name, field, arguments)
 
 
 def constants(name: str, *arguments: int, like: torch.Tensor):
-    """The table of this name as tensors, on the device and in the precision of the real tensor `like`."""
+    """The table of this name as a tensor or a tuple of tensors, on the device and in the precision of `like` (real)."""
 
     def make(field):
-        if torch.compiler.is_compiling():  # Dynamo does not see into the op
+        if torch.compiler.is_compiling():  # Dynamo does not trace into the op
             return _table_op(like.detach(), name, field, arguments)
-        # a tensor made in a transform or under a dispatch mode belongs to it
+        # a tensor made in a transform or under a dispatch mode belongs to it: do not cache
         transformed = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
         table = _table.__wrapped__ if transformed else _table
         return table(name, field, arguments, str(like.device), like.dtype)

@@ -2,17 +2,17 @@
 Clebsch-Gordan one.
 
     Gaunt:            product of f_x with the filter  sum over l, m of h[l] Y_lm(r) Y_lm,     r the edge
-    Clebsch-Gordan:   out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r)    (Y:
-                      "component")
+    Clebsch-Gordan:   out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r)
+                      (Y in normalization "component")
 
-Rotated so that the edge lies along the polar axis +y, the filter has components with m = 0 only, and what was a product
-becomes one small matrix for each |m| (`eqtp.math.so2`), at the price of rotating x there and the result back:
+In a frame rotated so that the edge lies along the polar axis +y, the filter has components with m = 0 only, and the
+product becomes one small matrix for each |m| (`eqtp.math.so2`), at the price of rotating x there and the result back:
 
     out = D(R)^T K D(R) x,    R r = |r| y.
 
-R is not unique, and no choice is continuous everywhere; but K commutes with rotations about y, so the result does not
-depend on the choice, and nor do its derivatives, as long as R is a smooth function near the edge. Hence two charts,
-each without a singularity where it serves:
+R is not unique, and no choice is continuous everywhere; but K commutes with rotations about y, so neither the result
+nor its derivatives depend on the choice, as long as R is smooth near the edge. Hence two charts, each without a
+singularity where it is used:
 
     y >= 0:  the smallest rotation from r to +y, rational in r / |r|;      y < 0:  a half turn about x, then the same.
 
@@ -41,7 +41,7 @@ from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 
 METHODS = ("product", "rotated")
-# method="auto": timed on one CPU thread at degrees 1 to 8 it was quicker everywhere, the other being plain torch
+# method="auto": faster at all degrees timed, 1 to 8 on one CPU thread; the other method is plain torch
 AUTO = "product"
 
 registry.register_op("gaunt_convolution", engine=None)
@@ -58,8 +58,8 @@ def frame(unit: torch.Tensor) -> torch.Tensor:
 
 
 def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
-    """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] -> [..., 2
-    l+1, 2 l+1] each."""
+    """Wigner's matrices of the degrees 0..lmax in e3nn's basis, polynomials of the rotation: [..., 3, 3] ->
+    [..., 2 l+1, 2 l+1] each."""
     found = [torch.ones_like(rotation[..., :1, :1]), rotation]
     while len(found) <= lmax:
         c = constants("step", len(found), like=rotation)  # [2 l+1, (2 l-1) 3]
@@ -68,19 +68,19 @@ def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
     return found[: lmax + 1]
 
 
-def _rotated(x: torch.Tensor, wigners: list[torch.Tensor], back: bool = False) -> torch.Tensor:
+def _rotate(x: torch.Tensor, wigners: list[torch.Tensor], back: bool = False) -> torch.Tensor:
     """D x, or D^T x: x [..., (lmax+1)^2]; leading dimensions broadcast."""
     how = "...i,...ij->...j" if back else "...j,...ij->...i"
     return torch.cat([torch.einsum(how, x[..., l * l : (l + 1) ** 2], wigners[l]) for l in range(degree_of(x) + 1)], -1)
 
 
-def _by_order(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: bool) -> torch.Tensor:
+def _apply_so2(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd: bool) -> torch.Tensor:
     """The matrices W (even), V (odd) or both in w [..., weights] times x [..., (lmax+1)^2] -> [..., (lmax_out+1)^2]."""
     lmax, lead = degree_of(x), torch.broadcast_shapes(x.shape[:-1], w.shape[:-1])
     x = x[..., constants("order", lmax, like=x)]
     zero = x.new_zeros(*lead, lmax_out + 1)
     sums = {0: zero}  # m -> [..., lmax_out+1-m, 1 (m = 0) or 2 (+m, -m)] flattened
-    for name, m, at in so2.matrices(lmax, lmax_out, even, odd):
+    for name, m, at in so2.weight_blocks(lmax, lmax_out, even, odd):
         start = lmax + 1 + 2 * sum(lmax + 1 - n for n in range(1, m))
         a = x[..., start : start + 2 * (lmax + 1 - m)].unflatten(-1, (-1, 2)) if m else x[..., : lmax + 1, None]
         if name == "V":
@@ -109,9 +109,9 @@ def _check(op: str, x, r, lmax_out: int, **weights) -> int:
     return lmax
 
 
-def _to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Whether r [..., 3] counts as zero, [..., 1], and Wigner's matrices of degrees 0..lmax of a rotation that takes it
-    to +y (if zero: of none)."""
+def _rotation_to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Whether r [..., 3] counts as zero, [..., 1], and Wigner's matrices of degrees 0..lmax of a rotation that takes r
+    to +y (the identity if r is zero)."""
     unit = spherical_harmonics(1, r, True, "norm")  # r / |r|, or zero
     null = (unit == 0).all(-1, keepdim=True)
     return null, wigner(frame(torch.where(null, torch.tensor([0.0, 1.0, 0.0]).to(unit), unit)), lmax)
@@ -130,17 +130,17 @@ def gaunt_convolution(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gaunt product of features with the filter sum over l, m of h[l] Y_lm(r) Y_lm of each edge.
 
-    x: [..., (lmax+1)^2] coefficients in e3nn's order, normalization "integral". r: [..., 3] edges, of which the
-    direction counts. h: [..., lmax_filter+1] weight of each degree of the filter (radial functions of |r|), by default
-    1. lmax_filter: by default what h has, or all degrees that meet x and the output, lmax + lmax_out. Leading
-    dimensions broadcast: x [e, C, n] takes r [e, 1, 3]. Returns [..., (lmax_out+1)^2], as `eqtp.gaunt_tensor_product(x,
+    x: [..., (lmax+1)^2] coefficients in e3nn's order, normalization "integral". r: [..., 3] edges; only their direction
+    matters. h: [..., lmax_filter+1] weight of each degree of the filter (radial functions of |r|), by default 1.
+    lmax_filter: by default that of h, or every degree that couples x to the output, lmax + lmax_out. Leading dimensions
+    broadcast: x [e, C, n] takes r [e, 1, 3]. Returns [..., (lmax_out+1)^2], as `eqtp.gaunt_tensor_product(x,
     Y(r), lmax_out, w2=h)` does; with odd=True the pair (product, bracket).
 
     method: "product", that product; "rotated", by rotation to the polar axis; or "auto": the same numbers. Equivariance
-    and parities are those of the product, with q = 1 for r a vector. At r = 0 only Y_0 is not zero and all derivatives
-    by r are zero, as in `eqtp.spherical_harmonics`.
+    and parities are those of the product, with q = 1 if r is a vector. At r = 0 only Y_0 is non-zero and all
+    derivatives by r are zero, as in `eqtp.spherical_harmonics`.
 
-    Smooth everywhere else: values and derivatives of every order are right for edges along the axes too. Raises
+    Smooth everywhere else: values and derivatives of every order are correct for edges along the axes too. Raises
     TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this. Source: Luo,
     Chen, Krishnapriyan, ICLR 2024.
     """
@@ -161,13 +161,13 @@ def gaunt_convolution(
     registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
     x, r, h = upcast_half(x, r, h)
-    null, wigners = _to_axis(r, max(lmax, lmax_out))
+    null, wigners = _rotation_to_axis(r, max(lmax, lmax_out))
     h = x.new_ones(lmax_filter + 1) if h is None else h
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
-    turned, out = _rotated(x, wigners), []
+    rotated, out = _rotate(x, wigners), []
     for half in (False, True)[: 1 + odd]:
         w = h @ constants("of_gaunt", lmax, lmax_filter, lmax_out, half, like=h)
-        out.append(_rotated(_by_order(turned, w, lmax_out, not half, half), wigners, True).to(dtype))
+        out.append(_rotate(_apply_so2(rotated, w, lmax_out, not half, half), wigners, True).to(dtype))
     return tuple(out) if odd else out[0]
 
 
@@ -179,14 +179,14 @@ def _filter_degree(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -
 def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[tuple[int, int, int]]:
     """The paths (l1, l2, l3) of a Clebsch-Gordan convolution, in the order of their weights (lexicographic).
 
-    lmax, lmax_out, lmax_filter: largest l1, l3 and l2; by default all l2 there can be, lmax + lmax_out, so that there
-    are as many paths as weights of `so2_convolution`. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming
+    lmax, lmax_out, lmax_filter: largest l1, l3 and l2; by default every possible l2, up to lmax + lmax_out, which gives
+    as many paths as `so2_convolution` has weights. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming
     the argument.
     """
     return cg_paths(lmax, _filter_degree("so2_paths", lmax, lmax_out, lmax_filter), lmax_out)
 
 
-def _mapped(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
+def _map_weights(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
     if not isinstance(w, torch.Tensor) or not w.is_floating_point():
         raise TypeError(f"{op}: w must be a floating point tensor, got {getattr(w, 'dtype', type(w).__name__)}")
     matrix = constants(table, *degrees, like=w)
@@ -196,26 +196,25 @@ def _mapped(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tens
 
 
 def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
-    """Weights of `so2_convolution` for those of the paths of a Clebsch-Gordan convolution.
+    """Weights of `so2_convolution` from the path weights of a Clebsch-Gordan convolution.
 
-    w: [..., paths] in the order of `so2_paths`, of which the arguments are; e3nn's weights of
-    irrep_normalization="component" and path_normalization="none" (others: times the path's coefficient). Returns [...,
-    weights]: W_0, W_1, V_1, W_2, V_2, .. one after the other, W_m and V_m [lmax_out+1-m, lmax+1-m]. With all l2 as many
-    as paths, and the map has an inverse, `so2_path_weights`. Raises TypeError or ValueError.
+    w: [..., paths] in the order of `so2_paths` with the same degrees: e3nn's weights for
+    irrep_normalization="component" and path_normalization="none" (for others, times the path's coefficient). Returns
+    [..., weights]: W_0, W_1, V_1, W_2, V_2, .. concatenated, W_m and V_m [lmax_out+1-m, lmax+1-m]. With every l2 there
+    are as many weights as paths and `so2_path_weights` is the inverse. Raises TypeError or ValueError.
     """
     degrees = lmax, _filter_degree("so2_weights", lmax, lmax_out, lmax_filter), lmax_out
-    return _mapped("so2_weights", w, "from_paths", degrees)
+    return _map_weights("so2_weights", w, "from_paths", degrees)
 
 
 def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
-    """Weights of the paths for those of `so2_convolution`: the inverse of `so2_weights`, [..., weights] -> [...,
-    paths].
+    """Path weights from the weights of `so2_convolution`, [..., weights] -> [..., paths]: the inverse of `so2_weights`.
 
-    With fewer l2 than there can be the path weights that come nearest: an inverse from the left only. Raises TypeError
-    or ValueError.
+    If lmax_filter leaves out some l2, the least-squares path weights: only a left inverse. Raises TypeError or
+    ValueError.
     """
     degrees = lmax, _filter_degree("so2_path_weights", lmax, lmax_out, lmax_filter), lmax_out
-    return _mapped("so2_path_weights", w, "to_paths", degrees)
+    return _map_weights("so2_path_weights", w, "to_paths", degrees)
 
 
 def so2_convolution(
@@ -223,28 +222,27 @@ def so2_convolution(
 ) -> torch.Tensor:
     """Channelwise Clebsch-Gordan convolution with all paths, odd ones included, in its SO(2) form.
 
-    x: [..., (lmax+1)^2] in e3nn's order. r: [..., 3] edges, of which the direction counts. w: [..., weights] as
-    `so2_weights` gives them, or free. Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3], and w per edge and
+    x: [..., (lmax+1)^2] in e3nn's order. r: [..., 3] edges; only their direction matters. w: [..., weights] from
+    `so2_weights`, or free parameters. Leading dimensions broadcast: x [e, C, n] takes r [e, 1, 3], and w per edge and
     channel, or shared. Returns [..., (lmax_out+1)^2]:
 
-        out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r),      Y in normalization
-          "component",
+        out[l3] = sum over paths of  w[path] sqrt(2 l3 + 1) w3j(l1, l2, l3) x[l1] Y_l2(r),
 
-    which is e3nn's uvu product of x with the harmonics of r. At r = 0 only the paths with l2 = 0 are left, as Y says
-    there. Equivariant under rotations; the paths with an odd sum give pseudotensors. Smooth as `gaunt_convolution` is.
-    Raises TypeError or ValueError, naming the argument; RuntimeError for a backend without kernels for this. Source:
-    Passaro, Zitnick, 2302.03655.
+    Y in normalization "component": e3nn's uvu product of x with the harmonics of r. At r = 0 only the paths with l2 = 0
+    contribute, as all other Y are 0 there. Equivariant under rotations; the paths with an odd sum give pseudotensors.
+    Smooth wherever `gaunt_convolution` is. Raises TypeError or ValueError, naming the argument; RuntimeError for a
+    backend without kernels for this. Source: Passaro, Zitnick, 2302.03655.
     """
     op = "so2_convolution"
     lmax = _check(op, x, r, lmax_out, w=w)
-    count = so2.matrices(lmax, lmax_out)[-1][2].stop
+    count = so2.weight_blocks(lmax, lmax_out)[-1][2].stop
     if w.ndim == 0 or w.shape[-1] != count:
         raise ValueError(f"{op}: w must be [..., {count}], got {list(w.shape)}")
     registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
     x, r, w = upcast_half(x, r, w)
-    null, wigners = _to_axis(r, max(lmax, lmax_out))
-    out = _rotated(_by_order(_rotated(x, wigners), w, lmax_out, True, True), wigners, True)
+    null, wigners = _rotation_to_axis(r, max(lmax, lmax_out))
+    out = _rotate(_apply_so2(_rotate(x, wigners), w, lmax_out, True, True), wigners, True)
     least = min(lmax, lmax_out)
     alone = scale_degrees(x[..., : (least + 1) ** 2], w @ constants("mean", lmax, lmax_out, like=w))
     return torch.where(null, pad_degrees(alone, lmax_out), out).to(dtype)

@@ -1,6 +1,6 @@
 """The Fourier route of the Gaunt product in plain torch: a series on the torus that covers the sphere twice.
 
-Its tables are in `eqtp.math.sphere`. Source: Luo, Chen, Krishnapriyan, ICLR 2024.
+Its tables are in `eqtp.math.fourier`. Source: Luo, Chen, Krishnapriyan, ICLR 2024.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from eqtp.ops.coefficients import degree_of, gather_padded
 from eqtp.ops.constants import constants
 
-# Terms of the convolution of two series up to which it is summed directly, without FFT; timed on one CPU thread
+# Terms of the convolution of two series: with more, FFT instead of a direct sum; timed on one CPU thread
 DIRECT_TERMS = 100
 
 
@@ -40,21 +40,21 @@ def _from_series(c: torch.Tensor, lmax: int, shift: int) -> torch.Tensor:
     return x.flatten(-4)[..., constants("blocks", lmax, like=like).place]
 
 
-def _both_sides(c: torch.Tensor) -> torch.Tensor:
+def _full_spectrum(c: torch.Tensor) -> torch.Tensor:
     """Half spectrum of a real function [..., 2 lmax+1 (u as in an FFT), lmax+1] -> [..., (2 lmax+1) (2 lmax+1)], v from
     -lmax."""
     other = c[..., 1:].flip((-2, -1)).roll(1, -2).conj()  # at -u, -v
     return torch.cat((other, c), -1).flatten(-2)
 
 
-def _direct(c1: torch.Tensor, c2: torch.Tensor, lmax_out: int) -> torch.Tensor:
+def _convolve(c1: torch.Tensor, c2: torch.Tensor, lmax_out: int) -> torch.Tensor:
     lmax1, lmax2 = c1.shape[-1] - 1, c2.shape[-1] - 1
     shifts = constants("shifts", lmax1, lmax2, lmax_out, like=c1.real)
-    met = gather_padded(_both_sides(c2), shifts)  # [..., (lmax1+lmax2+1) (lmax_out+1), (2 lmax1+1)^2]
-    return (met * _both_sides(c1).unsqueeze(-2)).sum(-1).unflatten(-1, (-1, lmax_out + 1))
+    met = gather_padded(_full_spectrum(c2), shifts)  # [..., (lmax1+lmax2+1) (lmax_out+1), (2 lmax1+1)^2]
+    return (met * _full_spectrum(c1).unsqueeze(-2)).sum(-1).unflatten(-1, (-1, lmax_out + 1))
 
 
-def _length(n: int) -> int:
+def _fft_length(n: int) -> int:
     """The smallest length >= n without a prime factor above 5."""
     while True:
         rest = n
@@ -67,20 +67,20 @@ def _length(n: int) -> int:
 
 
 def fourier(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
-    """By a double Fourier series, convolved directly or by FFT. Arguments as of `grid`."""
+    """By a double Fourier series, convolved directly or by FFT. Arguments as for `grid`."""
     lmax1, lmax2 = degree_of(x1), degree_of(x2)
     umax = lmax1 + lmax2
-    empty = 0 in (x1.numel(), x2.numel())  # which MKL does not transform
+    empty = 0 in (x1.numel(), x2.numel())  # MKL cannot transform empty tensors
     if empty or (umax + 1) * (lmax_out + 1) * (2 * lmax1 + 1) ** 2 <= DIRECT_TERMS:
         c1, c2 = (_series(x, 2 * degree_of(x) + 1, odd) for x in (x1, x2))
 
         def product(a, b):
-            return _direct(c1[a], c2[b], lmax_out)
+            return _convolve(c1[a], c2[b], lmax_out)
 
         def spectrum(c):
             return c
-    else:  # all frequencies in beta are kept, the projection needs them; in alpha those above lmax_out may alias
-        size = _length(2 * umax + 1), _length(umax + lmax_out + 1)
+    else:  # the projection needs all frequencies in beta; in alpha those above lmax_out may alias
+        size = _fft_length(2 * umax + 1), _fft_length(umax + lmax_out + 1)
         f1, f2 = ([torch.fft.irfft2(c, size, norm="forward") for c in _series(x, size[0], odd)] for x in (x1, x2))
 
         def product(a, b):

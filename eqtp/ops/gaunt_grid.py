@@ -1,5 +1,5 @@
-"""The grid route of the Gaunt product in plain torch: values on a folded grid (`eqtp.math.sphere`, where its symmetries
-are explained). The batch comes last, so that what the eight kinds of components share are rows of matrices."""
+"""The grid route of the Gaunt product in plain torch: values on a folded grid, whose symmetries `eqtp.math.sphere`
+explains. The batch is the last dimension, so that each of the eight kinds of components is one matrix product."""
 
 from __future__ import annotations
 

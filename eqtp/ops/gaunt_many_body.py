@@ -4,11 +4,11 @@
 
 Derivatives. With tangents t_1 .. t_k, functions like f, there are two ops,
 
-    M(x, t)_n = n! / (n - k)! P(f^(n - k) t_1 .. t_k),      A(x, t, g) = gradient by one more tangent of <g, M(x, t and
-      that tangent)>
+    M(x, t)_n  = n! / (n - k)! P(f^(n - k) t_1 .. t_k),
+    A(x, t, g) = gradient by one more tangent s of <g, M(x, (t, s))>.
 
-M without tangents is the op itself, and each derivative of either, in any direction, is one of them with a tangent
-more, fewer or replaced.
+M without tangents is the op itself, and each derivative of either, in any direction, is again M or A with a tangent
+added, dropped or replaced.
 
 Source: Luo, Chen, Krishnapriyan, ICLR 2024 (many-body interactions); as powers on one grid: Xie et al., 2506.13523.
 """
@@ -50,9 +50,8 @@ def reference(x: torch.Tensor, lmax_out: int, degree: int) -> torch.Tensor:
     return out.unflatten(0, (degree, -1)).movedim(0, 1).reshape(*x.shape[:-1], degree, out.shape[-1])
 
 
-# kernels: x [b, c, n], tangents [b, c, k, n], g [b, c, degree, n_out]
-
-
+# ------------------------------------------------------------------------ kernels
+# x [b, c, n], tangents [b, c, k, n], g [b, c, degree, n_out]
 def _run(program, pass_: Pass, inputs, outputs, family: str) -> None:
     registry.kernel(family, "signals").run(program, pass_, [last_contiguous(t) for t in inputs], outputs)
 
@@ -87,18 +86,18 @@ _adjoint_op = define(
 )
 
 
-def _more(along: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def _append_tangent(along: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """One more tangent."""
     return torch.cat([along, t.unsqueeze(2)], 2)
 
 
-def _fewer(along: torch.Tensor, j: int) -> torch.Tensor:
+def _drop_tangent(along: torch.Tensor, j: int) -> torch.Tensor:
     """Tangents without the j-th."""
     return torch.cat([along[:, :, :j], along[:, :, j + 1 :]], 2)
 
 
-def _stacked(along: torch.Tensor, each) -> torch.Tensor:
-    """Gradient of the tangents: each(j) of the j-th."""
+def _stack_gradients(along: torch.Tensor, each) -> torch.Tensor:
+    """Gradient of all tangents; each(j): that of the j-th."""
     return torch.stack([each(j) for j in range(along.shape[2])], 2) if along.shape[2] else torch.zeros_like(along)
 
 
@@ -106,33 +105,45 @@ def _powers_backward(args, needs, grads):
     x, along, _, _, family = args
     g = grads[0]
     gx = _adjoint_call(x, along, g, family) if needs[0] else None
-    g_along = _stacked(along, lambda j: _adjoint_call(x, _fewer(along, j), g, family)) if needs[1] else None
+    g_along = (
+        _stack_gradients(along, lambda j: _adjoint_call(x, _drop_tangent(along, j), g, family)) if needs[1] else None
+    )
     return gx, g_along, None, None, None
 
 
 def _powers_jvp(args, tangents):
     x, along, *rest = args
-    terms = [] if tangents[0] is None else [_powers_call(x, _more(along, tangents[0]), *rest)]
+    terms = [] if tangents[0] is None else [_powers_call(x, _append_tangent(along, tangents[0]), *rest)]
     if tangents[1] is not None:
-        terms += [_powers_call(x, _more(_fewer(along, j), tangents[1][:, :, j]), *rest) for j in range(along.shape[2])]
+        terms += [
+            _powers_call(x, _append_tangent(_drop_tangent(along, j), tangents[1][:, :, j]), *rest)
+            for j in range(along.shape[2])
+        ]
     return sum_present(terms)
 
 
 def _adjoint_backward(args, needs, grads):
     x, along, g, family = args
     h = grads[0]
-    gx = _adjoint_call(x, _more(along, h), g, family) if needs[0] else None
-    g_along = _stacked(along, lambda j: _adjoint_call(x, _more(_fewer(along, j), h), g, family)) if needs[1] else None
-    gg = _powers_call(x, _more(along, h), degree_of(g), g.shape[2], family) if needs[2] else None
+    gx = _adjoint_call(x, _append_tangent(along, h), g, family) if needs[0] else None
+    g_along = (
+        _stack_gradients(along, lambda j: _adjoint_call(x, _append_tangent(_drop_tangent(along, j), h), g, family))
+        if needs[1]
+        else None
+    )
+    gg = _powers_call(x, _append_tangent(along, h), degree_of(g), g.shape[2], family) if needs[2] else None
     return gx, g_along, gg, None
 
 
 def _adjoint_jvp(args, tangents):
     x, along, g, family = args
     tx, t_along, tg = tangents[:3]
-    terms = [] if tx is None else [_adjoint_call(x, _more(along, tx), g, family)]
+    terms = [] if tx is None else [_adjoint_call(x, _append_tangent(along, tx), g, family)]
     if t_along is not None:
-        terms += [_adjoint_call(x, _more(_fewer(along, j), t_along[:, :, j]), g, family) for j in range(along.shape[2])]
+        terms += [
+            _adjoint_call(x, _append_tangent(_drop_tangent(along, j), t_along[:, :, j]), g, family)
+            for j in range(along.shape[2])
+        ]
     if tg is not None:
         terms.append(_adjoint_call(x, along, tg, family))
     return sum_present(terms)

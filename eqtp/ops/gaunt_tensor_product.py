@@ -7,9 +7,9 @@
              those with an odd sum.
 
 Three routes to the same numbers: a table of the couplings (`sparse`), values at the points of a folded grid (`grid`),
-or a Fourier series on the torus that covers the sphere twice (`fourier`). The tables are in `eqtp.math.sphere`, where
-the symmetries they use are explained. The first two have kernels, which run the tables and programs of
-`eqtp.plans.couplings` and `eqtp.plans.signals`, derivatives too; here all three are in plain torch.
+or a Fourier series on the torus that covers the sphere twice (`fourier`). `eqtp.math.sphere` has the tables and
+explains their symmetries. The first two have kernels, which run the tables of `eqtp.plans.couplings` and the programs
+of `eqtp.plans.signals`, including derivatives; here all three are in plain torch.
 
 Source: Luo, Chen, Krishnapriyan, ICLR 2024 (Gaunt product, Fourier); Xie et al., 2506.13523 (grid); 2605.15073
 (bracket).
@@ -50,7 +50,7 @@ registry.register_op("gaunt_tensor_product", engine="signals")
 
 
 def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[torch.Tensor, ...]:
-    """By the table of couplings. Arguments as of `grid`."""
+    """By the table of couplings. Arguments as for `grid`."""
     pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)  # [..., (lmax1+1)^2 (lmax2+1)^2]
 
     def matrix(odd):
@@ -62,9 +62,8 @@ def sparse(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tupl
 ROUTES = {"sparse": sparse, "grid": grid, "fourier": fourier}
 
 
-# kernels: operands [b, c, signals, n], where a signal is a function on the sphere (`eqtp.plans.signals.SIGNALS`)
-
-
+# ------------------------------------------------------------------------ kernels
+# operands [b, c, signals, n]; a signal is a function on the sphere (`eqtp.plans.signals.SIGNALS`)
 def _run(pass_: Pass, operands, outputs, lmax_out: int, kind: str, method: str, family: str) -> None:
     wanted = tuple(t is not None for t in outputs)
     if not any(wanted):
@@ -90,7 +89,7 @@ product_op = register_multilinear(
 
 
 def choose(op: str, method: str, backend: str, degrees: tuple[int, int], x: torch.Tensor) -> tuple[str, str]:
-    """Checks a method and a backend; returns the method and the family that run for x1 and x2 of these degrees."""
+    """Checks a method and a backend; returns the method and the family to run for x1 and x2 of these degrees."""
     if method not in (*METHODS, "auto"):
         raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     if method == "fourier":
@@ -124,11 +123,11 @@ def gaunt_tensor_product(
     """Coefficients of the pointwise product of two functions on the sphere.
 
     x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2] real spherical-harmonic coefficients in e3nn's order, normalization
-    "integral"; leading dimensions (batch, channels) broadcast. lmax_out: the result is cut there, or filled with zeros.
-    w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned.
+    "integral"; leading dimensions (batch, channels) broadcast. lmax_out: degree to which the result is truncated or
+    zero-padded. w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and the output.
     method: "sparse", "grid", "fourier" or "auto": the same numbers. Returns [..., (lmax_out+1)^2]; with odd=True the
     pair (product, bracket), bracket = r . (grad f1 x grad f2): the paths with l1 + l2 + l3 odd, which a plain Gaunt
-    product lacks. Both are exact (no aliasing). Half precision is calculated in float32.
+    product lacks. Both are exact (no aliasing). Half precision is computed in float32.
 
     O(3): inputs with parities p (-1)^l and q (-1)^l (p, q = 1 for a function of the direction) give a product with p q
     (-1)^l and a bracket with -p q (-1)^l. For l = 1 x 1 -> 1 the bracket is sqrt(3 / 4 pi) times the cross product.

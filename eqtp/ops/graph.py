@@ -17,7 +17,7 @@ def _check_range(name: str, index: torch.Tensor, num: int) -> None:
             raise ValueError(f"Graph: {name} must be in [0, {num}), got {low if low < 0 else high}")
 
 
-def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _csr(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ptr [num + 1] and order [e] of an index [e]; raises ValueError for a value out of range."""
     if index.device.type == "cpu" and library.why_not("csr", index.device, torch.float32) is None:
         ptr, order, bad = library.csr(index, num)
@@ -29,15 +29,15 @@ def _sorted(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.searchsorted(ordered, torch.arange(num + 1, device=index.device)), order
 
 
-def _own(index: torch.Tensor) -> torch.Tensor:
-    """A contiguous int64 copy: a graph does not change with the caller's tensors."""
+def _int64_copy(index: torch.Tensor) -> torch.Tensor:
+    """A contiguous int64 copy, so that a graph does not change with the caller's tensors."""
     return index.to(torch.int64, memory_format=torch.contiguous_format, copy=True)
 
 
 def _build(src, dst, num_src, num_dst):
     _check_range("src", src, num_src)
-    src, dst = _own(src), _own(dst)
-    return src, dst, *_sorted(dst, num_dst)
+    src, dst = _int64_copy(src), _int64_copy(dst)
+    return src, dst, *_csr(dst, num_dst)
 
 
 def _fake(src, dst, num_src, num_dst):
@@ -64,15 +64,14 @@ class Graph:
     num_src, num_dst: rows of the source features and of the output; they are independent (ghost atoms, bipartite
     graphs), and zero is valid.
 
-    sort: False for a neighbour list that serves a call or two: edges are sorted only when a kernel needs it. The
-    specialised kernels of convolutions then add with atomics, so that repeats differ in their last bits; not under
-    torch.use_deterministic_algorithms.
+    sort: False for a neighbour list that serves a call or two: edges are then sorted only if a kernel needs it. Unless
+    torch.use_deterministic_algorithms is on, the specialised convolution kernels then add with atomics, and repeats
+    differ in their last bits.
 
-    Attributes: src, dst [e] int64; ptr [num_dst + 1] and order [e] int64: the edges into n are order[ptr[n] : ptr[n +
-    1]], in the order they were given; num_src, num_dst, num_edges.
+    Attributes: src, dst [e] int64; ptr [num_dst + 1] and order [e] int64: the edges into n, in the order given, are
+    order[ptr[n] : ptr[n + 1]]; num_src, num_dst, num_edges.
 
-    Raises TypeError for a dtype that is not int32 or int64, ValueError for a shape, device or index range that is
-    wrong.
+    Raises TypeError for a dtype other than int32 or int64, ValueError for a wrong shape, device or index range.
     """
 
     def __init__(self, src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, sort: bool = True):
@@ -98,12 +97,12 @@ class Graph:
             self.src, self.dst, self._ptr, self._order = _op(src, dst, num_src, num_dst)
         else:
             _check_range("src", src, num_src), _check_range("dst", dst, num_dst)
-            self.src, self.dst = _own(src), _own(dst)
+            self.src, self.dst = _int64_copy(src), _int64_copy(dst)
             self._ptr = self._order = None
 
     @property
     def is_sorted(self) -> bool:
-        """Whether ptr and order are there already."""
+        """Whether ptr and order have been computed."""
         return self._ptr is not None
 
     @property
@@ -113,7 +112,7 @@ class Graph:
 
     @property
     def order(self) -> torch.Tensor:
-        """[e] int64: edges, by destination."""
+        """[e] int64: the edges sorted by destination."""
         return self._sort()._order
 
     def _sort(self) -> Graph:
@@ -129,10 +128,10 @@ class Graph:
         return self._transpose
 
     def to(self, device) -> Graph:
-        """The graph on another device, without sorting again; itself if it is there."""
+        """The graph on another device, without sorting again; itself if it is already there."""
         if self.src.device == torch.device(device):
             return self
-        pair = []  # this graph and, if it is there, its transpose
+        pair = []  # this graph and its transpose, if it has been built
         for graph in filter(None, (self, self._transpose)):
             pair.append(Graph.__new__(Graph))
             pair[-1].__dict__ = {
@@ -152,8 +151,8 @@ _lock = threading.Lock()
 def shared(src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, keep: int = 4) -> Graph:
     """A Graph of these edges; the same object for the same edges, so that the layers of a model share one.
 
-    The last `keep` graphs are cached and compared by value (never by address: a neighbour list that was changed in
-    place is another graph). Under torch.compile and torch.export nothing is cached.
+    The last `keep` graphs are cached and compared by value (never by address: a neighbour list changed in place is a
+    different graph). Under torch.compile and torch.export nothing is cached.
     """
     if torch.compiler.is_compiling() or src.is_meta or torch._C._are_functorch_transforms_active():
         return Graph(src, dst, num_src, num_dst)

@@ -1,19 +1,19 @@
-"""Matrix product: coefficients of the product of two matrices that stand for functions on the sphere.
+"""Matrix product: coefficients of the product of two matrices that represent functions on the sphere.
 
-    X = sum over l, m of x[l, m] M_lm,    M_lm[a, b] = (-1)^(l // 2) sqrt((2 s + 1)(2 l + 1) / 4 pi) w3j(s, s, l)[b, a,
-      m]
+    X = sum over l, m of x[l, m] M_lm
+    M_lm[a, b] = (-1)^(l // 2) sqrt((2 s + 1)(2 l + 1) / 4 pi) w3j(s, s, l)[b, a, m]
     s = ceil(max(lmax1, lmax2, lmax_out) / 2)
     out[l, m] = 4 pi / (2 s + 1) trace(M_lm^T X1 X2)
 
-The path (l1, l2, l3) has sqrt((2 s + 1)(2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) times the 6j symbol {l1 l2 l3; s s s} as
-its coefficient, to the sign: odd l1 + l2 + l3 included. Those with an even sum come from (X1 X2 + X2 X1) / 2, the odd
-ones from (X1 X2 - X2 X1) / 2. By the scale the constant function 1 stands for the unit matrix: 1 times f is f, as in
-the Gaunt product. For large s at fixed degrees the even paths tend to those of the Gaunt product, with a minus where l1
-and l2 are odd, and the odd ones to those of the bracket / 2 sqrt(s (s + 1)), with a minus where l1 and l2 are even (the
+Up to the sign, the path (l1, l2, l3) has the coefficient sqrt((2 s + 1)(2 l1 + 1)(2 l2 + 1)(2 l3 + 1) / 4 pi) times the
+6j symbol {l1 l2 l3; s s s}, odd l1 + l2 + l3 included. The paths with an even sum come from (X1 X2 + X2 X1) / 2, those
+with an odd sum from (X1 X2 - X2 X1) / 2. The scale makes the constant function 1 the unit matrix: 1 times f is f, as in
+the Gaunt product. For large s at fixed degrees the even paths tend to those of the Gaunt product, negated where l1 and
+l2 are odd, and the odd paths to those of the bracket / 2 sqrt(s (s + 1)), negated where l1 and l2 are even (the
 matrices of odd degree are antisymmetric).
 
-Source: e3x, FusedTensor (there each path has the scale that its own normalisation gives); Madore, Class. Quantum Grav.
-9, 1992 (fuzzy sphere).
+Source: e3x, FusedTensor (which scales each path by a normalisation of its own); Madore, Class. Quantum Grav. 9, 1992
+(fuzzy sphere).
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, split: bool) ->
     return back((ab + ba) / 2), back((ab - ba) / 2)
 
 
-# kernels: operands [b, c, (lmax+1)^2], the product and its cotangent [b, c, 1 or 2 parts, (lmax_out+1)^2]
-
-
+# ------------------------------------------------------------------------ kernels
+# operands [b, c, (lmax+1)^2]; the product and its cotangent [b, c, 1 or 2 parts, (lmax_out+1)^2]
 def _run(pass_: Pass, operands, outputs, lmax_out: int, split: bool, family: str) -> None:
     wanted = tuple(t is not None for t in outputs)
     if any(wanted):
@@ -94,16 +93,16 @@ def matrix_tensor_product(
     """Matrix product of two sets of spherical-harmonic coefficients, as in e3x.
 
     x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. w1
-    [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is returned. Returns
-    [..., (lmax_out+1)^2]; with split=True the pair (even, odd), whose sum it is: the paths with l1 + l2 + l3 even and
-    odd. Half precision is calculated in float32.
+    [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and the output. Returns [...,
+    (lmax_out+1)^2]; with split=True its two terms (even, odd): the paths with even and odd l1 + l2 + l3. Half precision
+    is computed in float32.
 
-    Each path has the coefficient of a 6j symbol, which depends on the largest of lmax1, lmax2 and lmax_out, and which
-    is zero for a few paths from degree 5 on, such as (3, 5, 5) where that largest degree is 5 or 6.
+    The coefficient of a path is a 6j symbol, which depends on the largest of lmax1, lmax2 and lmax_out and is zero for
+    a few paths from degree 5 on, such as (3, 5, 5) where that largest degree is 5 or 6.
 
     O(3): equivariant under rotations. With inputs of parities p (-1)^l and q (-1)^l the even part has p q (-1)^l and
-    the odd part -p q (-1)^l, so their sum has no parity: use split=True. Inputs that have one parity for all degrees
-    (such as all even) give one to the sum.
+    the odd part -p q (-1)^l, so their sum has no parity: use split=True. If each input has a single parity for all
+    degrees (such as all even), so has the sum.
 
     Differentiable to every order. Raises TypeError or ValueError, naming the argument; RuntimeError for a backend
     without kernels for this.

@@ -1,9 +1,9 @@
-"""Largest value over the edges into each destination, for each column by itself.
+"""Largest value over the edges into each destination, column by column.
 
     out[n] = max over edges e with dst[e] = n of x[e],      zero where there are none.
 
-The gradient goes to one edge for each output, arg[n], so it is a scatter to arg, whose adjoint is the gather from arg:
-these two close every derivative order.
+The gradient of each output goes to one edge, arg[n]: a scatter to arg, whose adjoint is the gather from arg. These two
+give derivatives of every order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _gather(t, arg):
 
 
 def _scatter(g, arg, e):
-    # an edge has one destination: nothing is added. Row e: of no edge
+    # an edge has one destination, so nothing is added. Row e stands for no edge
     return g.new_zeros(e + 1, g.shape[1]).scatter_(0, arg, g)[:e]
 
 
@@ -105,8 +105,8 @@ def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
 
     x: [e, ...]. Returns [graph.num_dst, ...]. A destination without edges gets 0, and no gradient comes from it (as in
     torch_scatter and PyG). Among equal values the gradient goes to the first edge, in the order of the edges. NaN
-    propagates: it is the result where one is there, and the first one gets the gradient. Deterministic. Raises
-    TypeError or ValueError, naming the argument.
+    propagates: if there is one, it is the result, and the first one gets the gradient. Deterministic. Raises TypeError
+    or ValueError, naming the argument.
     """
     family = resolve("segment_max", x, graph, backend)
     if family == "reference":

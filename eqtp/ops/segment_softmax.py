@@ -1,10 +1,10 @@
-"""Softmax over the edges into each destination, for each column by itself.
+"""Softmax over the edges into each destination, column by column.
 
-    out[e] = exp(x[e] - m[dst[e]]) / sum over edges f with dst[f] = dst[e] of exp(x[f] - m[dst[f]]),      m =
-      segment_max(x)
+    out[e] = exp(x[e] - m[dst[e]]) / sum over edges f with dst[f] = dst[e] of exp(x[f] - m[dst[f]])
+    m = segment_max(x)
 
 With y = out and S the segment sum, the backward is  B(g, y)[e] = y[e] (g[e] - S(y g)[dst[e]]),  linear in g and its own
-adjoint. Its derivative in y is made of S, its gather and products, so every derivative order closes.
+adjoint. Its derivative by y consists of S, its gather and products, which gives derivatives of every order.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ softmax_rows = differentiable(
 def segment_softmax(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Softmax over the edges into each destination, column by column: the weights of attention over neighbours.
 
-    x: [e, ...], logits of any size: the largest of each destination is subtracted first. Returns [e, ...]; the values
-    of a destination sum to 1. A logit of -inf is an edge that is masked: it gets 0, and no gradient; if all edges of a
-    destination are masked, all get 0 (as in attention with a mask; torch.softmax gives NaN). A logit of +inf or NaN
-    makes its destination NaN. Deterministic. Raises TypeError or ValueError, naming the argument.
+    x: [e, ...], logits of any magnitude: the largest of each destination is subtracted first. Returns [e, ...]; the
+    values of a destination sum to 1. A logit of -inf masks its edge, which gets 0 and no gradient; if all edges of a
+    destination are masked, all get 0 (as in masked attention; torch.softmax gives NaN). A logit of +inf or NaN makes
+    its destination NaN. Deterministic. Raises TypeError or ValueError, naming the argument.
     """
     family = resolve("segment_softmax", x, graph, backend)
     if family == "reference":

@@ -1,9 +1,9 @@
 """Sum and mean of edge rows over the edges into each destination.
 
-    out[n] = sum over edges e with dst[e] = n of x[e],      mean: divided by the number of edges, zero where there are
-      none.
+    out[n] = sum over edges e with dst[e] = n of x[e]
 
-Sum and gather (g[dst]) are each other's adjoint, so the derivative of either is the other.
+The mean divides this by the number of edges; it is zero where there are none. Sum and gather (g[dst]) are adjoint to
+each other, so the derivative of either is the other.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ With Re, Im of (z + i x)^m and the polynomials P_lm(y, r^2) of the recursion in 
 
     r^l Y_l(+m) = P_lm Re (z + i x)^m,    r^l Y_l(-m) = P_lm Im (z + i x)^m,
 
-a polynomial in x, y, z for every l: no angles, so no pole and no special case along the axes. Normalizations:
+polynomials in x, y, z for every l: no angles, so no pole and no special case along the axes. Normalizations:
 "integral" (the square integrates to 1 over the sphere), "component" (|Y_l|^2 = 2 l + 1), "norm" (|Y_l| = 1).
 
 Derivatives of any order: the gradient of the solid harmonics S_l = r^l Y_l is a fixed linear map of S_(l-1)
-(`gradient_map`), so gradients of gradients are again harmonics and matrix products; kernels do the value, the gradient
-and the second order in one pass each.
+(`gradient_map`), so gradients of gradients are again harmonics and matrix products; kernels compute the value, the
+gradient and the second order in one pass each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ registry.register_op("spherical_harmonics", engine="harmonics")
 
 def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """xyz / |xyz| [n, 3] and 1 / |xyz| [n, 1]; both zero at the zero vector, with zero derivatives of every order."""
-    # a constant of each row that cancels: no square over- or underflows
+    # a scale for each row that cancels: no square over- or underflows
     size = xyz.detach().abs().sum(-1, keepdim=True)
     null = size < torch.finfo(xyz.dtype).tiny
     scaled = xyz / torch.where(null, 1.0, size)
@@ -40,7 +40,7 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     lmax = max(degrees, default=0)
     x, y, z = (_direction(xyz)[0] if normalize else xyz).unbind(-1)  # [n]
     r2 = x * x + y * y + z * z
-    if normalize:  # 1, and 0 at the zero vector, where only l = 0 is left
+    if normalize:  # 1, but 0 at the zero vector, where only l = 0 remains
         r2 = (r2 > 0).to(xyz.dtype)
     rows = iter(constants(lmax, normalization).tolist())
     parts = [[None] * (2 * l + 1) for l in range(lmax + 1)]
@@ -105,11 +105,10 @@ _bwdbwd_op = define(
 )
 
 
-def _along(g, xyz, c, degrees, normalize, normalization, family):
-    """Derivative of the harmonics along c, and of their gradient gxyz (for the cotangent g; None: not asked for) along
-    c.
+def _directional_derivative(g, xyz, c, degrees, normalize, normalization, family):
+    """Derivatives along c of the harmonics and of their gradient gxyz for the cotangent g (g None: no gradient).
 
-    Made of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
+    Consists of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
     """
     D = torch.as_tensor(gradient_map(tuple(degrees), normalization), dtype=xyz.dtype, device=xyz.device)
     lower = list(range(max([*degrees, 1])))
@@ -140,14 +139,14 @@ def _backward(args, needs, grads):
 
 
 def _jvp(args, tangents):
-    return _along(None, args[0], tangents[0], *args[1:])[0]
+    return _directional_derivative(None, args[0], tangents[0], *args[1:])[0]
 
 
 def _bwd_backward(args, needs, grads):
     g, xyz, *rest = args
     (c,) = grads
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return [*_along(g, xyz, c, *rest), *[None] * 4]
+        return [*_directional_derivative(g, xyz, c, *rest), *[None] * 4]
     second = _bwdbwd_op(g, xyz, c, list(needs[:2]), *rest)
     return [*(t if want else None for t, want in zip(second, needs, strict=False)), *[None] * 4]
 
@@ -157,11 +156,11 @@ def _bwd_jvp(args, tangents):
     tg, txyz = tangents[:2]
     parts = [] if tg is None else [_call_bwd(tg, xyz, *rest)]
     if txyz is not None:  # the Hessian is symmetric
-        parts.append(_along(g, xyz, txyz, *rest)[1])
+        parts.append(_directional_derivative(g, xyz, txyz, *rest)[1])
     return sum(parts[1:], parts[0])
 
 
-def _fold(call):
+def _batch_as_points(call):
     """vmap rule: the batch joins the points."""
 
     def rule(info, in_dims, *args):
@@ -177,8 +176,8 @@ def _fold(call):
     return rule
 
 
-_call = differentiable(_op, _backward, _jvp, _fold(lambda: _call))
-_call_bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp, _fold(lambda: _call_bwd))
+_call = differentiable(_op, _backward, _jvp, _batch_as_points(lambda: _call))
+_call_bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp, _batch_as_points(lambda: _call_bwd))
 
 
 def parse_degrees(l) -> tuple[int, ...]:
@@ -205,15 +204,15 @@ def spherical_harmonics(
     """Real spherical harmonics Y_l of the vectors xyz.
 
     l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True
-    for those of the direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or
+    for Y_l of the direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or
     "norm". Returns [..., sum of 2 l + 1].
 
-    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and all derivatives are 0 (finite to
-    every order). A vector of which |x| + |y| + |z| is not a normal number of its dtype counts as zero; where it is
+    At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and derivatives of every order are
+    0. A vector counts as zero if |x| + |y| + |z| is below the smallest normal number of its dtype; where the sum is
     infinite or NaN, all but Y_0 are NaN.
 
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
-    named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the named backend
+    cannot run.
 
     Source: e3nn.o3.spherical_harmonics (order, sign and normalizations); recursion as Bigi et al., sphericart, 2023,
     eqs. 4-9.

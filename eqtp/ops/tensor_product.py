@@ -54,7 +54,7 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: 
 
 
 def run(pass_: Pass, operands, outputs, edges: Edges, plan: str, family: str) -> None:
-    """A pass of the channelwise product over `edges`; arguments as `eqtp.ops.autograd.passes` has them."""
+    """A pass of the channelwise product over `edges`; arguments as for `eqtp.ops.autograd.passes`."""
     none = [None] * (4 - len(outputs))  # of (out, gx, gy, gw) FWD has the first, BWD the others, BWDBWD all
     filled = Outputs(*outputs, *none) if pass_ == Pass.FWD else Outputs(*none, *outputs)
     registry.kernel(family, "channelwise").run(plan, pass_, Operands(*operands, edges=edges), filled)
@@ -69,7 +69,7 @@ def _fake(x1, x2, w, plan, family):
 
 
 @lru_cache(maxsize=1024)
-def _weighted(key: str) -> str:
+def _weighted_paths_key(key: str) -> str:
     """Key of the plan's paths that have a weight, the only ones that depend on w."""
     p = TensorProductPlan.from_key(key)
     paths = [(q.i1, q.i2, q.io, q.mode, True, q.scale**2) for q in p.paths if q.has_weight]
@@ -79,10 +79,9 @@ def _weighted(key: str) -> str:
 
 
 def part(s: int, constants: tuple) -> tuple:
-    """Constants (the last two are the plan and the family) of the part of a product that depends on operand s (x1, x2,
-    w)."""
+    """Constants (plan and family come last) of the part of a product that depends on operand s (x1, x2, w)."""
     *graph, plan, family = constants
-    return (*graph, _weighted(plan), family) if s == 2 else constants
+    return (*graph, _weighted_paths_key(plan), family) if s == 2 else constants
 
 
 _op = register_multilinear(
@@ -91,7 +90,7 @@ _op = register_multilinear(
 
 
 def check(op: str, name1: str, x1, rows1: int, name2: str, x2, rows2: int, w, plan: TensorProductPlan):
-    """Checks the operands of a product for `op`; returns w, made empty, [0], where the plan has no weights."""
+    """Checks the operands of a product for `op`; returns w, or an empty one, [0], if it is None."""
     if not isinstance(plan, TensorProductPlan):
         raise TypeError(f"{op}: plan must be a TensorProductPlan, got {type(plan).__name__}")
     for name, t, count, dim in ((name1, x1, rows1, plan.dim_in1), (name2, x2, rows2, plan.dim_in2)):
@@ -133,11 +132,10 @@ def tensor_product(
     """Tensor product of the rows of x1 and x2.
 
     x1: [z, dim_in1]. x2: [z, dim_in2]. w: [z, weight_numel] weights per row, or [weight_numel] shared, or None for a
-    plan without weights. Layout mul_ir (channel-major, m fastest), as the plan's irreps say. Returns [z, dim_out]. z =
-    0 is valid.
+    plan without weights. Layout mul_ir (channel-major, m fastest). Returns [z, dim_out]; z = 0 is valid.
 
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
-    named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the named backend
+    cannot run.
 
     Source: e3nn.o3.TensorProduct (same coefficients, normalizations and weight order).
     """

@@ -2,9 +2,9 @@
 
     y[n] = sum over edges e with dst[e] = n of  tensor_product(x[src[e]], sh[e], w[e])
 
-with `eqtp.ops.tensor_product` as the product. The kernels walk the edges of one destination at a time
+with the product of `eqtp.ops.tensor_product`. The kernels walk the edges of one destination at a time
 (csrc/channelwise/channelwise.cpp); gradients of any order need two kernels (`eqtp.ops.autograd.register_multilinear`),
-and a third one does the second order at once.
+and a third one computes the second order at once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _op = register_multilinear(
 
 
 def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty where the family has no use for it). Of a
-    graph that is to stay unsorted order is empty, and ptr has its size only."""
+    """src, dst, ptr, order, and ptr, order of the transposed graph (empty if the family does not use it). If the graph
+    is to stay unsorted, order is empty and only the size of ptr is valid."""
     kernel, none = registry.kernel(family, "channelwise"), graph.src.new_empty(0)
     if not graph.is_sorted and dtype in kernel.atomics and not torch.are_deterministic_algorithms_enabled():
         return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none
@@ -76,8 +76,8 @@ def tensor_product_conv(
     dim_out]; destinations without edges get zeros.
 
     Zero edges and zero nodes are valid. Deterministic: repeats are equal bit by bit for a given number of threads.
-    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the backend that was
-    named cannot run.
+    Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the named backend
+    cannot run.
 
     Source: Thomas et al., Tensor field networks, 2018, equation of the point convolution; Batzner et al., NequIP, 2022,
     eq. 6.

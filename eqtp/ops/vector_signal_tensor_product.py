@@ -3,16 +3,17 @@
     f_n(r)    = sum over j, m of x_n[j, m] V^(j, l)_m(r)              l = |j + leg_n|, leg -1, 0 or 1
     out[j, m] = integral of V^(j, l)_m . (f1 x f2)                    with the third leg
 
-V are the vector spherical harmonics of `eqtp.math.vector_signals`. The path (j1, j2, j3) has c w3j(j1, j2, j3) with
+V are the vector spherical harmonics of `eqtp.math.vector_signals`. The path (j1, j2, j3) has c w3j(j1, j2, j3) with, up
+to the sign,
 
-    c = sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3}  to the sign,        g w3j =
-      `eqtp.so3.gaunt`
+    c = sqrt(6 (2 j1 + 1)(2 j2 + 1)(2 j3 + 1)) g(l1, l2, l3) {l1 l2 l3; 1 1 1; j1 j2 j3},     g w3j = `eqtp.so3.gaunt`
 
-and can be there only if l1 + l2 + l3 is even. So an odd sum of the legs couples j1 + j2 + j3 odd, which a Gaunt product
-cannot, and an even one those with an even sum. The products of all legs together have every path of the Clebsch-Gordan
-product but (0, 0, 0).
+and exists only if l1 + l2 + l3 is even. So legs with an odd sum couple odd j1 + j2 + j3, which a Gaunt product cannot,
+and legs with an even sum couple even j1 + j2 + j3. The products of all legs together have every path of the
+Clebsch-Gordan product but (0, 0, 0).
 
-Calculated as a linear map to three functions each, a cross product of their values on a grid, and a linear map back.
+Computed as a linear map of each operand to three functions, the cross product of their values on a grid, and a linear
+map back.
 Source: Xie et al., 2602.21466.
 """
 
@@ -33,7 +34,7 @@ registry.register_op("vector_signal_tensor_product", engine="signals")
 
 @lru_cache(maxsize=64)
 def _harmonics(lmax: int, leg: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    with torch.inference_mode(False):  # what is cached may be used for training later
+    with torch.inference_mode(False):  # a cached tensor may be used for training later
         return torch.tensor(vector_signals.harmonics(lmax, leg), dtype=dtype, device=device).flatten(1)
 
 
@@ -59,7 +60,7 @@ _map = differentiable(
 
 
 def signals(x: torch.Tensor, leg: int) -> torch.Tensor:
-    """Coefficients x [..., (lmax+1)^2] of vector harmonics -> those of three functions, [..., 3, (top+1)^2]."""
+    """Coefficients x [..., (lmax+1)^2] of vector harmonics -> coefficients of three functions, [..., 3, (top+1)^2]."""
     return _map(x, degree_of(x), leg, False)
 
 
@@ -103,14 +104,13 @@ def vector_signal_tensor_product(
     sphere.
 
     x1: [..., (lmax1+1)^2], x2: [..., (lmax2+1)^2], e3nn's order; leading dimensions (batch, channels) broadcast. legs:
-    which vector harmonics the degrees j of x1, x2 and of the result stand for: l = |j + leg| (j = 0 takes no part with
-    leg 0). w1 [..., lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and of what is
-    returned. method: as of `gaunt_tensor_product`. Returns [..., (lmax_out+1)^2]. Half precision is calculated in
-    float32.
+    the vector harmonics of degree j of x1, x2 and the output: l = |j + leg| (leg 0 leaves out j = 0). w1 [...,
+    lmax1+1], w2 [..., lmax2+1], w3 [..., lmax_out+1] scale each degree of x1, x2 and the output. method: as for
+    `gaunt_tensor_product`. Returns [..., (lmax_out+1)^2]. Half precision is computed in float32.
 
-    The default legs couple all (j1, j2, j3) with an odd sum and nothing else; 1 x 1 -> 1 is the cross product divided
-    by sqrt(4 pi). Other legs give these or the paths with an even sum other coefficients, of which some are zero: the
-    head of this file has the formula.
+    The default legs couple exactly the (j1, j2, j3) with an odd sum; 1 x 1 -> 1 is the cross product divided by sqrt(4
+    pi). Other legs give these, or the paths with an even sum, other coefficients, some of them zero: the head of this
+    file has the formula.
 
     O(3): inputs with parities p (-1)^j and q (-1)^j give p q (-1)^j if the sum of the legs is even, else -p q (-1)^j.
 

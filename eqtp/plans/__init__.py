@@ -1,2 +1,1 @@
-"""What is to be computed, as data that every kernel reads: paths, coefficients, offsets. NumPy and float64; no
-torch."""
+"""Computations as data that every kernel reads: paths, coefficients, offsets. NumPy and float64; no torch."""

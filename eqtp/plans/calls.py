@@ -1,4 +1,4 @@
-"""How a kernel is called: which pass, with which operands, over which edges. Names only; no torch here."""
+"""How a kernel is called: which pass, with which operands, over which edges. No torch here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Pass(str, Enum):
 
     FWD = "fwd"  # the op itself
     BWD = "bwd"  # gradients of the operands, from the cotangent g of the output
-    BWDBWD = "bwdbwd"  # the second order: gradients of g and of the operands, from cotangents of those of BWD
+    BWDBWD = "bwdbwd"  # the second order: gradients of g and of the operands, from cotangents of BWD's outputs
 
 
 class EdgeKind(Enum):
-    """How the edges of a convolution stand."""
+    """How the edges of a convolution are stored."""
 
     ROWS = "one edge per row, no graph"
     SORTED = "CSR by destination"
@@ -25,7 +25,7 @@ class EdgeKind(Enum):
 
 
 class Edges(NamedTuple):
-    """The columns of a graph that kernels read; what `kind` has no use for is None or empty."""
+    """The columns of a graph that kernels read; those that `kind` does not use are None or empty."""
 
     src: Tensor = None  # [e] int64
     dst: Tensor = None  # [e] int64
@@ -53,16 +53,16 @@ class Operands(NamedTuple):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The operands that are there, in order."""
+        """The operands that are not None, in order."""
         return [t for t in self[:7] if t is not None]
 
     def map(self, function) -> Operands:
-        """The same operands, each replaced by function(operand)."""
+        """The operands with function applied to each that is not None."""
         return Operands(*[None if t is None else function(t) for t in self[:7]], self.edges)
 
 
 class Outputs(NamedTuple):
-    """What a pass of a channelwise product fills, contiguous; None: not wanted, or not of this pass."""
+    """The outputs that a pass of a channelwise product fills, contiguous; None: not wanted, or not of this pass."""
 
     out: Tensor = None  # [num_dst, dim_out]; BWDBWD: the gradient of g
     gx: Tensor = None  # [num_src, dim_in1]
@@ -71,7 +71,7 @@ class Outputs(NamedTuple):
 
 
 class Harmonics(NamedTuple):
-    """What spherical harmonics are asked for."""
+    """Descriptor of the spherical harmonics to compute."""
 
     degrees: tuple[int, ...]
     normalize: bool

@@ -2,11 +2,10 @@
 
 A `CouplingTable` gives each component of its outputs as a sum over groups of
 
-    (one component, or 1) times the sum over the group's entries of  c a b,        a, b: components of the inputs, which
-      stand in one row
+    (one component, or 1) times the sum over the group's entries of  c a b,
 
-which is what a Clebsch-Gordan or Gaunt product by its table is, with a weight for each path, and what its derivatives
-are.
+a and b components of the inputs, which are concatenated. Clebsch-Gordan products, with a weight for each path, and
+Gaunt products have this form, and so have their derivatives.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from eqtp.math import so3
 from eqtp.math.so3 import cg_paths
 from eqtp.math.sphere import bracket as odd_coupling
 from eqtp.math.sphere import table
-from eqtp.plans.signals import OPERANDS, forms, layout
+from eqtp.plans.signals import OPERANDS, forms, signal_counts
 
 
 class CouplingTable:
-    """Equal only to itself: made once for what it is (the functions below), so it serves as the key of what is compiled
-    from it."""
+    """Equal only to itself: the functions below make each table once, so it is the key of what is compiled from it."""
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int], entries: np.ndarray, coefficients: np.ndarray):
         """inputs, outputs: numbers of components. entries int [nnz, 4]: output component, scale (a component of the
@@ -45,10 +43,9 @@ class CouplingTable:
 
 @lru_cache(maxsize=256)
 def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> CouplingTable:
-    """The products of `eqtp.plans.signals.product`, with the same inputs and outputs, by the tables of
-    `eqtp.math.sphere`."""
+    """The same as `eqtp.plans.signals.product`, inputs and outputs alike, by the tables of `eqtp.math.sphere`."""
     lmax, operands = (lmax1, lmax2, lmax_out, lmax1, lmax2), OPERANDS[pass_]
-    count, outputs = layout(kind, pass_, wanted)
+    count, outputs = signal_counts(kind, pass_, wanted)
     size = [(l + 1) ** 2 for l in lmax]
     start = np.concatenate([[0], np.cumsum([size[n] * count[n] for n in range(operands)])])
     entries, coefficients, first = [], [], 0
@@ -66,8 +63,7 @@ def gaunt(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: 
 
 @lru_cache(maxsize=64)
 def gaunt_weights(lmax1: int, lmax2: int, lmax_out: int, odd: bool) -> tuple[float, ...]:
-    """[paths]: weights with which the Clebsch-Gordan product is the Gaunt product, or (odd) the sum of that and its
-    bracket."""
+    """[paths]: weights that make the Clebsch-Gordan product the Gaunt product, or (odd) its sum with the bracket."""
     factors = []
     for l1, l2, l3 in cg_paths(lmax1, lmax2, lmax_out):
         c = so3.gaunt(l1, l2, l3) if (l1 + l2 + l3) % 2 == 0 else odd_coupling(l1, l2, l3) * odd
@@ -91,9 +87,9 @@ def _cg_entries(lmax1: int, lmax2: int, lmax_out: int) -> tuple[np.ndarray, np.n
 def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> CouplingTable:
     """A pass ("fwd", "bwd", "bwdbwd") of the Clebsch-Gordan product with a weight for each path.
 
-    Inputs: x1, x2, w [, g [, c1, c2, cw]]; outputs: the product (fwd), the wanted ones of the gradients of x1, x2, w
-    (bwd), of those of g, x1, x2, w (bwdbwd). Operands are 0..6 in this order. A pass differentiates sums of <g,
-    product>, each with one operand replaced by its cotangent (bwdbwd).
+    Inputs: x1, x2, w [, g [, c1, c2, cw]], operands 0..6. Outputs: the product (fwd), or the wanted gradients: of x1,
+    x2, w (bwd), of g, x1, x2, w (bwdbwd). bwd differentiates <g, product>, bwdbwd the sum of the three forms in which
+    one operand is replaced by its cotangent.
     """
     # the operands in the places of x1, x2, w, g; one of these is the output
     replaced = ((4, 1, 2, 3), (0, 5, 2, 3), (0, 1, 6, 3))
@@ -114,7 +110,7 @@ def cg(lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ..
             column = {place: start[operand] + components[:, place] for place, operand in enumerate(term)}
             out = first + components[:, term.index(o)]
             del column[term.index(o)]
-            scale = column.pop(2 if 2 in column else 3)  # w scales a sum over a path; of the gradient of w itself, g
+            scale = column.pop(2 if 2 in column else 3)  # w scales the sum over a path; g, for the gradient of w
             entries.append(np.stack([out, scale, *column.values()], 1))
             coefficients.append(c)
         first += size[o]

@@ -1,13 +1,12 @@
-"""Products of the matrices that stand for functions on the sphere (`eqtp.ops.matrix_tensor_product`) as data. No torch
+"""Products of matrices that represent functions on the sphere (`eqtp.ops.matrix_tensor_product`) as data. No torch
 here.
 
-A `MatrixProgram` takes its inputs to matrices, sums products of two of them, and takes each sum back: what the matrix
-product is, and what its derivatives are. With <A, B> = trace(A^T B) and Phi = <G, X1 X2> they are those of Phi: G X2^T
-and X1^T G.
+A `MatrixProgram` converts its inputs to matrices, sums products of two of them, and converts each sum back. The matrix
+product and its derivatives have this form: with <A, B> = trace(A^T B), the gradients of Phi = <G, X1 X2> are G X2^T and
+X1^T G.
 
-Split in two. The parts (X1 X2 + X2 X1) / 2 and (X1 X2 - X2 X1) / 2 are half the sum and half the difference of two
-products, and their cotangents enter as half the sum and half the difference: a pair of signals of which this is formed,
-among the inputs or the outputs.
+Split in two, the parts (X1 X2 + X2 X1) / 2 and (X1 X2 - X2 X1) / 2 are half the sum and half the difference of two
+products, and so are their cotangents. Two such signals are a pair, among the inputs or among the outputs.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from eqtp.math.sphere import matrices
 
 
 class MatrixProgram(NamedTuple):
-    """Output o = sum over terms[o] of left right, each (left, left is transposed, right, right is transposed), left and
-    right inputs as matrices."""
+    """Output o = sum over terms[o] of left @ right; a term is (left, left transposed, right, right transposed), left
+    and right being inputs as matrices."""
 
     size: int  # 2 s+1, rows of the matrices
     lmax_in: tuple[int, ...]
     lmax_out: tuple[int, ...]
-    # this input and the next one are replaced by half their sum and half their difference before all else; -1: none
+    # this input and the next are first replaced by half their sum and half their difference; -1: none
     pair_in: int
-    pair_out: int  # the same of outputs, after all else
+    pair_out: int  # the same for outputs, last
     terms: tuple[tuple[tuple[int, bool, int, bool], ...], ...]
 
 
 @lru_cache(maxsize=1024)
 def product(lmax1: int, lmax2: int, lmax_out: int, split: bool, pass_: str, wanted: tuple[bool, ...]) -> MatrixProgram:
-    """A pass ("fwd", "bwd", "bwdbwd") of the matrix product, as of `eqtp.plans.signals.product`; split: product and g
-    are pairs (even, odd)."""
+    """A pass ("fwd", "bwd", "bwdbwd") of the matrix product, as in `eqtp.plans.signals.product`; split: the product and
+    g are pairs (even, odd)."""
     parts = 1 + split
     x1, x2, g, c1, c2 = 0, 1, 2, 2 + parts, 3 + parts  # inputs; g is the cotangent of X1 X2, g + 1 that of X2 X1
     pairs = [(c1, x2), (x1, c2)] if pass_ == "bwdbwd" else [(x1, x2)]
@@ -62,23 +61,23 @@ def product(lmax1: int, lmax2: int, lmax_out: int, split: bool, pass_: str, want
 
 
 class Conversion(NamedTuple):
-    """Components to a matrix and back, each entry for two places: matrices of even degrees are symmetric, those of odd
-    ones antisymmetric.
+    """Components to a matrix and back. Each entry serves two places: matrices of even degree are symmetric, those of
+    odd degree antisymmetric.
 
-    For a < b the symmetric part stands at (a, b) and the antisymmetric part at (b, a): with u and v at these places,
-    butterflies (u + v, u - v) take this to a matrix X[a, b], X[b, a], and the adjoint likewise back. Entries are sorted
-    by place, then by component.
+    For a < b the symmetric part is stored at (a, b) and the antisymmetric part at (b, a). With u and v at these places,
+    butterflies (u + v, u - v) give X[a, b] and X[b, a]; the adjoint does the reverse. Entries are sorted by place, then
+    by component.
     """
 
-    place: np.ndarray  # [nnz] in the matrix flattened
+    place: np.ndarray  # [nnz] index into the flattened matrix
     component: np.ndarray  # [nnz]
     to: np.ndarray  # [nnz] the part at the place is the sum of to x[component]
-    back: np.ndarray  # [nnz] x[component] is the sum of back times what stands at the place
+    back: np.ndarray  # [nnz] x[component] is the sum of back times the part at the place
 
 
 @lru_cache(maxsize=64)
 def conversion(lmax: int, size: int) -> Conversion:
-    """Of degrees 0..lmax to matrices of `size` rows."""
+    """The conversion of degrees 0..lmax to matrices of `size` rows."""
     m = matrices(lmax, size // 2)  # [(lmax+1)^2, size, size]
     odd = np.repeat(np.arange(lmax + 1) % 2, 2 * np.arange(lmax + 1) + 1)
     i, a, b = np.nonzero(np.triu(m))

@@ -1,4 +1,4 @@
-"""The plan of a tensor product: all of it that is not an input, as one frozen value built in float64.
+"""The plan of a tensor product: everything that is not an input, as one frozen value built in float64.
 
 All backends read paths, coefficients, scales and offsets from here; none computes its own. No torch here.
 
@@ -81,7 +81,7 @@ class Path(NamedTuple):
         return MODES[self.mode].out == "w"
 
 
-class Table(NamedTuple):
+class CoefficientTable(NamedTuple):
     """The non-zero coefficients of all paths as columns, sorted by (path, i, j, k)."""
 
     path: np.ndarray  # int32 [nnz], index into plan.paths
@@ -166,7 +166,7 @@ class TensorProductPlan:
         return path.scale * wigner_3j(path.l1, path.l2, path.l3)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> CoefficientTable:
         """Non-zero coefficients of all paths as columns, built once."""
         if self._table is None:
             object.__setattr__(self, "_table", _build_table(self))
@@ -339,7 +339,7 @@ def _build_paths(plan, instructions) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _build_table(plan) -> Table:
+def _build_table(plan) -> CoefficientTable:
     columns = [np.empty((0, 4), dtype=np.int32)]
     values = [np.empty(0)]
     for n, path in enumerate(plan.paths):
@@ -349,11 +349,11 @@ def _build_table(plan) -> Table:
     arrays = [*(np.ascontiguousarray(column) for column in np.concatenate(columns).T), np.concatenate(values)]
     for array in arrays:
         array.flags.writeable = False
-    return Table(*arrays)
+    return CoefficientTable(*arrays)
 
 
 def _write_key(plan) -> str:
-    """JSON list of the constructor's arguments; floats by repr, so the text determines the plan and back."""
+    """JSON list of the constructor's arguments; floats by repr, so that text and plan determine each other."""
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
     variances = [None if set(var) <= {1.0} else var for var in (plan.in1_var, plan.in2_var, plan.out_var)]
     irreps = [str(plan.irreps_in1), str(plan.irreps_in2), str(plan.irreps_out)]

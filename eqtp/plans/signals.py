@@ -1,12 +1,12 @@
 """Products of functions on the sphere as data: which values are multiplied at each point of a grid. No torch here.
 
-A `SignalProgram` takes inputs, sets of spherical-harmonic coefficients, to values on a grid, forms sums of products of
-them at every point, and takes each sum back to coefficients. The Gaunt product, its odd half (the bracket), the cross
-product of vector signals, powers, and every derivative of these are programs, on one grid that is exact for all of
-them; so a family of kernels runs programs and knows nothing else.
+A `SignalProgram` transforms its inputs, sets of spherical-harmonic coefficients, to values on a grid, sums products of
+values at every point, and transforms each sum back. The Gaunt product, its odd half (the bracket), the cross product of
+vector signals, powers, and all derivatives of these are programs on a grid that is exact for them, so a family of
+kernels need only run programs.
 
-Derivatives. With Phi = <g, a b> = integral of g a b every operand stands like the others, so the gradient by a is the
-product of b and g. The bracket {a, b} = r . (grad a x grad b) is antisymmetric in all three: integral of g {a, b} =
+Derivatives. Phi = <g, a b> = integral of g a b is symmetric in its operands, so the gradient by a is the product of b
+and g. The bracket {a, b} = r . (grad a x grad b) is antisymmetric in all three: integral of g {a, b} =
 integral of a {b, g} = integral of b {g, a}.
 """
 
@@ -29,7 +29,7 @@ class Term(NamedTuple):
 
 
 class SignalProgram(NamedTuple):
-    """Output o = projection, to degree lmax_out[o], of the sum of terms[o] at the points of the folded grid `rows` x
+    """Output o = projection, to degree lmax_out[o], of the sum of terms[o] at the points of the folded grid of `rows` x
     `columns` (`eqtp.math.sphere`)."""
 
     lmax_in: tuple[int, ...]
@@ -51,7 +51,7 @@ KINDS = {
 }
 SIGNALS = {"product": (1, 1, 1), "odd": (1, 1, 2), "cross": (3, 3, 3)}  # of x1, x2 and the output
 OPERANDS = {"fwd": 2, "bwd": 3, "bwdbwd": 5}  # of x1, x2, g and the cotangents of the gradients of x1 and x2
-OUTPUTS = {"fwd": (2,), "bwd": (0, 1), "bwdbwd": (2, 0, 1)}  # gradients of which operand; the product itself is 2
+OUTPUTS = {"fwd": (2,), "bwd": (0, 1), "bwdbwd": (2, 0, 1)}  # the operand whose gradient it is; 2 for the product
 
 
 def _pair(a: int, b: int, sign: int, bracket: bool) -> list[Term]:
@@ -61,11 +61,10 @@ def _pair(a: int, b: int, sign: int, bracket: bool) -> list[Term]:
 
 
 def forms(kind: str, pass_: str):
-    """Pairs of every output: ({(operand, signal): [(a, b, sign, bracket)]}), a and b (operand, signal).
+    """The bilinear terms of every output: {(operand, signal): [(a, b, sign, bracket)]}, a and b (operand, signal).
 
-    Operands are x1, x2, then g (bwd), then the cotangents c1, c2 of the gradients of x1 and x2 (bwdbwd): 0, 1, 2, 3, 4.
-    Outputs have the names of the operands that they are gradients of; the product itself is 2, as its gradient with
-    respect to g would be.
+    Operands 0..4 are x1, x2, then g (bwd), then the cotangents c1, c2 of the gradients of x1 and x2 (bwdbwd). An output
+    is named by the operand whose gradient it is; the product itself is 2, being the gradient of g.
     """
     found: dict[tuple[int, int], list] = {}
 
@@ -86,20 +85,20 @@ def forms(kind: str, pass_: str):
     return found
 
 
-def layout(kind: str, pass_: str, wanted: tuple[bool, ...]) -> tuple[list[int], list[int]]:
-    """Of a pass: the signals of each operand (of all five), and the wanted outputs, as in OUTPUTS."""
+def signal_counts(kind: str, pass_: str, wanted: tuple[bool, ...]) -> tuple[list[int], list[int]]:
+    """Number of signals of each of the five operands, and the wanted outputs of a pass, as in OUTPUTS."""
     return [*SIGNALS[kind], *SIGNALS[kind][:2]], [o for o, w in zip(OUTPUTS[pass_], wanted, strict=True) if w]
 
 
 @lru_cache(maxsize=1024)
 def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted: tuple[bool, ...]) -> SignalProgram:
-    """SignalProgram of a pass ("fwd", "bwd", "bwdbwd") of the product of two operands.
+    """The program of a pass ("fwd", "bwd", "bwdbwd") of the product of two operands.
 
-    Inputs: the signals of x1, x2 [, g [, c1, c2]] one after the other; outputs: those of the wanted ones of the product
-    (fwd), of the gradients of x1 and x2 (bwd), of the gradients of g, x1 and x2 (bwdbwd).
+    Inputs: the signals of x1, x2 [, g [, c1, c2]], concatenated. Outputs: the signals of the product (fwd), or of the
+    wanted gradients: of x1 and x2 (bwd), of g, x1 and x2 (bwdbwd).
     """
     degree, operands = (lmax1, lmax2, lmax_out, lmax1, lmax2), OPERANDS[pass_]
-    count, outputs = layout(kind, pass_, wanted)
+    count, outputs = signal_counts(kind, pass_, wanted)
     start = [sum(count[:n]) for n in range(operands)]
     pairs = forms(kind, pass_)
     terms = [
@@ -120,9 +119,9 @@ def product(kind: str, lmax1: int, lmax2: int, lmax_out: int, pass_: str, wanted
 
 @lru_cache(maxsize=1024)
 def powers(lmax: int, lmax_out: int, degree: int, tangents: int) -> SignalProgram:
-    """Derivatives of f, f^2 .. f^degree along some tangents: inputs f and the tangents, all of degree lmax; output n is
+    """Derivatives of f, f^2 .. f^degree along some tangents. Inputs: f and the tangents, all of degree lmax.
 
-    n! / (n - tangents)! f^(n - tangents) times the tangents.
+    Output n: n! / (n - tangents)! f^(n - tangents) times the tangents.
     """
     along = tuple((1 + t, VALUE) for t in range(tangents))
     terms = tuple(_power(n, tangents, along) for n in range(1, degree + 1))
@@ -133,8 +132,8 @@ def powers(lmax: int, lmax_out: int, degree: int, tangents: int) -> SignalProgra
 
 @lru_cache(maxsize=1024)
 def powers_adjoint(lmax: int, lmax_out: int, degree: int, tangents: int) -> SignalProgram:
-    """Gradient by one more tangent of <g, powers(.., tangents + 1)>: inputs f, the tangents, and g for each power; one
-    output of degree lmax."""
+    """Gradient by one more tangent of <g, powers(.., tangents + 1)>. Inputs: f, the tangents, and g for each power; one
+    output, of degree lmax."""
     along = tuple((1 + t, VALUE) for t in range(tangents))
     terms = [t for n in range(1, degree + 1) for t in _power(n, tangents + 1, (*along, (tangents + n, VALUE)))]
     return SignalProgram(

@@ -32,8 +32,8 @@ ROWS_PER_SLOT = 2  # rows of a case that get a cotangent in one slot only
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within it torch fills memory that is not initialised with NaN (integers: the largest), so what a kernel
-    does not write shows."""
+    """A context in which torch fills uninitialised memory with NaN (integers: the largest), which exposes
+    outputs that a kernel does not write."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -127,8 +127,8 @@ def check_op(
     """Compares output, gradients and second-order gradients of op(*operands) with reference(*operands) in
     float64, block by block.
 
-    The second order runs twice: plainly (nobody differentiates further, the fused kernel) and with
-    create_graph=True (the closure). Memory is poisoned meanwhile. Returns the largest relative error per
+    The second order runs twice: without create_graph (the fused kernel) and with create_graph=True (composed
+    ops). Memory is poisoned meanwhile. Returns the largest relative error per
     dtype; raises AssertionError with every block beyond TOLERANCE.
     """
     expected = derivatives(reference, case, torch.float64, second=second)
@@ -208,9 +208,9 @@ def rows_case(plan: TensorProductPlan, seed: int = 0) -> Case:
 def conv_case(plan: TensorProductPlan, seed: int = 0) -> tuple[Case, Graph]:
     """A case for `eqtp.tensor_product_conv`, with its bipartite graph, edges in random order.
 
-    Each row of `rows_case` becomes a destination. The ones with one slot have one edge, from a source of its
-    own; the others have 17 edges (more than a kernel takes at a time), one edge and no edge, from five
-    sources that they share. One source has no edges.
+    Each row of `rows_case` becomes a destination. Those with a cotangent in one slot have one edge, from a
+    source of their own; the others have 17 edges (more than a kernel takes at a time), one edge and no edge,
+    from five shared sources. One source has no edges.
     """
     alone = ROWS_PER_SLOT * len(plan.irreps_out)
     degrees = [1] * alone + [17, 1, 0]
@@ -280,17 +280,17 @@ def assert_equivariant(
     inversion, inversion alone.
 
     inputs: (tensor [..., dim], irreps) for each argument of f; irreps None for an argument that does not
-    turn. tolerance: relative to the largest output, by default TOLERANCE of the output's dtype.
+    rotate. tolerance: relative to the largest output, by default TOLERANCE of the output's dtype.
     """
     inputs = list(inputs)
     out = f(*(t for t, _ in inputs))
     rotations = [sign * random_rotation(n) for n in range(elements) for sign in (1.0, -1.0)]
     for n, rotation in enumerate([*rotations, -np.eye(3)]):
 
-        def turn(t, irreps, rotation=rotation):
+        def rotate(t, irreps, rotation=rotation):
             return t @ torch.from_numpy(representation(irreps, rotation)).to(t).T
 
-        turned = f(*(t if irreps is None else turn(t, irreps) for t, irreps in inputs))
-        expected = turn(out, irreps_out)
+        rotated = f(*(t if irreps is None else rotate(t, irreps) for t, irreps in inputs))
+        expected = rotate(out, irreps_out)
         kind = "rotation" if np.linalg.det(rotation) > 0 else "rotation with inversion"
-        assert_close(turned, expected, f"equivariance under {kind} {n}", tolerance)
+        assert_close(rotated, expected, f"equivariance under {kind} {n}", tolerance)

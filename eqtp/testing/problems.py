@@ -1,4 +1,4 @@
-"""Shapes of published models and of the peers' own benchmark suites.
+"""Shapes of published models and of the benchmark suites of other libraries.
 
 Tests and benchmarks run over these tables, so a shape added here is tested and timed without another edit.
 Every product carries the counts it must have (output dimension, weights, paths, non-zero coefficients);
@@ -24,9 +24,9 @@ from eqtp.plans.plan import TensorProductPlan
 class TensorProductProblem(NamedTuple):
     """One tensor product of a published model.
 
-    `out` for mode uvu: the irreps to keep (multiplicities ignored; "in1": those of `irreps_in1`), every
-    path having its own output slot, with the multiplicity of its first operand. For mode uvw: the output
-    irreps themselves. `order`: how the model lists its paths: "product" (as looped: NequIP, SevenNet) or
+    `out` for mode uvu: the irreps to keep (multiplicities ignored; "in1": those of `irreps_in1`); every path
+    has its own output slot, with the multiplicity of its first operand. For mode uvw: the output irreps
+    themselves. `order`: how the model lists its paths: "product" (as looped: NequIP, SevenNet) or
     "output" (by output slot: MACE). `weights`: "per_edge" (a row of weights for each row of input) or
     "shared" (one row for all).
     """

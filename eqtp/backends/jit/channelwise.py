@@ -21,7 +21,7 @@ from eqtp.plans.calls import EdgeKind, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
 
 FILE = "channelwise/channelwise.cuh"
-ALIGNMENT = 16  # bytes: of rows that are read several numbers at a time
+ALIGNMENT = 16  # bytes, of rows that vector loads read
 # The members of ConvParams in csrc/channelwise/channelwise.cuh
 CONV_PARAMS = np.dtype(
     [member for n in ("x", "y", "w", "g", "tx", "ty", "tw") for member in ((n, np.uint64), (f"{n}_stride", np.int64))]
@@ -44,7 +44,7 @@ class Channelwise:
 
     def run(self, key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
         """A pass of the product of the plan with this key."""
-        inputs = inputs.map(_aligned)
+        inputs = inputs.map(_aligned_rows)
         if outputs.out is not None:
             self._forward(key, pass_, inputs, outputs.out)
         if any(t is not None for t in outputs[1:]):
@@ -63,7 +63,7 @@ class Channelwise:
         if p.mode == "GRAPH":
             x = self._planar(built, p, x, key, True)
             tx = None if tx is None else self._planar(built, p, tx, key, True)
-        params = _params(inputs._replace(x=x, cx=tx), _gathered(edges, forward=True), rows, Outputs(out=out))
+        params = _params(inputs._replace(x=x, cx=tx), _gather_indices(edges, forward=True), rows, Outputs(out=out))
         self._launch(built[p.main], p.blocks(rows), params)
 
     def _backward(self, key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
@@ -82,18 +82,17 @@ class Channelwise:
         built = self._build(p, x.device)
         if p.mode == "GRAPH":
             g = self._planar(built, p, g, key, False)
-        parts = None  # of the gradient of y, by block of threads
+        partial_gy = None  # [e, blocks of threads, in2]
         if gy is not None:
-            parts = gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=compute_dtype(x.dtype))
-        results = Outputs(gx=gx, gy=parts, gw=gw)
-        params = _params(inputs._replace(g=g), _gathered(edges, forward=False), rows, results)
+            partial_gy = gy.new_empty(y.shape[0], p.tables.blocks, y.shape[1], dtype=compute_dtype(x.dtype))
+        results = Outputs(gx=gx, gy=partial_gy, gw=gw)
+        params = _params(inputs._replace(g=g), _gather_indices(edges, forward=False), rows, results)
         self._launch(built[p.main], p.blocks(rows), params)
         if gy is not None and gy.numel():
-            self._launch(built[p.sum_units], -(-gy.numel() // THREADS), parts, gy, np.int64(y.shape[0]))
+            self._launch(built[p.sum_units], -(-gy.numel() // THREADS), partial_gy, gy, np.int64(y.shape[0]))
 
     def prepare(self, plans, device: torch.device, dtype: torch.dtype) -> None:
-        """Compiles the convolutions of these plans, forward and backward, several at a time, so that the first call
-        need not wait long."""
+        """Compiles the convolutions of these plans, forward and backward, in parallel, ahead of the first call."""
         wanted = [
             kernels_of(plan.key, pass_, dtype, "GRAPH") for plan in dict.fromkeys(plans) for pass_ in ("fwd", "bwd")
         ]
@@ -104,11 +103,11 @@ class Channelwise:
         return self.toolchain.build(FILE, p.tables.text, p.names, device)
 
     def _planar(self, built: dict, p: PlanKernels, rows: torch.Tensor, key: str, forward: bool) -> torch.Tensor:
-        """Rows [n, dim] of x (forward) or of the output with the components of each block outermost."""
+        """Planar copy of rows [n, dim] of x (forward) or of the output: the components of each block outermost."""
         out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
         if rows.numel():
             n, dim = rows.shape
-            columns = _component_major(key, forward, rows.device)
+            columns = _planar_columns(key, forward, rows.device)
             self._launch(built[p.planar], n, rows, np.int64(rows.stride(0)), columns, out, np.int64(dim), np.int64(n))
         return out
 
@@ -122,20 +121,19 @@ class PlanKernels(NamedTuple):
     tables: SpecialisedPlan
     mode: str  # "GRAPH", "ROWS" or "EDGES" (csrc/channelwise/unit.cuh)
     main: str
-    planar: str | None  # rows of x (forward) or g (backward) by component; with a graph only
-    sum_units: str | None  # parts of the gradient of y; backward only
+    planar: str | None  # makes rows of x (forward) or g (backward) planar; with a graph only
+    sum_units: str | None  # sums the partial gradients of y; backward only
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The kernels that there are."""
+        """The kernels that are not None."""
         return tuple(name for name in self[2:] if name)
 
     def blocks(self, rows: int) -> int:
         """Blocks of threads for this many rows."""
-        groups = (
-            rows if self.mode == "GRAPH" else max((-(-rows // workers) for workers in self.tables.workers), default=0)
-        )
-        return groups * self.tables.blocks
+        if self.mode != "GRAPH":
+            rows = max((-(-rows // workers) for workers in self.tables.workers), default=0)
+        return rows * self.tables.blocks
 
 
 @lru_cache(maxsize=1024)
@@ -152,9 +150,9 @@ def kernels_of(key: str, pass_: str, dtype: torch.dtype, mode: str) -> PlanKerne
 
 
 @lru_cache(maxsize=1024)
-def _component_major(key: str, forward: bool, device: torch.device) -> torch.Tensor:
-    """[dim] where each column of planar rows of x (forward) or of the output, [d, mul] per block, stands in rows [mul,
-    d]."""
+def _planar_columns(key: str, forward: bool, device: torch.device) -> torch.Tensor:
+    """[dim]: for each column of planar rows ([d, mul] per block) of x (forward) or of the output, its column in rows of
+    layout mul_ir ([mul, d])."""
     plan = TensorProductPlan.from_key(key)
     irreps = plan.irreps_in1 if forward else plan.irreps_out
     blocks = [
@@ -164,9 +162,9 @@ def _component_major(key: str, forward: bool, device: torch.device) -> torch.Ten
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *blocks])).to(device)
 
 
-def _gathered(edges: Edges, forward: bool) -> tuple:
-    """Rows that are gathered, and how edges are found: those of the rows that are summed (SORTED), or those rows
-    themselves (UNSORTED)."""
+def _gather_indices(edges: Edges, forward: bool) -> tuple:
+    """neighbour, ptr, order of CONV_PARAMS: the rows to gather, and the CSR of the rows to sum (SORTED) or the rows to
+    add to (UNSORTED)."""
     if edges.kind is EdgeKind.ROWS:
         return None, None, None
     if edges.kind is EdgeKind.UNSORTED:
@@ -174,15 +172,15 @@ def _gathered(edges: Edges, forward: bool) -> tuple:
     return (edges.src, edges.ptr, edges.order) if forward else (edges.dst, edges.tptr, edges.torder)
 
 
-def _params(inputs: Operands, gathered: tuple, rows: int, results: Outputs) -> Struct:
-    """CONV_PARAMS. gathered: neighbour, ptr, order."""
+def _params(inputs: Operands, indices: tuple, rows: int, results: Outputs) -> Struct:
+    """CONV_PARAMS. indices: neighbour, ptr, order."""
     members = [member for t in inputs[:7] for member in (t, np.int64(0 if t is None else t.stride(0)))]
     out, gx, gy, gw = results
-    return Struct(CONV_PARAMS, (*members, *gathered, out, gx, gw, gy, np.int64(rows)))
+    return Struct(CONV_PARAMS, (*members, *indices, out, gx, gw, gy, np.int64(rows)))
 
 
-def _aligned(t: torch.Tensor) -> torch.Tensor:
-    """Rows whose elements are contiguous, each beginning at a multiple of ALIGNMENT if the first does."""
+def _aligned_rows(t: torch.Tensor) -> torch.Tensor:
+    """Contiguous rows that all begin at a multiple of ALIGNMENT, copied if they do not."""
     t = contiguous_rows(t)
     regular = t.shape[0] < 2 or t.stride(0) in (0, t.shape[1]) or t.stride(0) * t.element_size() % ALIGNMENT == 0
     if t.data_ptr() % ALIGNMENT == 0 and regular:

@@ -1,5 +1,4 @@
-"""Plans as compile-time tables: a C++ struct of numbers, nothing else, for csrc/channelwise/channelwise.cuh and
-csrc/harmonics/harmonics.cuh.
+"""Plans as compile-time tables: a C++ struct of numbers for csrc/channelwise/channelwise.cuh.
 
 A *unit* is a set of paths that share blocks of x or of the output: a connected component of the graph of blocks and
 paths, usually all paths of one block of x. All blocks of a unit have the same multiplicity.
@@ -13,18 +12,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from eqtp.backends.jit.samples import running_sum
 from eqtp.plans.plan import TensorProductPlan
 
-THREADS = 128  # of a block (csrc/channelwise/channelwise.cuh)
-# that a thread should get along with, of 255: so that enough threads fit a multiprocessor to hide the memory's latency
+THREADS = 128  # of a block (csrc/channelwise/unit.cuh)
+# registers of a thread, of 255, to aim for: enough threads then fit a multiprocessor to hide the memory's latency
 TARGET_REGISTERS = 150
-MIN_RESIDENT_BLOCKS = (3, 2)  # blocks on a multiprocessor at least: 168 registers a thread, in float64 255
-# The walks of a plan: forward, backward, and each differentiated along a direction, which is the second order
-WALKS = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
+# blocks on a multiprocessor, at least, for float32 and float64: leaves 168 and 255 registers per thread
+MIN_RESIDENT_BLOCKS = (3, 2)
+# Forward, backward, and the derivative of each along a direction, which is the second order
+KERNEL_PASSES = ("fwd", "bwd", "fwd_tangent", "bwd_tangent")
 
 
 class Unit(NamedTuple):
-    """Blocks and paths of a unit, as indices into the plan's."""
+    """Blocks and paths of a unit, as indices into the plan."""
 
     mul: int
     in1: list[int]
@@ -32,13 +33,13 @@ class Unit(NamedTuple):
     paths: list[int]
 
 
-class Layout(NamedTuple):
-    """How a unit is spread over threads."""
+class ThreadMapping(NamedTuple):
+    """How a unit is distributed over threads."""
 
-    channels: int  # channels of a thread
-    ahead: bool  # the next edge's operands are fetched while this one's are used
-    lanes: int  # threads beside each other in the channels
-    chunks: int  # blocks of threads that share the unit's channels
+    channels: int  # per thread
+    ahead: bool  # the next edge's operands are prefetched
+    lanes: int  # threads across the channels
+    chunks: int  # blocks of threads across the channels
 
 
 @lru_cache(maxsize=1024)
@@ -64,8 +65,8 @@ def units(plan: TensorProductPlan) -> list[Unit]:
     return result
 
 
-def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) -> Layout:
-    """The layout with the most work per thread that the registers allow."""
+def thread_mapping(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) -> ThreadMapping:
+    """The mapping with the most work per thread that the registers allow."""
     nx, no = (
         sum(irreps[b].ir.dim for b in blocks)
         for irreps, blocks in ((plan.irreps_in1, unit.in1), (plan.irreps_out, unit.out))
@@ -81,7 +82,7 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
         *(out[b].start for b in unit.out),
     ]
     places += [plan.paths[n].weight_offset for n in unit.paths if plan.paths[n].has_weight]
-    # what the units' code has in common is calculated ahead and kept; fitted to what ptxas reports
+    # what the units have in common stays in registers; fitted to what ptxas reports
     others = 40 + 18 * max(0, len(units(plan)) - 4)
     widest = 2 if unit.mul >= 64 else 1
     choices = [
@@ -99,26 +100,22 @@ def layout(plan: TensorProductPlan, unit: Unit, pass_: str, dtype: torch.dtype) 
         if registers * size + others + (56 if ahead else 0) <= TARGET_REGISTERS:
             break
     threads = next(n for n in (4, 8, 16, 32) if n >= min(32, -(-unit.mul // channels)))
-    return Layout(channels, ahead, threads, -(-unit.mul // (threads * channels)))
+    return ThreadMapping(channels, ahead, threads, -(-unit.mul // (threads * channels)))
 
 
 class SpecialisedPlan(NamedTuple):
-    """A plan, written for one pass and dtype."""
+    """A plan as C++ text for one pass and dtype."""
 
     text: str  # struct eqtp::Plan
     blocks: int  # blocks of threads per row
-    workers: list[int]  # threads of each unit's blocks that hold the same channels
-    idle: dict[str, list[slice]]  # columns of "x" and "out" that no path touches
+    workers: list[int]  # threads of a block that have the same channels, by unit
+    idle: dict[str, list[slice]]  # columns of "x" and "out" without a path
 
 
 def _array(name: str, values, kind: str = "int") -> str:
     values = list(values) or [0]
     text = ", ".join(repr(float(v)) if kind == "double" else str(int(v)) for v in values)
     return f"  static constexpr {kind} {name}[] = {{{text}}};\n"
-
-
-def _running(counts) -> list[int]:
-    return [0, *np.cumsum([*counts]).tolist()]
 
 
 def _coefficients(plan: TensorProductPlan, chosen: list[Unit]) -> str:
@@ -137,12 +134,12 @@ def _coefficients(plan: TensorProductPlan, chosen: list[Unit]) -> str:
             j += [at2[p.i2].start + n for n in which]
             c += [table[a, n, b] for n in which]
         entries.append(len(pattern))
-    text = _array("ENTRY", _running(entries)) + _array("I", i) + _array("K", k) + _array("TERM", _running(terms))
+    text = _array("ENTRY", running_sum(entries)) + _array("I", i) + _array("K", k) + _array("TERM", running_sum(terms))
     return text + _array("J", j) + _array("C", c, "double")
 
 
 def _blocks(plan: TensorProductPlan, chosen: list[Unit], side: str) -> tuple[str, dict[int, int]]:
-    """Blocks of x or of the output by unit, and the first register of each."""
+    """Blocks of x or of the output by unit as C++ text, and the first register of each."""
     irreps, prefix = (plan.irreps_in1, "IN") if side == "in1" else (plan.irreps_out, "OUT")
     slices, at, first = irreps.slices(), [], {}
     for unit in chosen:
@@ -152,7 +149,7 @@ def _blocks(plan: TensorProductPlan, chosen: list[Unit], side: str) -> tuple[str
             at.append(register)
             register += irreps[block].ir.dim
     order = [block for unit in chosen for block in getattr(unit, side)]
-    text = _array(prefix, _running(len(getattr(unit, side)) for unit in chosen)) + _array(
+    text = _array(prefix, running_sum(len(getattr(unit, side)) for unit in chosen)) + _array(
         f"{prefix}_OFFSET", (slices[b].start for b in order)
     )
     return text + _array(f"{prefix}_D", (irreps[b].ir.dim for b in order)) + _array(f"{prefix}_AT", at), first
@@ -163,7 +160,7 @@ def tables(key: str, pass_: str, dtype: torch.dtype) -> SpecialisedPlan:
     """The tables of the plan with this key for a pass ("fwd", "bwd", "fwd_tangent", "bwd_tangent") and a dtype."""
     plan = TensorProductPlan.from_key(key)
     chosen = units(plan)
-    spread = [layout(plan, unit, pass_, dtype) for unit in chosen]
+    mappings = [thread_mapping(plan, unit, pass_, dtype) for unit in chosen]
     size = max(4, dtype.itemsize)
     vec_y = next(n for n in (4, 2, 1) if plan.dim_in2 % n == 0 and n * size <= 16)
     paths = [plan.paths[n] for unit in chosen for n in unit.paths]
@@ -181,11 +178,11 @@ def tables(key: str, pass_: str, dtype: torch.dtype) -> SpecialisedPlan:
     text = "".join(f"  static constexpr int {name} = {value};\n" for name, value in numbers.items())
     text += (
         _array("MUL", (u.mul for u in chosen))
-        + _array("CPL", (s.channels for s in spread))
-        + _array("LANES", (s.lanes for s in spread))
+        + _array("CPL", (s.channels for s in mappings))
+        + _array("LANES", (s.lanes for s in mappings))
     )
-    text += _array("AHEAD", (s.ahead for s in spread), "bool")
-    text += ins + outs + _array("PATH", _running(len(u.paths) for u in chosen))
+    text += _array("AHEAD", (s.ahead for s in mappings), "bool")
+    text += ins + outs + _array("PATH", running_sum(len(u.paths) for u in chosen))
     text += (
         _array("W", (p.weight_offset for p in paths))
         + _array("X", (x[p.i1] for p in paths))
@@ -196,4 +193,4 @@ def tables(key: str, pass_: str, dtype: torch.dtype) -> SpecialisedPlan:
     slices = {"x": plan.irreps_in1.slices(), "out": plan.irreps_out.slices()}
     idle = {side: [s for b, s in enumerate(slices[side]) if b not in used[side] and s.stop > s.start] for side in used}
     text = f"namespace eqtp {{\nstruct Plan {{\n{text}}};\n}}\n"
-    return SpecialisedPlan(text, sum(s.chunks for s in spread), [THREADS // s.lanes for s in spread], idle)
+    return SpecialisedPlan(text, sum(s.chunks for s in mappings), [THREADS // s.lanes for s in mappings], idle)

@@ -1,4 +1,4 @@
-"""Tables of couplings (`eqtp.plans.couplings`) as compile-time tables for csrc/couplings/couplings.cuh."""
+"""`CouplingTable`s (`eqtp.plans.couplings`) as compile-time tables for csrc/couplings/couplings.cuh."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
-    UNROLLED_ENTRIES,
-    Specialised,
+    MAX_UNROLLED_ENTRIES,
+    SpecialisedKernel,
     array_text,
-    entry_text,
+    kernel_text,
     members_text,
     memory_space,
     running_sum,
     sample_kernel,
-    tile_of,
+    sample_tile,
 )
 from eqtp.backends.jit.toolchain import GPU, STORAGE, Toolchain
 from eqtp.plans.couplings import CouplingTable
@@ -26,8 +26,8 @@ FILE = "couplings/couplings.cuh"
 
 
 @lru_cache(maxsize=1024)
-def specialise(couplings: CouplingTable, dtype: torch.dtype) -> Specialised | None:
-    """The kernel of couplings; None if they have no entries. Raises RuntimeError for rows too long."""
+def specialise(couplings: CouplingTable, dtype: torch.dtype) -> SpecialisedKernel | None:
+    """The kernel of a table; None if it has no entries. Raises RuntimeError for rows that are too long."""
     if not len(couplings.c):
         return None
     c = couplings
@@ -35,12 +35,12 @@ def specialise(couplings: CouplingTable, dtype: torch.dtype) -> Specialised | No
     needed = np.unique(np.concatenate([c.a, c.b, c.scale[c.scale >= 0]]))
     used = np.unique(np.searchsorted(first, needed, "right") - 1)  # inputs
     first_in, first_out = running_sum(c.inputs[n] for n in used), running_sum(c.outputs)
-    shift = np.zeros(first[-1] + 1, int)  # of each component, to where it stands in the tile; one more for scale -1
+    shift = np.zeros(first[-1] + 1, int)  # of each component, to its row in the tile; one more for scale -1
     for n, to in zip(used, first_in, strict=False):
         shift[first[n] : first[n + 1]] = to - first[n]
-    unroll = 2 * len(c.c) + 2 * len(c.scale) <= UNROLLED_ENTRIES
+    unroll = 2 * len(c.c) + 2 * len(c.scale) <= MAX_UNROLLED_ENTRIES
     itemsize, tensors = 8 if dtype == torch.float64 else 4, len(used) + len(c.outputs)
-    tile = tile_of("couple", 1 if unroll else 8, tensors, lambda workers: first_in[-1] + first_out[-1], itemsize)
+    tile = sample_tile("couple", 1 if unroll else 8, tensors, lambda workers: first_in[-1] + first_out[-1], itemsize)
     number, short = "double" if dtype == torch.float64 else "float", "short" if first_in[-1] < 2**15 else "int"
     tables = {
         "group": (c.out_ptr, "int"),
@@ -66,10 +66,10 @@ def specialise(couplings: CouplingTable, dtype: torch.dtype) -> Specialised | No
     for name, (_, kind) in tables.items():
         members += f"  static __device__ constexpr {kind} {name}(int i) {{ return COUPLING_{name.upper()}[i]; }}\n"
     threads = tile.samples * tile.workers
-    text += f"struct Plan {{\n{members}}};\n" + entry_text(
+    text += f"struct Plan {{\n{members}}};\n" + kernel_text(
         "couple", STORAGE[dtype], threads, 0, len(used), len(c.outputs)
     )
-    return Specialised(
+    return SpecialisedKernel(
         f"namespace eqtp {{\n{text}}}\n",
         "eqtp::couple_kernel",
         tuple(used.tolist()),

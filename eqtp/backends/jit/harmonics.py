@@ -9,15 +9,14 @@ import numpy as np
 import torch
 
 from eqtp.backends import registry
-from eqtp.backends.jit.runtime import Struct
+from eqtp.backends.jit.runtime import DEFAULT_SHARED, Struct
 from eqtp.backends.jit.toolchain import GPU, MAX_BLOCKS, STORAGE, Toolchain
 from eqtp.backends.tensors import contiguous_rows
 from eqtp.math import harmonics
 from eqtp.plans.calls import Harmonics, Pass
 
 FILE = "harmonics/harmonics.cuh"
-UNROLLED = 8  # largest degree whose loops are unrolled
-MAX_SHARED = 48 * 1024  # bytes of a block; more must be asked for
+MAX_UNROLLED_DEGREE = 8  # the loops of larger degrees are not unrolled
 # The members of HarmonicsArrays in csrc/harmonics/harmonics.cuh
 HARMONICS_ARRAYS = np.dtype(
     [("normalize", np.bool_), ("points", np.int64)]
@@ -31,8 +30,8 @@ PASSES = {Pass.FWD: "VALUES", Pass.BWD: "GRADIENT", Pass.BWDBWD: "SECOND"}  # th
 
 @lru_cache(maxsize=256)
 def source(degrees: tuple[int, ...], normalization: str) -> str:
-    """What follows the text of csrc/harmonics/harmonics.cuh: eqtp::Plan. Kernels: eqtp::harmonics_plan_kernel<T,
-    eqtp::PASS, eqtp::Plan>."""
+    """The text after csrc/harmonics/harmonics.cuh: eqtp::Plan. Kernels: eqtp::harmonics_plan_kernel<T, eqtp::PASS,
+    eqtp::Plan>."""
     constants, start, column = harmonics.tables(degrees, normalization)
     rows = ",\n".join("{" + ", ".join(x.hex() for x in row) + "}" for row in constants.tolist())
 
@@ -45,7 +44,7 @@ __device__ constexpr double HARMONICS_CONSTANTS[][4] = {{{rows}}};
 __device__ constexpr int HARMONICS_START[] = {{{integers(start)}}}, HARMONICS_COLUMN[] = {{{integers(column)}}};
 struct Plan {{
   static constexpr int DEGREE = {lmax}, WIDTH = {len(column)};
-  static constexpr bool UNROLL = {str(lmax <= UNROLLED).lower()};
+  static constexpr bool UNROLL = {str(lmax <= MAX_UNROLLED_DEGREE).lower()};
   static __device__ constexpr double constant(int n, int i) {{ return HARMONICS_CONSTANTS[n][i]; }}
   static __device__ constexpr int start(int k) {{ return HARMONICS_START[k]; }}
   static __device__ constexpr int column(int j) {{ return HARMONICS_COLUMN[j]; }}
@@ -54,8 +53,8 @@ struct Plan {{
 """
 
 
-class Shape(NamedTuple):
-    """How points are spread over warps. tile: points of a warp's tile (0: not even one row fits); warps of a block;
+class LaunchShape(NamedTuple):
+    """How points are distributed over warps. tile: points of a warp (0: not even one row fits); warps: of a block;
     room: numbers of a warp in shared memory; itemsize: bytes of a number there."""
 
     tile: int
@@ -72,36 +71,33 @@ class Shape(NamedTuple):
         )
 
 
-def shape_of(degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None) -> Shape:
-    """The shape for a pass (one of PASSES). unrolled: whether the kernel's loops are (None: as
-    `source` writes them)."""
-    lmax, columns, itemsize = (
-        max(degrees, default=0),
-        sum(2 * l + 1 for l in degrees),
-        8 if dtype == torch.float64 else 4,
-    )
-    unrolled = lmax <= UNROLLED if unrolled is None else unrolled
-    numbers, stride = MAX_SHARED // itemsize, max(3, columns | 1)
+def launch_shape(degrees: tuple[int, ...], which: str, dtype: torch.dtype, unrolled: bool | None = None) -> LaunchShape:
+    """The shape for a pass in C++ (values of PASSES). unrolled: whether the kernel unrolls its loops (None: as `source`
+    writes them)."""
+    lmax, columns = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
+    itemsize = 8 if dtype == torch.float64 else 4
+    unrolled = lmax <= MAX_UNROLLED_DEGREE if unrolled is None else unrolled
+    numbers, stride = DEFAULT_SHARED // itemsize, max(3, columns | 1)
     line = 0 if unrolled or which == "VALUES" else 32 * (lmax + 1) * (2 if which == "SECOND" else 1)
 
     def room(tile):
         return -(-tile * stride // 4) * 4 + line
 
     tile = next((t for t in (32, 16, 8, 4, 2, 1) if room(t) <= numbers), 0)
-    return Shape(tile, min(4, numbers // room(tile)) if tile else 0, room(tile), itemsize)
+    return LaunchShape(tile, min(4, numbers // room(tile)) if tile else 0, room(tile), itemsize)
 
 
 def kernel(toolchain: Toolchain) -> registry.Kernel:
     """The kernels, built and launched by a toolchain."""
 
     def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
-        """Inputs and outputs as in `eqtp.backends.native.harmonics.run`."""
+        """Inputs and outputs as for `eqtp.backends.native.harmonics.run`."""
         xyz, g, c = inputs
         out, gxyz = outputs
         if not xyz.shape[0] or (out is None and gxyz is None):
             return
         in_cpp, degrees = PASSES[pass_], what.degrees
-        shape = shape_of(degrees, in_cpp, xyz.dtype)
+        shape = launch_shape(degrees, in_cpp, xyz.dtype)
         if not shape.tile:
             columns = sum(2 * l + 1 for l in degrees)
             raise RuntimeError(f"spherical_harmonics: {columns} columns do not fit the shared memory of a GPU")

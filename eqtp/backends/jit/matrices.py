@@ -9,43 +9,43 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
-    CONSTANT_BYTES,
-    UNROLLED_ENTRIES,
-    Specialised,
+    MAX_CONSTANT_BYTES,
+    MAX_UNROLLED_ENTRIES,
+    SpecialisedKernel,
     array_text,
-    entry_text,
+    kernel_text,
     members_text,
     memory_space,
     running_sum,
     sample_kernel,
-    tile_of,
+    sample_tile,
 )
 from eqtp.backends.jit.toolchain import GPU, STORAGE, Toolchain
 from eqtp.plans.matrices import MatrixProgram, conversion
 
 FILE = "matrices/matrices.cuh"
-MAX_SUMS = 36  # of products of matrices that a thread has in registers at most
-# threads that read the same place of a table from which on it stands in constant memory, which is slow for different
-# places
-BROADCAST = 16
+MAX_SUMS = 36  # elements of a product of matrices that a thread keeps in registers
+# threads that read the same element of a table, for it to be in constant memory, where reads of different elements are
+# slow
+MIN_BROADCAST_THREADS = 16
 
 
-def _block(size: int) -> tuple[int, int]:
-    """Rows and columns of the sums that a thread has in registers: as few blocks as there may be, with few rows that
-    two of them make."""
+def _register_block(size: int) -> tuple[int, int]:
+    """Rows and columns of the sums that a thread keeps in registers: as few blocks as possible, with as few rows
+    computed twice as possible."""
     rows = min((3, 4, 5), key=lambda n: -(-size // n) * n)
     count = -(-size // (MAX_SUMS // rows))  # blocks beside each other
     return min(rows, size), -(-size // count)
 
 
 def _conversions(program: MatrixProgram, inputs: list[int]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:
-    """Tables `first`, `at` and `c` of sums, and the first sum of each input and of each output: parts in the order of
-    pairs, and components."""
+    """Tables `first`, `at` and `c` of sums, and the first sum of each input (parts in the order of pairs) and of each
+    output (components)."""
     n, lengths, at, c = program.size, [], [], []
     start: dict[tuple[bool, int], int] = {}  # first sum
     pair = np.arange(n * (n + 1) // 2)
     a, b = np.sort([pair % n, (pair % n + pair // n) % n], axis=0)
-    rank = np.zeros(n * n, int)  # of the places in that order: upper, lower, upper, ..; on the diagonal only upper ones
+    rank = np.zeros(n * n, int)  # of each place in that order: upper, lower, upper, ..; on the diagonal only upper
     rank[b * n + a], rank[a * n + b] = 2 * pair + 1, 2 * pair
     for back, lmax in dict.fromkeys(
         [(False, program.lmax_in[i]) for i in inputs] + [(True, lmax) for lmax in program.lmax_out]
@@ -62,26 +62,26 @@ def _conversions(program: MatrixProgram, inputs: list[int]) -> tuple[dict[str, n
 
 
 @lru_cache(maxsize=1024)
-def specialise(program: MatrixProgram, dtype: torch.dtype) -> Specialised:
-    """The kernel of a program of matrices. Raises RuntimeError for one too large."""
+def specialise(program: MatrixProgram, dtype: torch.dtype) -> SpecialisedKernel:
+    """The kernel of a program. Raises RuntimeError for one that is too large."""
     terms = [term for terms in program.terms for term in terms]
     used = sorted({n for left, _, right, _ in terms for n in (left, right)})  # of a pair both
     first_in = running_sum((program.lmax_in[n] + 1) ** 2 for n in used)
     first_out = running_sum((lmax + 1) ** 2 for lmax in program.lmax_out)
     itemsize, size, tensors = 8 if dtype == torch.float64 else 4, program.size, len(used) + len(program.lmax_out)
-    rows, columns = _block(size)
+    rows, columns = _register_block(size)
     numbers = (len(used) + 1) * size**2 + max(first_in[-1], first_out[-1])
-    tile = tile_of("matrices", -(-size // rows) * -(-size // columns), tensors, lambda workers: numbers, itemsize)
+    tile = sample_tile("matrices", -(-size // rows) * -(-size // columns), tensors, lambda workers: numbers, itemsize)
     tables, to, back = _conversions(program, used)
     entries = sum(len(conversion(lmax, size).to) for lmax in [*(program.lmax_in[n] for n in used), *program.lmax_out])
     kinds = {"first": "int", "at": "short", "c": "double" if dtype == torch.float64 else "float"}
     length = sum(len(values) * {"first": 4, "at": 2, "c": itemsize}[name] for name, values in tables.items())
-    space = memory_space(length if tile.samples >= BROADCAST else CONSTANT_BYTES + 1)
+    space = memory_space(length if tile.samples >= MIN_BROADCAST_THREADS else MAX_CONSTANT_BYTES + 1)
     text = "".join(array_text(space, f"MATRIX_{name.upper()}", values, kinds[name]) for name, values in tables.items())
     members = members_text(
         SAMPLES=tile.samples,
         WORKERS=tile.workers,
-        UNROLL=int(2 * entries <= UNROLLED_ENTRIES and (tile.workers == 1 or tile.samples == 32)),
+        UNROLL=int(2 * entries <= MAX_UNROLLED_ENTRIES and (tile.workers == 1 or tile.samples == 32)),
         SIZE=size,
         ROWS=rows,
         COLUMNS=columns,
@@ -94,18 +94,18 @@ def specialise(program: MatrixProgram, dtype: torch.dtype) -> Specialised:
         TERM=running_sum(map(len, program.terms)),
         LEFT=[used.index(left) for left, _, _, _ in terms],
         RIGHT=[used.index(right) for _, _, right, _ in terms],
-        LEFT_TRANSPOSED=[int(turned) for _, turned, _, _ in terms],
-        RIGHT_TRANSPOSED=[int(turned) for _, _, _, turned in terms],
+        LEFT_TRANSPOSED=[int(transposed) for _, transposed, _, _ in terms],
+        RIGHT_TRANSPOSED=[int(transposed) for _, _, _, transposed in terms],
         TO=to,
         BACK=back,
     )
     for name, kind in kinds.items():
         members += f"  static __device__ constexpr {kind} {name}(int i) {{ return MATRIX_{name.upper()}[i]; }}\n"
     threads, registers = tile.samples * tile.workers, (rows * columns + columns + 30) * itemsize // 4
-    text += f"struct Plan {{\n{members}}};\n" + entry_text(
+    text += f"struct Plan {{\n{members}}};\n" + kernel_text(
         "matrices", STORAGE[dtype], threads, registers, len(used), len(program.lmax_out)
     )
-    return Specialised(
+    return SpecialisedKernel(
         f"namespace eqtp {{\n{text}}}\n", "eqtp::matrices_kernel", tuple(used), tile.samples, threads, tile.shared
     )
 

@@ -1,6 +1,6 @@
 """NVRTC, CUDA's run-time compiler, through ctypes: csrc/*.cuh to machine code. Needs no GPU, no driver and no CuPy.
 
-CuPy's own compiler is not used: it adds -ftz=true, so its code would differ from what nvcc makes and from what is
+CuPy's own compiler is not used: it adds -ftz=true, so its code would differ from nvcc's and from the code that is
 checked without a GPU.
 """
 
@@ -22,7 +22,7 @@ TEGRA = (72, 87, 101)  # other GPUs of the same generation cannot run their mach
 OPTIONS = ("-std=c++20", "-default-device", "--ptxas-options=-v")
 
 
-# ------------------------------------------------------------------------------------------------ what this machine has
+# ------------------------------------------------------------------------ what this machine has
 def major_version() -> str | None:
     """Major CUDA version of torch; None for a torch without CUDA."""
     return torch.version.cuda.split(".")[0] if torch.version.cuda else None
@@ -70,7 +70,7 @@ def library() -> C.CDLL:
     raise RuntimeError(f"NVRTC, the run-time compiler of CUDA, is missing ({'; '.join(errors)}): {remedy('nvrtc')}")
 
 
-# ------------------------------------------------------------------------------------------------ source
+# ------------------------------------------------------------------------ source
 def folder() -> Path:
     """Folder of the kernel sources: inside an installed package, beside it in a source tree."""
     package = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def source(*files: str) -> str:
     return "\n".join([*lines, '#line 1 "eqtp.cu"', ""])
 
 
-# ------------------------------------------------------------------------------------------------ NVRTC
+# ------------------------------------------------------------------------ NVRTC
 class Compiled(NamedTuple):
     """Machine code of one program: the cubin, the symbol of each requested name, and the compiler's log."""
 

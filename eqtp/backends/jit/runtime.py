@@ -85,7 +85,7 @@ def why_not() -> str | None:
 why_not._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
-# ------------------------------------------------------------------------------------------------ messages
+# ------------------------------------------------------------------------ messages
 def _notice(message: str) -> None:
     log.info(message)
     if os.environ.get("EQTP_QUIET", "0") in ("", "0"):
@@ -114,7 +114,7 @@ def _warn_no_cache(folder: Path, reason: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-# ------------------------------------------------------------------------------------------------ cache
+# ------------------------------------------------------------------------ cache
 _compiled: dict[str, Compiled] = {}
 _key_locks: dict[str, threading.Lock] = {}  # entry -> held by the thread that reads or compiles it
 
@@ -246,7 +246,7 @@ def compile_all(
         return list(pool.map(lambda program: cached(*program, arch, options), programs))
 
 
-# ------------------------------------------------------------------------------------------------ launch
+# ------------------------------------------------------------------------ launch
 class Kernel:
     """A kernel in the memory of one GPU."""
 

@@ -1,6 +1,6 @@
-"""Specialised kernels whose threads work on samples: how a kernel is written as text, sized and launched.
+"""Specialised kernels whose threads work on samples: their text, their sizes, their launch.
 
-Every kernel takes C, B C, and for each input that is used and each output a pointer and the strides of B and C.
+Every kernel takes C, B C, and for each used input and each output a pointer and the strides of B and C.
 """
 
 from __future__ import annotations
@@ -13,59 +13,58 @@ import numpy as np
 from eqtp.backends import registry
 from eqtp.backends.jit.toolchain import MAX_BLOCKS, Toolchain
 
-TILES = (32, 16, 8, 4, 2, 1)  # samples of a tile
-MAX_SHARED = 96 * 1024  # bytes of a block, which every GPU since 2020 has
-# bytes of shared memory that blocks beside each other have (H100 and later), only to choose between tiles
-SHARED_PER_SM = 224 * 1024
-WARPS_PER_SM = 16  # of a multiprocessor: with the registers of these kernels there are seldom more
-FEW_REGISTERS = 100  # with which WARPS_PER_SM warps fit
-MAX_THREADS = 256  # of a block: a thread may have all registers there are
-CONSTANT_BYTES = 60 * 1024  # bytes of tables that fit the constant memory; longer ones are read through the caches
-UNROLLED_ENTRIES = 1500  # of couplings, or to and from matrices, up to which tables are instructions, not data
+TILE_SAMPLES = (32, 16, 8, 4, 2, 1)  # samples of a tile, to choose from
+MAX_SHARED = 96 * 1024  # bytes of shared memory of a block, which every GPU since 2020 has
+SHARED_PER_SM = 224 * 1024  # bytes of shared memory of a multiprocessor (H100 and later), to choose between tiles
+WARPS_PER_SM = 16  # resident on a multiprocessor: these kernels' registers seldom allow more
+FEW_REGISTERS = 100  # of a thread, with which WARPS_PER_SM warps are resident
+MAX_THREADS = 256  # of a block: each may have the maximum of 255 registers
+MAX_CONSTANT_BYTES = 60 * 1024  # of tables in constant memory; longer ones are in global memory
+MAX_UNROLLED_ENTRIES = 1500  # of couplings or conversions: with more, tables are data, not instructions
 
 
-class Specialised(NamedTuple):
-    """A kernel: what follows the text of its file, its name, the inputs it takes, and its launch."""
+class SpecialisedKernel(NamedTuple):
+    """A kernel: the text that follows its file, its name, its inputs and its launch."""
 
     text: str
     name: str
     inputs: tuple[int, ...]  # those that are used
-    samples: int  # of a tile, of a block of threads
-    threads: int
-    shared: int  # bytes
+    samples: int  # per block of threads
+    threads: int  # per block
+    shared: int  # bytes of dynamic shared memory
 
     def blocks(self, samples: int) -> int:
         """Blocks of threads for this many samples."""
         return min(-(-samples // self.samples), MAX_BLOCKS)
 
 
-class Tile(NamedTuple):
-    """How samples are spread over threads: samples x workers threads in a block."""
+class SampleTile(NamedTuple):
+    """How samples are distributed over threads: a block has samples x workers threads."""
 
     samples: int
     workers: int
     shared: int  # bytes
 
 
-def tile_of(op: str, most: int, tensors: int, numbers, itemsize: int) -> Tile:
-    """The tile that keeps most threads at work. most: rows that workers share; numbers(workers): numbers of a sample in
-    shared memory."""
+def sample_tile(op: str, most: int, tensors: int, numbers, itemsize: int) -> SampleTile:
+    """The tile that keeps most threads busy. most: rows that a sample's workers divide among them; numbers(workers):
+    numbers of a sample in shared memory. Raises RuntimeError if none fits."""
     best, score = None, 0.0
-    for samples in TILES:
+    for samples in TILE_SAMPLES:
         for workers in range(min(most, MAX_THREADS // samples), 0, -1):
             shared = tensors * samples * 8 + numbers(workers) * (samples | 1) * itemsize
             blocks = min(SHARED_PER_SM // shared, WARPS_PER_SM // -(-samples * workers // 32))
             busy = blocks * samples * most / -(-most // workers)  # threads at work, on average
-            busy *= samples**0.25  # those of one row read the same tables; a guess, not a measurement
+            busy *= samples**0.25  # the samples of a row read the same tables; a guess, not a measurement
             if shared <= MAX_SHARED and busy > score:
-                best, score = Tile(samples, workers, shared), busy
+                best, score = SampleTile(samples, workers, shared), busy
     if best is None:
         raise RuntimeError(f"{op}: inputs and outputs with {numbers(1)} numbers do not fit the shared memory of a GPU")
     return best
 
 
 def running_sum(counts: Iterable[int]) -> list[int]:
-    """0, and the sums of the first, the first two, .."""
+    """[0, counts[0], counts[0] + counts[1], ..]"""
     return [0, *np.cumsum([*counts]).tolist()]
 
 
@@ -88,13 +87,13 @@ def array_text(space: str, name: str, values: np.ndarray, kind: str) -> str:
 
 
 def memory_space(size: int) -> str:
-    """Where tables of this many bytes stand."""
-    return "__constant__" if size <= CONSTANT_BYTES else "__device__"
+    """The memory space for tables of this many bytes."""
+    return "__constant__" if size <= MAX_CONSTANT_BYTES else "__device__"
 
 
-def entry_text(op: str, storage: str, threads: int, registers: int, inputs: int, outputs: int) -> str:
-    """The kernel `eqtp::{op}_kernel`. registers: about how many a thread needs."""
-    # told nothing, ptxas spills for the sake of more blocks
+def kernel_text(op: str, storage: str, threads: int, registers: int, inputs: int, outputs: int) -> str:
+    """The kernel `eqtp::{op}_kernel`. registers: estimate per thread."""
+    # without a minimum of resident blocks, ptxas spills to make room for more of them
     resident = max(1, WARPS_PER_SM // -(-threads // 32)) if registers <= FEW_REGISTERS else 1
     tensors = [("const " + storage, f"in{n}") for n in range(inputs)] + [(storage, f"out{n}") for n in range(outputs)]
     parameters = "".join(f", {kind}* {name}, Index {name}_batch, Index {name}_channel" for kind, name in tensors)
@@ -108,9 +107,9 @@ def entry_text(op: str, storage: str, threads: int, registers: int, inputs: int,
 """
 
 
-def run_samples(toolchain: Toolchain, file: str, kernel: Specialised | None, inputs, outputs) -> None:
-    """Rows [B, C, n] of many tensors, the last dimension contiguous (csrc/common/tile.cuh). kernel: None for a sum of
-    nothing."""
+def run_samples(toolchain: Toolchain, file: str, kernel: SpecialisedKernel | None, inputs, outputs) -> None:
+    """inputs, outputs: [B, C, n] each, the last dimension contiguous (csrc/common/tile.cuh). kernel: None for an empty
+    sum."""
     if not outputs or not outputs[0].shape[:2].numel():
         return
     batch, channels = outputs[0].shape[:2]
@@ -126,7 +125,7 @@ def run_samples(toolchain: Toolchain, file: str, kernel: Specialised | None, inp
 
 
 def sample_kernel(engine: str, file: str, specialise: Callable, toolchain: Toolchain) -> registry.Kernel:
-    """The kernels of an engine: specialise(descriptor, dtype) -> Specialised, or None for a sum of nothing."""
+    """The kernels of an engine: specialise(descriptor, dtype) -> SpecialisedKernel, or None for an empty sum."""
 
     def run(descriptor, pass_, inputs, outputs) -> None:
         """inputs, outputs: [B, C, n] each, the last dimension contiguous. Raises RuntimeError for rows that do not fit

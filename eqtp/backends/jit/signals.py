@@ -9,14 +9,14 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
-    Specialised,
+    SpecialisedKernel,
     array_text,
-    entry_text,
+    kernel_text,
     members_text,
     memory_space,
     running_sum,
     sample_kernel,
-    tile_of,
+    sample_tile,
 )
 from eqtp.backends.jit.toolchain import GPU, STORAGE, Toolchain
 from eqtp.math import sphere
@@ -24,14 +24,13 @@ from eqtp.plans.signals import SignalProgram
 
 FILE = "signals/signals.cuh"
 KINDS = ("VALUE", "DOWN", "EAST")  # fields of an input in C++
-UNROLLED = 4000  # instructions of a row of a program up to which its columns are no loop
-# numbers that a row of a program works on, up to which its columns are unrolled without spills; fitted to what ptxas
-# reports
-REGISTERS = 220
+MAX_UNROLLED_INSTRUCTIONS = 4000  # of a row of a program: with more, its columns are a loop
+# numbers in a row of a program: with more, unrolled columns would spill; fitted to what ptxas reports
+MAX_UNROLLED_NUMBERS = 220
 
 
 def _slots(lmax: int) -> int:
-    """Parts (x, m, y) that there are of one field."""
+    """Number of parts (x, m, y) of one field."""
     return 4 * lmax or 1
 
 
@@ -44,7 +43,7 @@ def _triangle(lmax: int, table: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _synthesis(program: SignalProgram, fields: list[tuple[int, int]], rows: int) -> tuple[dict[str, np.ndarray], str]:
-    """Tables by name, each once, and the functions `synthesis`, `projection` and `azimuth` that read them."""
+    """Tables by name, without duplicates, and the C++ functions `synthesis`, `projection`, `azimuth` that read them."""
     tables, functions = {}, {"synthesis": [], "projection": []}
     uses = [("synthesis", program.lmax_in[n], ("legendre", "slope", "steep")[field]) for n, field in fields]
     uses += [("projection", lmax, "projection") for lmax in program.lmax_out]
@@ -71,9 +70,9 @@ def _synthesis(program: SignalProgram, fields: list[tuple[int, int]], rows: int)
 
 
 @lru_cache(maxsize=1024)
-def specialise(program: SignalProgram, dtype: torch.dtype) -> Specialised | None:
-    """The kernel of a program; None if it has no terms, so that all outputs are zero. Raises RuntimeError for one too
-    large."""
+def specialise(program: SignalProgram, dtype: torch.dtype) -> SpecialisedKernel | None:
+    """The kernel of a program; None if it has no terms, so that all outputs are zero. Raises RuntimeError for one that
+    is too large."""
     fields = [(n, field) for n in range(len(program.lmax_in)) for field in program.fields(n)]
     if not fields:
         return None
@@ -89,7 +88,7 @@ def specialise(program: SignalProgram, dtype: torch.dtype) -> Specialised | None
         both = max(first_in[-1], first_out[-1]) if workers == rows else first_in[-1] + first_out[-1]
         return both + workers * total[-1]
 
-    tile = tile_of("signals", rows, len(used) + len(program.lmax_out), numbers, itemsize)
+    tile = sample_tile("signals", rows, len(used) + len(program.lmax_out), numbers, itemsize)
     column = part[-1] + total[-1] + 24 * (len(fields) + len(program.lmax_out)) + 8 * sum(len(t.factors) for t in terms)
     registers = part[-1] + total[-1] + 8 * (len(fields) + 1)
     tables, functions = _synthesis(program, fields, -(-rows // tile.workers) * tile.workers)
@@ -98,7 +97,7 @@ def specialise(program: SignalProgram, dtype: torch.dtype) -> Specialised | None
     members = members_text(
         SAMPLES=tile.samples,
         WORKERS=tile.workers,
-        UNROLL=int(column * columns <= UNROLLED and registers <= REGISTERS),
+        UNROLL=int(column * columns <= MAX_UNROLLED_INSTRUCTIONS and registers <= MAX_UNROLLED_NUMBERS),
         ROWS=rows,
         COLUMNS=columns,
         IN=len(used),
@@ -120,8 +119,8 @@ def specialise(program: SignalProgram, dtype: torch.dtype) -> Specialised | None
     text = "".join(array_text(space, name, table, number) for name, table in tables.items())
     text += f"struct Plan {{\n  using Number = {number};\n{members}{functions}}};\n"
     threads = tile.samples * tile.workers
-    text += entry_text("signals", STORAGE[dtype], threads, registers * itemsize // 4, len(used), len(program.lmax_out))
-    return Specialised(
+    text += kernel_text("signals", STORAGE[dtype], threads, registers * itemsize // 4, len(used), len(program.lmax_out))
+    return SpecialisedKernel(
         f"namespace eqtp {{\n{text}}}\n", "eqtp::signals_kernel", used, tile.samples, threads, tile.shared
     )
 

@@ -1,5 +1,5 @@
-"""How specialised kernels are built and launched: on a GPU by NVRTC and CuPy; the tests hand the engines a C++
-compiler, so the same lines run with and without a GPU."""
+"""How specialised kernels are built and launched: on a GPU by NVRTC and CuPy. Tests give the engines a C++ compiler
+instead, so that the same code runs without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eqtp.backends.jit import runtime
 from eqtp.backends.tensors import why_not_dtype
 
 MAX_BLOCKS = 2**31 - 1  # of one launch
-# How C++ calls the dtypes of tensors
+# The C++ names of dtypes
 STORAGE = {torch.float32: "float", torch.float64: "double", torch.float16: "eqtp::f16", torch.bfloat16: "eqtp::bf16"}
 
 

@@ -1,2 +1,1 @@
-"""The family "native": eqtp._native, C++ for tensors on the CPU and CUDA, compiled ahead of time, for those on a
-GPU."""
+"""The family "native": eqtp._native, compiled ahead of time: C++ for CPU tensors, CUDA for GPU tensors."""

@@ -9,7 +9,7 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.native import library
-from eqtp.backends.native.channelwise_columns import walk
+from eqtp.backends.native.channelwise_columns import walk_columns
 from eqtp.backends.tensors import address, compute_dtype, contiguous_rows
 from eqtp.plans import channelwise
 from eqtp.plans.calls import EdgeKind, Operands, Outputs, Pass
@@ -23,7 +23,7 @@ def _why_not(plan: TensorProductPlan | None, device: torch.device, dtype: torch.
 
 @lru_cache(maxsize=256)
 def plan(key: str):
-    """The kernels' own copy of a channelwise plan's columns (csrc/channelwise/plan.h)."""
+    """A channelwise plan in C++ (csrc/channelwise/plan.h)."""
     p = TensorProductPlan.from_key(key)
     in2 = p.irreps_in2.slices()
     slots = [
@@ -62,12 +62,12 @@ def _run_cpu(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
 
 
 @lru_cache(maxsize=256)
-def _uploaded(key: str, device: torch.device, compute: torch.dtype) -> tuple:
-    """The tensors of both walks, forward and backward, on a device, and their sizes; coefficients in the dtype that the
-    kernels compute in."""
+def _walk_tensors(key: str, device: torch.device, compute: torch.dtype) -> tuple:
+    """`WalkColumns` of the forward and the backward walk as tensors on a device, and their sizes; coefficients in the
+    dtype `compute`."""
     both = []
     for forward in (True, False):
-        w = walk(TensorProductPlan.from_key(key), forward)
+        w = walk_columns(TensorProductPlan.from_key(key), forward)
         tensors = [torch.from_numpy(a).to(device) for a in w[:-1]]
         both.append(([t.to(compute) if t.is_floating_point() else t for t in tensors], w.sizes))
     return tuple(both)
@@ -75,11 +75,11 @@ def _uploaded(key: str, device: torch.device, compute: torch.dtype) -> tuple:
 
 def _run_cuda(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:
     x, edges = inputs.x, inputs.edges
-    (fwd, fwd_sizes), (bwd, bwd_sizes) = _uploaded(key, x.device, compute_dtype(x.dtype))
+    (fwd, fwd_sizes), (bwd, bwd_sizes) = _walk_tensors(key, x.device, compute_dtype(x.dtype))
     gy = outputs.gy
-    shares = None  # [channel groups, e, dim2] of the gradient of y
+    partial_gy = None  # [channel groups, e, dim2]
     if gy is not None:
-        shares = torch.empty(bwd_sizes[0], *gy.shape, dtype=compute_dtype(x.dtype), device=x.device)
+        partial_gy = torch.empty(bwd_sizes[0], *gy.shape, dtype=compute_dtype(x.dtype), device=x.device)
     library._native.tensor_product_conv_cuda(
         [t.data_ptr() for t in fwd],
         fwd_sizes,
@@ -91,10 +91,10 @@ def _run_cuda(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None
         [] if edges.kind is EdgeKind.ROWS else [t.data_ptr() for t in edges[:6]],
         [(t.data_ptr(), t.stride(0)) for t in inputs.tensors],
         [address(t) for t in outputs],
-        address(shares),
+        address(partial_gy),
         tuple(dims(key)),
         library.dtype_code(x.dtype),
-        *library.place(x.device),
+        *library.device_and_stream(x.device),
     )
 
 

@@ -29,8 +29,8 @@ def _harmonics(degrees: tuple[int, ...], normalization: str):
 
 @lru_cache(maxsize=256)
 def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.device, compute: torch.dtype):
-    """Constants for csrc/harmonics/harmonics.cu: on the host (None unless all degrees stand in order), and the run-time
-    tables on the device."""
+    """Constants for csrc/harmonics/harmonics.cu: on the host (None unless the columns are all degrees in order), and
+    the run-time tables on the device."""
     constants, start, column = harmonics.tables(degrees, normalization)
     fixed = None if harmonics.columns(degrees) else np.ascontiguousarray(constants)
     integers = [torch.tensor(t or [0], dtype=torch.int32, device=device) for t in (start, column)]
@@ -38,8 +38,11 @@ def _harmonics_cuda(degrees: tuple[int, ...], normalization: str, device: torch.
 
 
 def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
-    """A pass for points xyz [n, 3]. FWD: inputs (xyz, None, None), outputs (out, None). BWD: (xyz, g, None), (None,
-    gxyz). BWDBWD: (xyz, g, c), (gg, gxyz). Outputs contiguous, or None where they are not wanted."""
+    """A pass for points xyz [n, 3]. Outputs are contiguous, or None if not wanted.
+
+    FWD: inputs (xyz, None, None), outputs (out, None). BWD: (xyz, g, None), (None, gxyz). BWDBWD: (xyz, g, c), (gg,
+    gxyz).
+    """
     xyz, g, c = inputs
     out, gxyz = outputs
     g = None if g is None else contiguous_rows(g)
@@ -57,7 +60,7 @@ def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
     fixed, tables = _harmonics_cuda(degrees, normalization, xyz.device, compute_dtype(xyz.dtype))
     shape = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
     host = 0 if fixed is None else fixed.ctypes.data
-    end = library.dtype_code(xyz.dtype), *library.place(xyz.device)
+    end = library.dtype_code(xyz.dtype), *library.device_and_stream(xyz.device)
     library._native.spherical_harmonics_cuda(*shape, host, *map(address, tables), *points, *end)
 
 

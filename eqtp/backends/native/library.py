@@ -1,4 +1,4 @@
-"""The compiled module eqtp._native, whether it can serve a tensor, and how it is called."""
+"""The compiled module eqtp._native: whether it supports a tensor, and how it is called."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CUDA_DTYPES = (*DTYPES, torch.float16, torch.bfloat16)  # in the order of the co
 
 
 def why_not(binding: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the compiled module has this binding (on a GPU: with _cuda behind its name) for this device and dtype,
-    else the reason as a sentence."""
+    """None if the compiled module has this binding (on a GPU: with the suffix _cuda) for this device and dtype, else
+    the reason as a sentence."""
     if _missing:
         return _missing
     if device.type not in ("cpu", "cuda"):
@@ -48,19 +48,19 @@ def _no_gpu() -> str | None:
 _no_gpu._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
-def place(device: torch.device) -> tuple[int, int]:
+def device_and_stream(device: torch.device) -> tuple[int, int]:
     """Index of a GPU and the address of its current stream."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def dtype_code(dtype: torch.dtype) -> int:
-    """How CUDA bindings name a dtype."""
+    """The code of a dtype in CUDA bindings."""
     return CUDA_DTYPES.index(dtype)
 
 
 def csr(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """ptr [num + 1] and order [e] int64 of an index [e] on the CPU, stable, and the position of the first value outside
-    [0, num), or -1."""
+    """ptr [num + 1] and order [e] int64 of an index [e] on the CPU, by a stable sort, and the position of the first
+    value outside [0, num), or -1."""
     index = index.contiguous()
     ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
     is64 = index.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""Products of the matrices that stand for functions on the sphere: csrc/matrices."""
+"""Products of matrices that represent functions on the sphere: csrc/matrices."""
 
 from __future__ import annotations
 

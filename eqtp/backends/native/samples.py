@@ -1,4 +1,4 @@
-"""How kernels whose lanes are samples are called (csrc/common/samples.h)."""
+"""How the kernels that work on samples are called (csrc/common/samples.h)."""
 
 from __future__ import annotations
 

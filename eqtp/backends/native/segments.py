@@ -19,7 +19,7 @@ def _call(binding: str, rows: torch.Tensor, num: int, out: torch.Tensor, ptr, or
     addresses = rows.data_ptr(), rows.stride(0), ptr.data_ptr(), order.data_ptr()
     arguments = *addresses, len(rows), num, rows.shape[1], out.data_ptr(), *more
     if rows.is_cuda:
-        end = library.dtype_code(rows.dtype), *library.place(rows.device)
+        end = library.dtype_code(rows.dtype), *library.device_and_stream(rows.device)
         getattr(library._native, f"{binding}_cuda")(*arguments, *end)
     else:
         getattr(library._native, binding)(*arguments, rows.dtype == torch.float64, torch.get_num_threads())

@@ -32,7 +32,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def on(device: torch.device):
-    """Context in which Triton launches on the device of the tensors, which need not be the current one."""
+    """Context in which Triton launches on this device, which need not be the current one."""
     return {"cuda": torch.cuda.device, "xpu": torch.xpu.device}.get(device.type, nullcontext)(device)
 
 

@@ -1,4 +1,4 @@
-"""Products of the matrices that stand for functions on the sphere: kernels/matrices.py."""
+"""Products of matrices that represent functions on the sphere: kernels/matrices.py."""
 
 from eqtp.backends import triton
 

@@ -3,4 +3,6 @@
 from eqtp.backends import triton
 from eqtp.backends.tensors import contiguous_rows
 
-triton.register("segments", lambda inputs: (*map(contiguous_rows, inputs[:-2]), *inputs[-2:]))  # behind: ptr, order
+triton.register(
+    "segments", lambda inputs: (*map(contiguous_rows, inputs[:-2]), *inputs[-2:])
+)  # the last two: ptr, order
