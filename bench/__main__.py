@@ -284,9 +284,8 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
 
         times = {"rounds": options.repeat, "min_time": options.min_time, "warmup": options.warmup}
         timings, failed = harness.time_together(calls, **times, step=step, device=options.device)
-        for (
-            backend
-        ) in options.backend:  # ours may not fail where a peer may, except that the reference may need too much memory
+        # ours may not fail where a peer may, except that the reference may need too much memory
+        for backend in options.backend:
             if backend in failed and not (backend == "reference" and "OutOfMemory" in failed[backend]):
                 raise WrongKernel(f"{problem}, {TITLES[pass_]}: backend {backend} raised {failed[backend]}")
         away = missing | failed

@@ -1,12 +1,10 @@
 """Which product is quick, which is expressive, which is exact: `python -m bench products ...` in the repository root.
 
-    python -m bench products --layout siso,simo,mimo --lmax 1..10 --channels 1,32,128 --batch 1000 --json
-      bench/results/products-1.json
-    python -m bench products --layout mimo --lmax 4,8 --channels 1 --against e3nn,e3nn-even,published,dense-grid,pof
-      --pof PATH --passes fwd,bwd
-    python -m bench products --targets        the named comparisons, with what was to be reached:
-      bench/results/products-targets-<threads>.json
-    python -m bench products --rule           sparse against grid, for AUTO of eqtp/ops/gaunt_tensor_product.py
+    python -m bench products --layout siso,mimo --lmax 1..10 --channels 1,32 --json bench/results/products-1.json
+    python -m bench products --lmax 4,8 --channels 1 --passes fwd,bwd --against e3nn,published,pof --pof PATH
+    python -m bench products --targets    the named comparisons, with what was to be reached:
+                                          bench/results/products-targets-<threads>.json
+    python -m bench products --rule       sparse against grid, for AUTO of eqtp/ops/gaunt_tensor_product.py
 
 Layouts and products: bench/product_methods.py; passes, the clock and taking turns: bench/harness.py. Each method is
 first compared with the reference in float64 at a small size; one of ours that is off by more than 1e-5 (float64: 1e-12)

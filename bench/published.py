@@ -2,14 +2,11 @@
 tables made beforehand.
 
     published-fft      Luo, Chen, Krishnapriyan (ICLR 2024): coefficients in padded rows [lmax+1, 2 lmax+1], dense
-                       conversion to a complex
-                       double Fourier series (a product that holds [rows, channels, l, m, u, 2] and its sum over l),
-                         complex FFT of exact
-                       size, dense conversion back
+                       conversion to a complex double Fourier series (a product that holds [rows, channels, l, m, u, 2]
+                       and its sum over l), complex FFT of exact size, dense conversion back
     published-direct   the same, with matrix products as conversions and the convolution of the two series as it stands
-    published-grid     Xie et al. (Price of Freedom): values on (2 L + 1) x (4 L + 2) points of a Gauss-Legendre grid, 2
-                       L = lmax1 + lmax2, by
-                       dense matrices
+    published-grid     Xie et al. (Price of Freedom): values on (2 L + 1) x (4 L + 2) points of a Gauss-Legendre grid,
+                       2 L = lmax1 + lmax2, by dense matrices
     dense-grid         the same on the smallest exact grid: what one writes who knows how many points are needed
 
 Each is a `Published`: operands in the layout that the method wants (made before the clock starts) to a result in its

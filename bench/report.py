@@ -38,6 +38,14 @@ def write(rows: list[dict], folder: Path, machine: str) -> list[Path]:
     return [folder / name for name in sorted(texts)]
 
 
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The text of a page with this between two marks. Raises ValueError unless each mark stands there once."""
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page must have one {begin} and one {end}")
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
 def _size(row: dict) -> str:
     size = dict(row["size"])
     graph = size.pop("graph", None)

@@ -3,9 +3,13 @@ docs/kernel_table.py"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench is not part of the installed package
+
 import eqtp  # noqa: F401 (registers everything)
+from bench.report import between
 from eqtp.backends import registry
 
 PAGE = Path(__file__).with_name("backends.md")
@@ -26,8 +30,7 @@ def table() -> str:
 
 def with_table(page: str) -> str:
     """The text of the page with the table between its two marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # bench is not part of the installed package
+
+from bench.report import between  # noqa: E402
+
 BEGIN, END = "<!-- products: begin -->", "<!-- products: end -->"
 LAYOUTS = {
     "siso": "one degree by one degree\nto one degree (SISO)",
@@ -39,29 +43,13 @@ RUNTIME = (
     "published-direct", "published-grid", "dense-grid", "pof-grid",
 )  # fmt: skip
 PER_DOF = (
-    "gaunt",
-    "gaunt+odd",
-    "matrix",
-    "vector-signal",
-    "cg-sparse",
-    "cg-dense",
-    "e3nn-even",
-    "e3nn",
-    "published-fft",
+    "gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "cg-dense", "e3nn-even", "e3nn", "published-fft",
     "pof-grid",
-)
+)  # fmt: skip
 ERRORS = (
-    "gaunt-sparse",
-    "gaunt-grid",
-    "gaunt-fourier",
-    "gaunt+odd",
-    "matrix",
-    "vector-signal",
-    "cg-sparse",
-    "e3nn",
-    "published-fft",
-    "pof-grid",
-)
+    "gaunt-sparse", "gaunt-grid", "gaunt-fourier", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn",
+    "published-fft", "pof-grid",
+)  # fmt: skip
 TABLES = {  # caption: methods
     "degrees 0..l by 0..l to 0..2 l (MIMO)": (
         "gaunt", "gaunt+odd", "matrix", "vector-signal", "cg-sparse", "e3nn-even", "e3nn", "published-fft",
@@ -182,10 +170,7 @@ def content(rows: list[dict], channels: int | None = None) -> str:
 def with_content(page: str, rows: list[dict], channels: int | None = None) -> str:
     """The text of the page with pictures and tables of these rows. Raises ValueError if the two marks are not there
     once each."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page must have one {BEGIN} and one {END}")
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{content(rows, channels)}\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, content(rows, channels))
 
 
 def lines_of(axis, rows: list[dict], names: tuple[str, ...], key: str) -> None:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # bench is not part of the installed package
 
 from bench.peers import note  # noqa: E402
+from bench.report import between  # noqa: E402
 
 PASSES = {
     "fwd": "forward",
@@ -152,10 +153,7 @@ def short_table(rows: list[dict]) -> str:
 
 def with_table(page: str, text: str) -> str:
     """The text of a page with this table. Raises ValueError if the two marks are not there once each."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page must have one {BEGIN} and one {END}")
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    return between(page, BEGIN, END, text)
 
 
 def label(figure, axis, rows: list[dict], heights: list[float]) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 
+import emulation
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,16 @@ def global_state():
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     eqtp.set_backend(None)
+
+
+@pytest.fixture(
+    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
+)
+def target(request):
+    """(family, device): the specialised kernels, emulated and on a GPU."""
+    if request.param[0] == "emulated" and emulation.why_not(None):
+        pytest.skip(emulation.why_not(None))
+    return request.param
 
 
 @pytest.fixture

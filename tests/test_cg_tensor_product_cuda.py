@@ -2,7 +2,6 @@
 in float64: compiled as C++ and run on CPU tensors; where there is a GPU, on it."""
 
 import emulated  # noqa: F401 (the family)
-import emulation
 import numpy as np
 import programs
 import pytest
@@ -16,16 +15,6 @@ from eqtp.plans import couplings
 
 OUTPUTS = {"fwd": 1, "bwd": 2, "bwdbwd": 3}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-@pytest.fixture(
-    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
-)
-def target(request):
-    """(family, device)."""
-    if request.param[0] == "emulated" and emulation.why_not(None):
-        pytest.skip(emulation.why_not(None))
-    return request.param
 
 
 def gaunt(kind, degrees, pass_):

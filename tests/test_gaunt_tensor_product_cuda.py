@@ -19,16 +19,6 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, tor
 DEGREES = [(0, 0, 0), (0, 2, 1), (2, 0, 3), (1, 3, 2), (3, 1, 5)]
 
 
-@pytest.fixture(
-    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
-)
-def target(request):
-    """(family, device)."""
-    if request.param[0] == "emulated" and emulation.why_not(None):
-        pytest.skip(emulation.why_not(None))
-    return request.param
-
-
 def program(kind, degrees, pass_):
     return signals.product(kind, *degrees, pass_, (True,) * OUTPUTS[pass_])
 

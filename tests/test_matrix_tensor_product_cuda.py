@@ -22,16 +22,6 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, tor
 DEGREES = [(0, 0, 0), (1, 1, 2), (1, 3, 1), (2, 3, 4), (6, 1, 2)]  # matrices of 1, 3, 5, 5 and 7 rows
 
 
-@pytest.fixture(
-    params=[("emulated", "cpu"), pytest.param(("jit", "cuda"), marks=pytest.mark.gpu)], ids=lambda t: "-".join(t)
-)
-def target(request):
-    """(family, device)."""
-    if request.param[0] == "emulated" and emulation.why_not(None):
-        pytest.skip(emulation.why_not(None))
-    return request.param
-
-
 def program(degrees, split, pass_):
     return matrices.product(*degrees, split, pass_, (True,) * OUTPUTS[pass_])
 

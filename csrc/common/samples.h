@@ -109,17 +109,4 @@ static void each_sample_tile(int64_t count, int threads, int64_t workspace, cons
 
 }  // namespace eqtp::EQTP_SIMD
 
-#else
-#include <tuple>
-
-namespace eqtp {
-using Operand = std::tuple<uintptr_t, int64_t, int64_t>;  // address, strides of b and c
-
-template <class T>
-static Samples<T> samples(const Operand& tensor, int64_t count_b, int64_t count_c, int64_t n) {
-  const auto [address, b, c] = tensor;
-  T* const data = reinterpret_cast<T*>(address);
-  return {data, b, c, n, data + (count_b - 1) * b + (count_c - 1) * c + n};
-}
-}  // namespace eqtp
 #endif

@@ -52,6 +52,7 @@ EQTP_INSTANTIATE_KERNEL(couple, CouplingArgs);
 
 #include "common/module.h"
 #include "common/precisions.h"
+#include "common/sample_calls.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -92,16 +93,13 @@ static void run(const CouplingTable& t, const std::vector<Operand>& x, const std
                           .count_b = b,
                           .count_c = c,
                           .threads = threads};
-  py::gil_scoped_release nogil;
   EQTP_RUN(couple, a);
 }
 
 EQTP_BINDING(define_coupling) {
   py::class_<CouplingTable>(m, "CouplingTable")
       .def(py::init<Ints, Ints, Ints, Ints, Ints, Ints, Ints, std::vector<double>>());
-  m.def("couple",
-        [](const CouplingTable& t, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
-           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(t, x, y, b, c, threads); }); });
+  define_run<CouplingTable>(m, "couple");
 }
 
 }  // namespace eqtp

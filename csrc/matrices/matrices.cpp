@@ -172,6 +172,7 @@ EQTP_INSTANTIATE_KERNEL(matrices, MatricesArgs);
 
 #include "common/module.h"
 #include "common/precisions.h"
+#include "common/sample_calls.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -232,7 +233,6 @@ static void run(const MatrixProgram& p, const std::vector<Operand>& x, const std
                           .count_b = count_b,
                           .count_c = count_c,
                           .threads = threads};
-  py::gil_scoped_release nogil;
   EQTP_RUN(matrices, a);
 }
 
@@ -261,9 +261,7 @@ EQTP_BINDING(define_matrix_tensor_product) {
                              .used = used,
                              .place = place};
       }));
-  m.def("matrices",
-        [](const MatrixProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
-           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(p, x, y, b, c, threads); }); });
+  define_run<MatrixProgram>(m, "matrices");
 }
 
 }  // namespace eqtp

@@ -246,8 +246,8 @@ struct SegmentCall {
   int64_t x_stride;
   P ptr, order;
   int64_t e, num, c;
-  P out, arg = 0, y = 0;
-  int64_t y_stride = 0;
+  P out, arg, y;
+  int64_t y_stride;
   bool f64;
   int threads;
 
@@ -281,10 +281,10 @@ static void softmax_bwd(const SegmentCall& call) {
   with_real(call.f64, [&](auto real) { EQTP_RUN(segment_softmax_bwd, call.args<decltype(real)>()); });
 }
 
-// A kernel whose arguments in Python are those of segment_sum
+// A kernel as Python calls it
 template <void run(const SegmentCall&)>
-static void like_sum(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t num, int64_t c, P out, bool f64,
-                     int threads) {
+static void bind(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t num, int64_t c, P out, P arg, P y,
+                 int64_t y_stride, bool f64, int threads) {
   run({.x = x,
        .x_stride = x_stride,
        .ptr = ptr,
@@ -293,46 +293,20 @@ static void like_sum(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t n
        .num = num,
        .c = c,
        .out = out,
-       .f64 = f64,
-       .threads = threads});
-}
-static void bind_max(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t num, int64_t c, P out, P arg, bool f64,
-                     int threads) {
-  max({.x = x,
-       .x_stride = x_stride,
-       .ptr = ptr,
-       .order = order,
-       .e = e,
-       .num = num,
-       .c = c,
-       .out = out,
        .arg = arg,
+       .y = y,
+       .y_stride = y_stride,
        .f64 = f64,
        .threads = threads});
-}
-static void bind_softmax_bwd(P g, int64_t g_stride, P ptr, P order, int64_t e, int64_t num, int64_t c, P gx, P y,
-                             int64_t y_stride, bool f64, int threads) {
-  softmax_bwd({.x = g,
-               .x_stride = g_stride,
-               .ptr = ptr,
-               .order = order,
-               .e = e,
-               .num = num,
-               .c = c,
-               .out = gx,
-               .y = y,
-               .y_stride = y_stride,
-               .f64 = f64,
-               .threads = threads});
 }
 
 EQTP_BINDING(define_segments) {
   const pybind11::call_guard<pybind11::gil_scoped_release> without_lock;
   m.def("csr", &csr, without_lock);
-  m.def("segment_sum", &like_sum<sum>, without_lock);
-  m.def("segment_max", &bind_max, without_lock);
-  m.def("segment_softmax", &like_sum<softmax>, without_lock);
-  m.def("segment_softmax_bwd", &bind_softmax_bwd, without_lock);
+  m.def("segment_sum", &bind<sum>, without_lock);
+  m.def("segment_max", &bind<max>, without_lock);
+  m.def("segment_softmax", &bind<softmax>, without_lock);
+  m.def("segment_softmax_bwd", &bind<softmax_bwd>, without_lock);
 }
 
 }  // namespace eqtp

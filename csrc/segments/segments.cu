@@ -20,8 +20,8 @@ struct SegmentCall {
   Index x_stride;
   Address ptr, order;
   Index e, num, c;
-  Address out, arg = 0, y = 0;
-  Index y_stride = 0;
+  Address out, arg, y;
+  Index y_stride;
   int dtype, device;
   Address stream;
 };
@@ -104,11 +104,11 @@ static int least_parts(Index e, Index num, int held) {
 
 namespace eqtp {
 
-// A kernel whose arguments in Python are those of segment_sum
+// A kernel as Python calls it
 template <void run(const SegmentCall&)>
-static auto like_sum(const char* what) {
+static auto bind(const char* what) {
   return [what](Address x, Index x_stride, Address ptr, Address order, Index e, Index num, Index c, Address out,
-                int dtype, int device, Address stream) {
+                Address arg, Address y, Index y_stride, int dtype, int device, Address stream) {
     run({.what = what,
          .x = x,
          .x_stride = x_stride,
@@ -118,51 +118,20 @@ static auto like_sum(const char* what) {
          .num = num,
          .c = c,
          .out = out,
+         .arg = arg,
+         .y = y,
+         .y_stride = y_stride,
          .dtype = dtype,
          .device = device,
          .stream = stream});
   };
 }
 
-static void bind_max(Address x, Index x_stride, Address ptr, Address order, Index e, Index num, Index c, Address out,
-                     Address arg, int dtype, int device, Address stream) {
-  max({.what = "segment_max",
-       .x = x,
-       .x_stride = x_stride,
-       .ptr = ptr,
-       .order = order,
-       .e = e,
-       .num = num,
-       .c = c,
-       .out = out,
-       .arg = arg,
-       .dtype = dtype,
-       .device = device,
-       .stream = stream});
-}
-static void bind_softmax_bwd(Address g, Index g_stride, Address ptr, Address order, Index e, Index num, Index c,
-                             Address gx, Address y, Index y_stride, int dtype, int device, Address stream) {
-  softmax_bwd({.what = "segment_softmax_bwd",
-               .x = g,
-               .x_stride = g_stride,
-               .ptr = ptr,
-               .order = order,
-               .e = e,
-               .num = num,
-               .c = c,
-               .out = gx,
-               .y = y,
-               .y_stride = y_stride,
-               .dtype = dtype,
-               .device = device,
-               .stream = stream});
-}
-
 EQTP_BINDING(define_segments_cuda) {
-  m.def("segment_sum_cuda", like_sum<sum>("segment_sum"));
-  m.def("segment_max_cuda", &bind_max);
-  m.def("segment_softmax_cuda", like_sum<softmax>("segment_softmax"));
-  m.def("segment_softmax_bwd_cuda", &bind_softmax_bwd);
+  m.def("segment_sum_cuda", bind<sum>("segment_sum"));
+  m.def("segment_max_cuda", bind<max>("segment_max"));
+  m.def("segment_softmax_cuda", bind<softmax>("segment_softmax"));
+  m.def("segment_softmax_bwd_cuda", bind<softmax_bwd>("segment_softmax_bwd"));
 }
 
 }  // namespace eqtp

@@ -300,6 +300,7 @@ EQTP_INSTANTIATE_KERNEL(signals, SignalsArgs);
 
 #include "common/module.h"
 #include "common/precisions.h"
+#include "common/sample_calls.h"
 
 namespace py = pybind11;
 namespace eqtp {
@@ -364,7 +365,6 @@ static void run(const SignalProgram& p, const std::vector<Operand>& x, const std
                          .count_b = count_b,
                          .count_c = count_c,
                          .threads = threads};
-  py::gil_scoped_release nogil;
   EQTP_RUN(signals, a);
 }
 
@@ -386,9 +386,7 @@ EQTP_BINDING(define_gaunt_tensor_product) {
                              .factor_ptr = std::move(factor_ptr),
                              .factor = std::move(factor)};
       }));
-  m.def("signals",
-        [](const SignalProgram& p, const std::vector<Operand>& x, const std::vector<Operand>& y, int64_t b, int64_t c,
-           bool f64, int threads) { with_real(f64, [&](auto real) { run<decltype(real)>(p, x, y, b, c, threads); }); });
+  define_run<SignalProgram>(m, "signals");
 }
 
 }  // namespace eqtp

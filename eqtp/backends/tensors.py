@@ -11,9 +11,9 @@ __all__ = ["HALVES", "address", "compute_dtype", "contiguous_rows", "dtype_name"
 HALVES = (torch.float16, torch.bfloat16)  # for storage: GPU kernels compute in float32
 
 
-def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
-    """A tensor [rows, n] whose rows are contiguous; their stride is free (0 for shared rows)."""
-    return t.contiguous() if t.shape[1] > 1 and t.stride(1) != 1 else t
+def contiguous_rows(t: torch.Tensor | None) -> torch.Tensor | None:
+    """A tensor [rows, n] whose rows are contiguous; their stride is free (0 for shared rows). None stays None."""
+    return t if t is None or t.shape[1] < 2 or t.stride(1) == 1 else t.contiguous()
 
 
 def address(t: torch.Tensor | None) -> int:

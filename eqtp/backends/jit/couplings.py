@@ -11,13 +11,12 @@ from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
     MAX_UNROLLED_ENTRIES,
     SpecialisedKernel,
-    array_text,
     kernel_text,
     members_text,
-    memory_space,
     running_sum,
     sample_kernel,
     sample_tile,
+    tables_text,
 )
 from eqtp.backends.jit.toolchain import GPU, STORAGE, Toolchain
 from eqtp.plans.couplings import CouplingTable
@@ -50,10 +49,7 @@ def specialise(couplings: CouplingTable, dtype: torch.dtype) -> SpecialisedKerne
         "b": (c.b + shift[c.b], short),
         "c": (c.c, number),
     }
-    space = memory_space(sum(len(values) * {"short": 2, "double": 8}.get(kind, 4) for values, kind in tables.values()))
-    text = "".join(
-        array_text(space, f"COUPLING_{name.upper()}", values, kind) for name, (values, kind) in tables.items()
-    )
+    text, readers = tables_text("COUPLING", tables)
     members = members_text(
         SAMPLES=tile.samples,
         WORKERS=tile.workers,
@@ -63,10 +59,8 @@ def specialise(couplings: CouplingTable, dtype: torch.dtype) -> SpecialisedKerne
         FIRST_IN=first_in,
         FIRST_OUT=first_out,
     )
-    for name, (_, kind) in tables.items():
-        members += f"  static __device__ constexpr {kind} {name}(int i) {{ return COUPLING_{name.upper()}[i]; }}\n"
     threads = tile.samples * tile.workers
-    text += f"struct Plan {{\n{members}}};\n" + kernel_text(
+    text += f"struct Plan {{\n{members}{readers}}};\n" + kernel_text(
         "couple", STORAGE[dtype], threads, 0, len(used), len(c.outputs)
     )
     return SpecialisedKernel(

@@ -107,7 +107,7 @@ def kernel(toolchain: Toolchain) -> registry.Kernel:
         def strides(t, count):
             return [np.int64(0 if t is None else t.stride(k)) for k in range(count)]
 
-        g = None if g is None else contiguous_rows(g)
+        g = contiguous_rows(g)
         members = [np.bool_(what.normalize), np.int64(xyz.shape[0]), xyz, g, c]
         members += [*strides(xyz, 2), *strides(g, 1), *strides(c, 2), out, gxyz]
         members += [np.int32(shape.tile), np.int32(shape.room)]

@@ -9,16 +9,14 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.jit.samples import (
-    MAX_CONSTANT_BYTES,
     MAX_UNROLLED_ENTRIES,
     SpecialisedKernel,
-    array_text,
     kernel_text,
     members_text,
-    memory_space,
     running_sum,
     sample_kernel,
     sample_tile,
+    tables_text,
 )
 from eqtp.backends.jit.toolchain import GPU, STORAGE, Toolchain
 from eqtp.plans.matrices import MatrixProgram, conversion
@@ -75,9 +73,8 @@ def specialise(program: MatrixProgram, dtype: torch.dtype) -> SpecialisedKernel:
     tables, to, back = _conversions(program, used)
     entries = sum(len(conversion(lmax, size).to) for lmax in [*(program.lmax_in[n] for n in used), *program.lmax_out])
     kinds = {"first": "int", "at": "short", "c": "double" if dtype == torch.float64 else "float"}
-    length = sum(len(values) * {"first": 4, "at": 2, "c": itemsize}[name] for name, values in tables.items())
-    space = memory_space(length if tile.samples >= MIN_BROADCAST_THREADS else MAX_CONSTANT_BYTES + 1)
-    text = "".join(array_text(space, f"MATRIX_{name.upper()}", values, kinds[name]) for name, values in tables.items())
+    typed = {name: (values, kinds[name]) for name, values in tables.items()}
+    text, readers = tables_text("MATRIX", typed, tile.samples >= MIN_BROADCAST_THREADS)
     members = members_text(
         SAMPLES=tile.samples,
         WORKERS=tile.workers,
@@ -99,10 +96,8 @@ def specialise(program: MatrixProgram, dtype: torch.dtype) -> SpecialisedKernel:
         TO=to,
         BACK=back,
     )
-    for name, kind in kinds.items():
-        members += f"  static __device__ constexpr {kind} {name}(int i) {{ return MATRIX_{name.upper()}[i]; }}\n"
     threads, registers = tile.samples * tile.workers, (rows * columns + columns + 30) * itemsize // 4
-    text += f"struct Plan {{\n{members}}};\n" + kernel_text(
+    text += f"struct Plan {{\n{members}{readers}}};\n" + kernel_text(
         "matrices", STORAGE[dtype], threads, registers, len(used), len(program.lmax_out)
     )
     return SpecialisedKernel(

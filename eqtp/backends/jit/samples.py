@@ -19,6 +19,7 @@ SHARED_PER_SM = 224 * 1024  # bytes of shared memory of a multiprocessor (H100 a
 WARPS_PER_SM = 16  # resident on a multiprocessor: these kernels' registers seldom allow more
 FEW_REGISTERS = 100  # of a thread, with which WARPS_PER_SM warps are resident
 MAX_THREADS = 256  # of a block: each may have the maximum of 255 registers
+TYPE_BYTES = {"short": 2, "int": 4, "float": 4, "double": 8}
 MAX_CONSTANT_BYTES = 60 * 1024  # of tables in constant memory; longer ones are in global memory
 MAX_UNROLLED_ENTRIES = 1500  # of couplings or conversions: with more, tables are data, not instructions
 
@@ -91,6 +92,18 @@ def memory_space(size: int) -> str:
     return "__constant__" if size <= MAX_CONSTANT_BYTES else "__device__"
 
 
+def tables_text(prefix: str, tables: dict[str, tuple[np.ndarray, str]], broadcast: bool = True) -> tuple[str, str]:
+    """The constant arrays PREFIX_NAME of tables, (values, C++ type) by name, and the members of a struct that read
+    them. broadcast: whether threads read the same elements at the same time; for others constant memory is slow."""
+    size = sum(len(values) * TYPE_BYTES[kind] for values, kind in tables.values())
+    space, arrays, members = memory_space(size) if broadcast else "__device__", "", ""
+    for name, (values, kind) in tables.items():
+        array = f"{prefix}_{name.upper()}"
+        arrays += array_text(space, array, values, kind)
+        members += f"  static __device__ constexpr {kind} {name}(int i) {{ return {array}[i]; }}\n"
+    return arrays, members
+
+
 def kernel_text(op: str, storage: str, threads: int, registers: int, inputs: int, outputs: int) -> str:
     """The kernel `eqtp::{op}_kernel`. registers: estimate per thread."""
     # without a minimum of resident blocks, ptxas spills to make room for more of them
@@ -107,31 +120,25 @@ def kernel_text(op: str, storage: str, threads: int, registers: int, inputs: int
 """
 
 
-def run_samples(toolchain: Toolchain, file: str, kernel: SpecialisedKernel | None, inputs, outputs) -> None:
-    """inputs, outputs: [B, C, n] each, the last dimension contiguous (csrc/common/tile.cuh). kernel: None for an empty
-    sum."""
-    if not outputs or not outputs[0].shape[:2].numel():
-        return
-    batch, channels = outputs[0].shape[:2]
-    if kernel is None:
-        for t in outputs:
-            t.zero_()
-        return
-    function = toolchain.build(file, kernel.text, (kernel.name,), outputs[0].device)[kernel.name]
-    tensors = [*[inputs[n] for n in kernel.inputs], *outputs]
-    rows = [a for t in tensors for a in (t, np.int64(t.stride(0)), np.int64(t.stride(1)))]
-    grid, samples = (kernel.blocks(batch * channels),), np.int64(batch * channels)
-    toolchain.launch(function, grid, (kernel.threads,), kernel.shared, np.int64(channels), samples, *rows)
-
-
 def sample_kernel(engine: str, file: str, specialise: Callable, toolchain: Toolchain) -> registry.Kernel:
     """The kernels of an engine: specialise(descriptor, dtype) -> SpecialisedKernel, or None for an empty sum."""
 
     def run(descriptor, pass_, inputs, outputs) -> None:
-        """inputs, outputs: [B, C, n] each, the last dimension contiguous. Raises RuntimeError for rows that do not fit
-        the shared memory of a GPU."""
-        if outputs and outputs[0].shape[:2].numel():
-            run_samples(toolchain, file, specialise(descriptor, outputs[0].dtype), inputs, outputs)
+        """inputs, outputs: [B, C, n] each, the last dimension contiguous (csrc/common/tile.cuh). Raises RuntimeError
+        for rows that do not fit the shared memory of a GPU."""
+        if not outputs or not outputs[0].shape[:2].numel():
+            return
+        made = specialise(descriptor, outputs[0].dtype)
+        if made is None:
+            for t in outputs:
+                t.zero_()
+            return
+        batch, channels = outputs[0].shape[:2]
+        function = toolchain.build(file, made.text, (made.name,), outputs[0].device)[made.name]
+        tensors = [*[inputs[n] for n in made.inputs], *outputs]
+        rows = [a for t in tensors for a in (t, np.int64(t.stride(0)), np.int64(t.stride(1)))]
+        grid, samples = (made.blocks(batch * channels),), np.int64(batch * channels)
+        toolchain.launch(function, grid, (made.threads,), made.shared, np.int64(channels), samples, *rows)
 
     return registry.Kernel(
         engine=engine,

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
-
 from eqtp.backends import registry
 from eqtp.backends.native import library
-from eqtp.backends.native.samples import run_samples
-from eqtp.plans.calls import Pass
+from eqtp.backends.native.samples import sample_kernel
 from eqtp.plans.couplings import CouplingTable
-
-
-def _why_not(plan: None, device: torch.device, dtype: torch.dtype) -> str | None:
-    return library.why_not("couple", device, dtype)
 
 
 @lru_cache(maxsize=256)
@@ -24,18 +17,4 @@ def _coupling_table(c: CouplingTable):
     )
 
 
-def run(table: CouplingTable, pass_: Pass, inputs, outputs) -> None:
-    """inputs, outputs: [b, c, components] each, the last dimension contiguous, strides of b and c free."""
-    run_samples(library._native.couple, _coupling_table(table), inputs, outputs)
-
-
-registry.register(
-    registry.Kernel(
-        engine="couplings",
-        family="native",
-        devices=("cpu",),
-        why_not=_why_not,
-        run=run,
-        sources=("csrc/couplings/couplings.cpp",),
-    )
-)
+registry.register(sample_kernel("couplings", "couple", _coupling_table))

@@ -45,7 +45,7 @@ def run(what: Harmonics, pass_: Pass, inputs, outputs) -> None:
     """
     xyz, g, c = inputs
     out, gxyz = outputs
-    g = None if g is None else contiguous_rows(g)
+    g = contiguous_rows(g)
     degrees, normalization = what.degrees, what.normalization
 
     def strides(t):

@@ -5,17 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from eqtp.backends import registry
 from eqtp.backends.native import library
-from eqtp.backends.native.samples import run_samples
-from eqtp.plans.calls import Pass
+from eqtp.backends.native.samples import sample_kernel
 from eqtp.plans.matrices import MatrixProgram, conversion
-
-
-def _why_not(plan: None, device: torch.device, dtype: torch.dtype) -> str | None:
-    return library.why_not("matrices", device, dtype)
 
 
 @lru_cache(maxsize=256)
@@ -42,18 +36,4 @@ def _matrix_program(p: MatrixProgram):
     )
 
 
-def run(program: MatrixProgram, pass_: Pass, inputs, outputs) -> None:
-    """inputs, outputs: [b, c, (lmax+1)^2] each, the last dimension contiguous, strides of b and c free."""
-    run_samples(library._native.matrices, _matrix_program(program), inputs, outputs)
-
-
-registry.register(
-    registry.Kernel(
-        engine="matrices",
-        family="native",
-        devices=("cpu",),
-        why_not=_why_not,
-        run=run,
-        sources=("csrc/matrices/matrices.cpp",),
-    )
-)
+registry.register(sample_kernel("matrices", "matrices", _matrix_program))

@@ -6,23 +6,12 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.backends.native import library
-from eqtp.backends.tensors import contiguous_rows
+from eqtp.backends.tensors import address, contiguous_rows
 from eqtp.plans.calls import Pass
 
 
 def _why_not(op: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     return library.why_not(op or "segment_sum", device, dtype)
-
-
-def _call(binding: str, rows: torch.Tensor, num: int, out: torch.Tensor, ptr, order, *more: int) -> None:
-    """Rows [e, c]; more: what the binding takes besides."""
-    addresses = rows.data_ptr(), rows.stride(0), ptr.data_ptr(), order.data_ptr()
-    arguments = *addresses, len(rows), num, rows.shape[1], out.data_ptr(), *more
-    if rows.is_cuda:
-        end = library.dtype_code(rows.dtype), *library.device_and_stream(rows.device)
-        getattr(library._native, f"{binding}_cuda")(*arguments, *end)
-    else:
-        getattr(library._native, binding)(*arguments, rows.dtype == torch.float64, torch.get_num_threads())
 
 
 def run(op: str, pass_: Pass, inputs, outputs) -> None:
@@ -32,9 +21,16 @@ def run(op: str, pass_: Pass, inputs, outputs) -> None:
     out [e, c]. BWD of segment_softmax: inputs g [e, c] and the softmax y [e, c], ptr, order; outputs gx [e, c].
     """
     *tensors, ptr, order = inputs
-    rows, *others = map(contiguous_rows, tensors)
-    more = [a for t in others for a in (t.data_ptr(), t.stride(0))] + [t.data_ptr() for t in outputs[1:]]
-    _call(op if pass_ == Pass.FWD else f"{op}_bwd", rows, len(ptr) - 1, outputs[0], ptr, order, *more)
+    rows, y = (*map(contiguous_rows, tensors), None)[:2]
+    out, arg = (*outputs, None)[:2]
+    binding = op if pass_ == Pass.FWD else f"{op}_bwd"
+    arguments = rows.data_ptr(), rows.stride(0), ptr.data_ptr(), order.data_ptr(), len(rows), len(ptr) - 1
+    arguments += rows.shape[1], out.data_ptr(), address(arg), address(y), 0 if y is None else y.stride(0)
+    if rows.is_cuda:
+        end = library.dtype_code(rows.dtype), *library.device_and_stream(rows.device)
+        getattr(library._native, f"{binding}_cuda")(*arguments, *end)
+    else:
+        getattr(library._native, binding)(*arguments, rows.dtype == torch.float64, torch.get_num_threads())
 
 
 registry.register(

@@ -5,18 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from eqtp.backends import registry
 from eqtp.backends.native import library
-from eqtp.backends.native.samples import run_samples
+from eqtp.backends.native.samples import sample_kernel
 from eqtp.math import sphere
-from eqtp.plans.calls import Pass
 from eqtp.plans.signals import SignalProgram
-
-
-def _why_not(plan: None, device: torch.device, dtype: torch.dtype) -> str | None:
-    return library.why_not("signals", device, dtype)
 
 
 @lru_cache(maxsize=256)
@@ -59,18 +53,4 @@ def _signal_program(program: SignalProgram):
     )
 
 
-def run(program: SignalProgram, pass_: Pass, inputs, outputs) -> None:
-    """inputs, outputs: [b, c, (lmax+1)^2] each, the last dimension contiguous, strides of b and c free."""
-    run_samples(library._native.signals, _signal_program(program), inputs, outputs)
-
-
-registry.register(
-    registry.Kernel(
-        engine="signals",
-        family="native",
-        devices=("cpu",),
-        why_not=_why_not,
-        run=run,
-        sources=("csrc/signals/signals.cpp",),
-    )
-)
+registry.register(sample_kernel("signals", "signals", _signal_program))
