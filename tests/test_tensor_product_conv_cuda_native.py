@@ -106,7 +106,7 @@ def emulated_kernel(module) -> registry.Kernel:
     def run(key, pass_, inputs, outputs):
         with (
             mock.patch.object(library, "_native", module),
-            mock.patch.object(library, "place", lambda device: (0, 0)),
+            mock.patch.object(library, "device_and_stream", lambda device: (0, 0)),
         ):
             channelwise._run_cuda(key, pass_, inputs.map(contiguous_rows), outputs)
 
@@ -318,7 +318,7 @@ def test_the_binding_is_called_as_it_asks():
         pytest.skip("there is a GPU")
     x, y = torch.zeros(2, UNWEIGHTED.dim_in1), torch.zeros(2, UNWEIGHTED.dim_in2)
     with (
-        mock.patch.object(library, "place", lambda device: (0, 0)),
+        mock.patch.object(library, "device_and_stream", lambda device: (0, 0)),
         pytest.raises(RuntimeError, match=r"tensor_product_conv: .*(driver|device)"),
     ):
         outputs = Outputs(torch.zeros(2, UNWEIGHTED.dim_out))
