@@ -14,8 +14,9 @@ from e3nn import o3
 import eqtp
 from eqtp import testing
 from eqtp.backends.native import library
+from eqtp.math.harmonics import gradient_map
 from eqtp.ops import spherical_harmonics as module
-from eqtp.ops.spherical_harmonics import gradient_map, parse_degrees, reference
+from eqtp.ops.spherical_harmonics import parse_degrees, reference
 
 NORMALIZATIONS = ["integral", "component", "norm"]
 DTYPES = [torch.float64, torch.float32]

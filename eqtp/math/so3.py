@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from functools import cache, lru_cache
 from math import comb, pi, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -106,3 +107,18 @@ def cg_paths(lmax1: int, lmax2: int, lmax_out: int) -> list[tuple[int, int, int]
     increasing."""
     pairs = ((l1, l2) for l1 in range(lmax1 + 1) for l2 in range(lmax2 + 1))
     return [(l1, l2, l3) for l1, l2 in pairs for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)]
+
+
+class CgPair(NamedTuple):
+    """All paths of degrees l1, l2 in a Clebsch-Gordan product, their outputs one after the other."""
+
+    coupling: np.ndarray  # [(2 l1+1) (2 l2+1), components]
+    path: np.ndarray  # int [components], among the paths of these degrees
+
+
+@lru_cache(maxsize=256)
+def cg_pair(l1: int, l2: int, lmax_out: int) -> CgPair:
+    """The paths (l1, l2, l3) with l3 up to lmax_out; there must be one."""
+    met = range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
+    parts = [sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3).reshape(-1, 2 * l3 + 1) for l3 in met]
+    return CgPair(np.concatenate(parts, 1), np.repeat(np.arange(len(met)), [2 * l3 + 1 for l3 in met]))

@@ -8,56 +8,15 @@ would have for independent inputs of mean 0 and variance 1.
 
 from __future__ import annotations
 
-from math import comb, factorial, pi, prod
-
-import numpy as np
 import torch
 
-from eqtp.math import sphere
 from eqtp.ops.coefficients import check_natural, scale_degrees
+from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_convolution import gaunt_convolution
 from eqtp.ops.gaunt_many_body import gaunt_many_body
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import segment_sum
-
-ZERO_VARIANCE = 1e-12  # variances below this are zero
-
-
-def product_variance(lmax1: int, lmax2: int, lmax_out: int, odd: bool) -> np.ndarray:
-    """[lmax_out+1]: variance of a component of each degree of the Gaunt product (odd: of the bracket) of independent
-    inputs of variance 1."""
-    t = sphere.table(lmax1, lmax2, lmax_out, odd)
-    degree = np.sqrt(t.k).astype(int)  # of each entry, exact: k < (l+1)^2
-    return np.bincount(degree, t.c**2, lmax_out + 1) / (2 * np.arange(lmax_out + 1) + 1)
-
-
-def power_moment(lmax: int, lmax_out: int, degree: int) -> np.ndarray:
-    """[degree, lmax_out+1]: mean square of a component of each degree of f, f^2 .. f^degree, where the coefficients of
-    f are independent Gaussians of variance 1.
-
-    The values of f at two points are a pair of Gaussians of variance s = K(1) and covariance
-    K = sum of (2 l + 1) / 4 pi P_l(cos(angle)), so (Isserlis; Hermite polynomials)
-
-        E f(a)^n f(b)^n = sum over k = n, n - 2, .. of  C(n, k)^2 k! ((n - k - 1)!!)^2 s^(n - k) K^k,
-
-    a function of the angle whose Legendre coefficients (Funk and Hecke) are the mean squares.
-    """
-    x, weight = np.polynomial.legendre.leggauss((degree * lmax + lmax_out) // 2 + 1)
-    p = np.polynomial.legendre.legvander(x, max(lmax, lmax_out))  # [points, l]
-    size = (2 * np.arange(lmax + 1) + 1) / (4 * pi)
-    k, s = p[:, : lmax + 1] @ size, size.sum()
-    found = []
-    for n in range(1, degree + 1):
-        pairs = [(j, comb(n, j) ** 2 * factorial(j) * prod(range(n - j - 1, 0, -2)) ** 2) for j in range(n, -1, -2)]
-        found.append(2 * pi * (weight * sum(c * s ** (n - j) * k**j for j, c in pairs)) @ p[:, : lmax_out + 1])
-    return np.array(found)
-
-
-def _inverse_root(variance: np.ndarray) -> torch.Tensor:
-    """1 / sqrt(variance), 0 where the variance is zero."""
-    zero = variance < ZERO_VARIANCE
-    return torch.tensor(np.where(zero, 0, 1 / np.sqrt(np.where(zero, 1, variance))), dtype=torch.get_default_dtype())
 
 
 class _Layer(torch.nn.Module):
@@ -117,17 +76,18 @@ class GauntTensorProduct(_Layer):
             rank=rank,
         )
         self.odd = bool(odd)
-        new = torch.ones if rank == 1 else torch.randn
+        new = torch.ones if self.rank == 1 else torch.randn
 
         def weight(lmax):
-            return torch.nn.Parameter(new(rank, channels, lmax + 1))
+            return torch.nn.Parameter(new(self.rank, self.channels, lmax + 1))
 
-        self.w1, self.w2, self.w3 = weight(lmax1), weight(lmax2), weight(lmax_out)
+        self.w1, self.w2, self.w3 = weight(self.lmax1), weight(self.lmax2), weight(self.lmax_out)
         if odd:
-            self.w3_odd = weight(lmax_out)
-        for half in (False, True)[: 1 + self.odd]:
-            scale = _inverse_root(rank * product_variance(lmax1, lmax2, lmax_out, half))  # [lmax_out+1]
-            self.register_buffer("scale_odd" if half else "scale", scale, persistent=False)
+            self.w3_odd = weight(self.lmax_out)
+
+    def _scale(self, odd: bool, like: torch.Tensor) -> torch.Tensor:
+        """[lmax_out+1] by which the degrees of the product (odd: of the bracket) are multiplied."""
+        return constants("product_scale", self.lmax1, self.lmax2, self.lmax_out, odd, self.rank, like=like)
 
     def forward(self, x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """x1 [..., channels, (lmax1+1)^2], x2 [..., channels, (lmax2+1)^2] -> [..., channels, (lmax_out+1)^2], or the
@@ -143,8 +103,11 @@ class GauntTensorProduct(_Layer):
         out = gaunt_tensor_product(
             x1, x2, self.lmax_out, w1=weight(self.w1), w2=weight(self.w2), odd=self.odd, backend=self.backend
         )
-        ends = [(self.w3, self.scale), (self.w3_odd, self.scale_odd)] if self.odd else [(self.w3, self.scale)]
-        out = [scale_degrees(t, weight(w) * s) for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)]
+        ends = [self.w3, self.w3_odd] if self.odd else [self.w3]
+        out = [
+            scale_degrees(t, weight(w) * self._scale(bool(odd), w))
+            for odd, (t, w) in enumerate(zip(out if self.odd else [out], ends, strict=True))
+        ]
         out = [t.sum(-3) if several else t for t in out]
         return tuple(out) if self.odd else out[0]
 
@@ -174,10 +137,11 @@ class GauntManyBody(_Layer):
         self._set(
             least, backend, lmax=lmax, lmax_out=lmax_out, channels=channels, degree=degree, num_elements=num_elements
         )
-        self.weight = torch.nn.Parameter(torch.randn(num_elements, channels, degree, lmax_out + 1))
-        moment = power_moment(lmax, lmax_out, degree)  # [degree, lmax_out+1]
-        # the variance of a sum of all powers that reach the degree
-        self.register_buffer("scale", _inverse_root(moment * (moment > ZERO_VARIANCE).sum(0)), persistent=False)
+        self.weight = torch.nn.Parameter(torch.randn(self.num_elements, self.channels, self.degree, self.lmax_out + 1))
+
+    def _scale(self, like: torch.Tensor) -> torch.Tensor:
+        """[degree, lmax_out+1] by which the degrees of the powers are multiplied."""
+        return constants("powers_scale", self.lmax, self.lmax_out, self.degree, like=like)
 
     def forward(self, x: torch.Tensor, element: torch.Tensor) -> torch.Tensor:
         """x [..., channels, (lmax+1)^2], element [...] integers below num_elements -> [..., channels,
@@ -190,7 +154,7 @@ class GauntManyBody(_Layer):
             raise ValueError(f"GauntManyBody: element must be {list(x.shape[:-2])}, got {list(element.shape)}")
         # [..., channels, degree, (lmax_out+1)^2]
         powers = gaunt_many_body(x, self.lmax_out, self.degree, backend=self.backend)
-        return scale_degrees(powers, (self.weight * self.scale)[element]).sum(-2)
+        return scale_degrees(powers, (self.weight * self._scale(self.weight))[element]).sum(-2)
 
     def extra_repr(self) -> str:
         degrees = f"{self.lmax} -> {self.lmax_out}"
@@ -227,13 +191,19 @@ class GauntConvolution(_Layer):
         if not num_neighbors > 0:
             raise ValueError(f"GauntConvolution: num_neighbors must be positive, got {num_neighbors}")
         self.odd, self.num_neighbors = bool(odd), float(num_neighbors)
-        self.w1, self.w3 = (torch.nn.Parameter(torch.ones(channels, l + 1)) for l in (lmax, lmax_out))
+        self._neighbors = repr(self.num_neighbors)  # as text, which torch.compile does not make a variable
+
+        def weight(lmax):
+            return torch.nn.Parameter(torch.ones(self.channels, lmax + 1))
+
+        self.w1, self.w3 = weight(self.lmax), weight(self.lmax_out)
         if odd:
-            self.w3_odd = torch.nn.Parameter(torch.ones(channels, lmax_out + 1))
-        for half in (False, True)[: 1 + self.odd]:
-            # [lmax_out+1]; the mean square of a harmonic is 1 / 4 pi
-            scale = _inverse_root(self.num_neighbors / (4 * pi) * product_variance(lmax, lmax_filter, lmax_out, half))
-            self.register_buffer("scale_odd" if half else "scale", scale, persistent=False)
+            self.w3_odd = weight(self.lmax_out)
+
+    def _scale(self, odd: bool, like: torch.Tensor) -> torch.Tensor:
+        """[lmax_out+1] by which the degrees of the product (odd: of the bracket) are multiplied."""
+        degrees = self.lmax, self.lmax_filter, self.lmax_out
+        return constants("convolution_scale", *degrees, odd, like=like, text=self._neighbors)
 
     def forward(
         self, x: torch.Tensor, r: torch.Tensor, h: torch.Tensor, graph: Graph
@@ -249,10 +219,10 @@ class GauntConvolution(_Layer):
         out = gaunt_convolution(
             x, r.unsqueeze(-2), self.lmax_out, lmax_filter=self.lmax_filter, h=h, odd=self.odd, backend=self.backend
         )
-        ends = [(self.w3, self.scale), (self.w3_odd, self.scale_odd)] if self.odd else [(self.w3, self.scale)]
+        ends = [self.w3, self.w3_odd] if self.odd else [self.w3]
         out = [
-            scale_degrees(segment_sum(t, graph), w * s)
-            for t, (w, s) in zip(out if self.odd else [out], ends, strict=True)
+            scale_degrees(segment_sum(t, graph), w * self._scale(bool(odd), w))
+            for odd, (t, w) in enumerate(zip(out if self.odd else [out], ends, strict=True))
         ]
         return tuple(out) if self.odd else out[0]
 

@@ -8,6 +8,7 @@ import torch
 
 from eqtp.math.irreps import Irreps
 from eqtp.math.so3 import wigner_3j
+from eqtp.ops.coefficients import as_rows
 from eqtp.ops.graph import Graph, shared
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
@@ -114,7 +115,7 @@ class TensorProduct(torch.nn.Module):
         lead = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], weight.shape[:-1] if per_row else ())
 
         def rows(t):
-            return t.expand(*lead, t.shape[-1]).reshape(lead.numel(), t.shape[-1])
+            return as_rows(t.expand(*lead, t.shape[-1]))
 
         out = tensor_product(rows(x), rows(y), rows(weight) if per_row else weight, self.plan, self.backend)
         return out.reshape(*lead, self.plan.dim_out)

@@ -94,16 +94,19 @@ def differentiable(
 
 
 def _loop_over_batch(call: Callable) -> Callable:
-    """vmap rule: a call for each element of the batch."""
+    """vmap rule: a call for each element of the batch. Without elements, a call on their sums, which are zeros, tells
+    the shapes of the outputs."""
 
     def rule(info, in_dims, *args):
-        each = [
-            call(*(a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
-            for n in range(info.batch_size)
-        ]
+        size = info.batch_size
+
+        def element(a, d, n):
+            return a if not isinstance(d, int) else a.select(d, n) if size else a.sum(d, dtype=a.dtype)
+
+        each = [call(*(element(a, d, n) for a, d in zip(args, in_dims, strict=True))) for n in range(max(size, 1))]
         if isinstance(each[0], torch.Tensor):
-            return torch.stack(each), 0
-        return tuple(torch.stack(o) for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
+            return torch.stack(each)[:size], 0
+        return tuple(torch.stack(o)[:size] for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
 
     return rule
 

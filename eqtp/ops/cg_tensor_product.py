@@ -11,8 +11,6 @@ Source: e3nn.o3.TensorProduct (irrep_normalization="component", path_normalizati
 
 from __future__ import annotations
 
-from math import sqrt
-
 import torch
 
 from eqtp.backends import registry
@@ -48,12 +46,10 @@ def dense(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, lmax_out: 
                 continue
             # [..., 2 l1+1, 2 l2+1]
             pairs = x1[..., l1 * l1 : (l1 + 1) ** 2, None] * x2[..., None, l2 * l2 : (l2 + 1) ** 2]
-            # [2 l1+1, 2 l2+1, components]
-            c = torch.cat([sqrt(2 * l3 + 1) * constants("wigner_3j", l1, l2, l3, like=x1) for l3 in met], -1)
-            part = pairs.flatten(-2) @ c.flatten(0, 1)
+            c = constants("cg_pair", l1, l2, lmax_out, like=x1)
+            part = pairs.flatten(-2) @ c.coupling
             if w is not None:
-                counts = torch.tensor([2 * l3 + 1 for l3 in met], device=w.device)
-                part = part * w[..., first : first + len(met)].repeat_interleave(counts, -1, output_size=c.shape[-1])
+                part = part * w[..., first : first + len(met)][..., c.path]
             parts.append(torch.nn.functional.pad(part, (met[0] ** 2, (lmax_out + 1) ** 2 - (met[-1] + 1) ** 2)))
             first += len(met)
     return sum_present(parts)
@@ -77,13 +73,6 @@ _op = register_multilinear(
 )
 
 
-def _gaunt_weights(*degrees_and_odd) -> tuple[float, ...]:
-    return couplings.gaunt_weights(*degrees_and_odd)
-
-
-_gaunt_weights._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
-
-
 def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = False) -> torch.Tensor:
     """Weights of the Clebsch-Gordan product of rank R: those that a sum of R Gaunt products can have.
 
@@ -96,11 +85,10 @@ def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = 
     if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
         got = f"{list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
         raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {got}")
-    paths = cg_paths(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1)
+    degrees = [t.shape[-1] - 1 for t in (a, b, c)]
+    paths = cg_paths(*degrees)
     products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
-    return products * torch.tensor(
-        _gaunt_weights(a.shape[-1] - 1, b.shape[-1] - 1, c.shape[-1] - 1, odd), dtype=a.dtype, device=a.device
-    )
+    return products * constants("gaunt_weights", *degrees, odd, like=a)
 
 
 def _check_weights(op: str, x1, x2, w, paths: int) -> None:
@@ -140,7 +128,7 @@ def cg_tensor_product(
     backend without kernels.
     """
     op = "cg_tensor_product"
-    lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    lmax1, lmax2, lmax_out = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
     paths = len(cg_paths(lmax1, lmax2, lmax_out))
     if w is not None:
         _check_weights(op, x1, x2, w, paths)

@@ -3,6 +3,7 @@ arguments."""
 
 from __future__ import annotations
 
+import operator
 from math import prod
 
 import torch
@@ -27,6 +28,11 @@ def gather_padded(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def last_contiguous(t: torch.Tensor) -> torch.Tensor:
     """The tensor with its last dimension contiguous; the other strides are arbitrary."""
     return t if t.shape[-1] == 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., n] -> [rows, n]. Not by reshape(-1, n), which has no answer for a batch of size 0 in vmap, or n = 0."""
+    return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
 
 
 def batch_shape(*operands: torch.Tensor) -> torch.Size:
@@ -82,13 +88,26 @@ def lmax_of(op: str, name: str, x) -> int:
     return degree_of(x)
 
 
+def as_integer(value) -> int | None:
+    """An integer of any kind (of NumPy, too) as an int; None for anything else, True and False included."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array
+        return None
+
+
 def check_natural(op: str, name: str, value, least: int = 0) -> int:
-    """Raises TypeError or ValueError unless the value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """The value as an int. Raises TypeError or ValueError unless it is an integer (of any kind) of at least `least`."""
+    n = as_integer(value)
+    if n is None:
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    return value
+    if n < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {n}")
+    return n
 
 
 def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
@@ -107,10 +126,10 @@ def check_alike(op: str, given: dict[str, torch.Tensor]) -> None:
         raise ValueError(f"{op}: the leading dimensions do not broadcast: {shapes}") from None
 
 
-def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int]:
-    """Checks the operands of a product of two functions for `op`; returns lmax1 and lmax2."""
+def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int, int]:
+    """Checks the operands of a product of two functions for `op`; returns lmax1, lmax2 and lmax_out."""
     lmax1, lmax2 = lmax_of(op, "x1", x1), lmax_of(op, "x2", x2)
-    check_natural(op, "lmax_out", lmax_out)
+    lmax_out = check_natural(op, "lmax_out", lmax_out)
     for name, w, degree in (("w1", w1, lmax1), ("w2", w2, lmax2), ("w3", w3, lmax_out)):
         if w is not None and not isinstance(w, torch.Tensor):
             raise TypeError(f"{op}: {name} must be a tensor or None, got {type(w).__name__}")
@@ -118,4 +137,4 @@ def check_operands(op: str, x1, x2, lmax_out: int, w1, w2, w3) -> tuple[int, int
             raise ValueError(f"{op}: {name} must be [..., {degree + 1}], got {list(w.shape)}")
     given = {name: t for name, t in (("x1", x1), ("x2", x2), ("w1", w1), ("w2", w2), ("w3", w3)) if t is not None}
     check_alike(op, given)
-    return lmax1, lmax2
+    return lmax1, lmax2, lmax_out

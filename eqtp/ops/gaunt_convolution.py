@@ -50,11 +50,12 @@ registry.register_op("so2_convolution", engine=None)
 
 def frame(unit: torch.Tensor) -> torch.Tensor:
     """A rotation that takes the unit vector to +y: [..., 3] -> [..., 3, 3], in one of two charts (see above)."""
-    turn = torch.where(unit[..., 1] < 0, -1.0, 1.0).to(unit.dtype)  # [...]
-    x, y, z = unit[..., 0], unit[..., 1] * turn, unit[..., 2] * turn
+    x, y, z = unit.split(1, -1)  # [..., 1]
+    turn = torch.where(y < 0, -1.0, 1.0).to(unit.dtype)
+    y, z = y * turn, z * turn
     k = 1 / (1 + y)
     rows = [[1 - x * x * k, -x, -x * z * k], [x, y, z], [-x * z * k, -z, 1 - z * z * k]]
-    return torch.stack([torch.stack((a, b * turn, c * turn), -1) for a, b, c in rows], -2)
+    return torch.stack([torch.cat((a, b * turn, c * turn), -1) for a, b, c in rows], -2)
 
 
 def wigner(rotation: torch.Tensor, lmax: int) -> list[torch.Tensor]:
@@ -93,8 +94,8 @@ def _apply_so2(x: torch.Tensor, w: torch.Tensor, lmax_out: int, even: bool, odd:
     return pad_degrees(out, lmax_out)[..., constants("place", lmax_out, like=x)]
 
 
-def _check(op: str, x, r, lmax_out: int, **weights) -> int:
-    """Checks the arguments of `op`; returns lmax."""
+def _check(op: str, x, r, lmax_out: int, **weights) -> tuple[int, int]:
+    """Checks the arguments of `op`; returns lmax and lmax_out."""
     lmax = lmax_of(op, "x", x)
     given = {"x": x, "r": r} | weights
     for key, t in given.items():
@@ -104,9 +105,9 @@ def _check(op: str, x, r, lmax_out: int, **weights) -> int:
             raise TypeError(f"{op}: {key} must be floating point, of the dtype of x, {x.dtype}, got {t.dtype}")
     if r.ndim == 0 or r.shape[-1] != 3:
         raise ValueError(f"{op}: r must be [..., 3], got {list(r.shape)}")
-    check_natural(op, "lmax_out", lmax_out)
+    lmax_out = check_natural(op, "lmax_out", lmax_out)
     check_alike(op, given)
-    return lmax
+    return lmax, lmax_out
 
 
 def _rotation_to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -114,7 +115,8 @@ def _rotation_to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[to
     to +y (the identity if r is zero)."""
     unit = spherical_harmonics(1, r, True, "norm")  # r / |r|, or zero
     null = (unit == 0).all(-1, keepdim=True)
-    return null, wigner(frame(torch.where(null, torch.tensor([0.0, 1.0, 0.0]).to(unit), unit)), lmax)
+    axis = torch.nn.functional.pad(null.to(unit.dtype), (1, 1))  # [..., 3]: +y where r is zero
+    return null, wigner(frame(unit + axis), lmax)
 
 
 def gaunt_convolution(
@@ -145,10 +147,10 @@ def gaunt_convolution(
     Chen, Krishnapriyan, ICLR 2024.
     """
     op = "gaunt_convolution"
-    lmax = _check(op, x, r, lmax_out, **({} if h is None else {"h": h}))
+    lmax, lmax_out = _check(op, x, r, lmax_out, **({} if h is None else {"h": h}))
     if lmax_filter is None:
         lmax_filter = lmax + lmax_out if h is None or h.ndim == 0 else h.shape[-1] - 1
-    check_natural(op, "lmax_filter", lmax_filter)
+    lmax_filter = check_natural(op, "lmax_filter", lmax_filter)
     if h is not None and h.shape[-1:] != (lmax_filter + 1,):
         raise ValueError(f"{op}: h must be [..., {lmax_filter + 1}], got {list(h.shape)}")
     if method not in (*METHODS, "auto"):
@@ -171,9 +173,11 @@ def gaunt_convolution(
     return tuple(out) if odd else out[0]
 
 
-def _filter_degree(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -> int:
-    check_natural(op, "lmax", lmax), check_natural(op, "lmax_out", lmax_out)
-    return lmax + lmax_out if lmax_filter is None else check_natural(op, "lmax_filter", lmax_filter)
+def _check_degrees(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -> tuple[int, int, int]:
+    """lmax, lmax_filter and lmax_out as ints."""
+    lmax, lmax_out = check_natural(op, "lmax", lmax), check_natural(op, "lmax_out", lmax_out)
+    lmax_filter = lmax + lmax_out if lmax_filter is None else check_natural(op, "lmax_filter", lmax_filter)
+    return lmax, lmax_filter, lmax_out
 
 
 def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[tuple[int, int, int]]:
@@ -183,7 +187,7 @@ def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[
     as many paths as `so2_convolution` has weights. Odd l1 + l2 + l3 included. Raises TypeError or ValueError, naming
     the argument.
     """
-    return cg_paths(lmax, _filter_degree("so2_paths", lmax, lmax_out, lmax_filter), lmax_out)
+    return cg_paths(*_check_degrees("so2_paths", lmax, lmax_out, lmax_filter))
 
 
 def _map_weights(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
@@ -203,7 +207,7 @@ def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | No
     [..., weights]: W_0, W_1, V_1, W_2, V_2, .. concatenated, W_m and V_m [lmax_out+1-m, lmax+1-m]. With every l2 there
     are as many weights as paths and `so2_path_weights` is the inverse. Raises TypeError or ValueError.
     """
-    degrees = lmax, _filter_degree("so2_weights", lmax, lmax_out, lmax_filter), lmax_out
+    degrees = _check_degrees("so2_weights", lmax, lmax_out, lmax_filter)
     return _map_weights("so2_weights", w, "from_paths", degrees)
 
 
@@ -213,7 +217,7 @@ def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int
     If lmax_filter leaves out some l2, the least-squares path weights: only a left inverse. Raises TypeError or
     ValueError.
     """
-    degrees = lmax, _filter_degree("so2_path_weights", lmax, lmax_out, lmax_filter), lmax_out
+    degrees = _check_degrees("so2_path_weights", lmax, lmax_out, lmax_filter)
     return _map_weights("so2_path_weights", w, "to_paths", degrees)
 
 
@@ -234,7 +238,7 @@ def so2_convolution(
     backend without kernels for this. Source: Passaro, Zitnick, 2302.03655.
     """
     op = "so2_convolution"
-    lmax = _check(op, x, r, lmax_out, w=w)
+    lmax, lmax_out = _check(op, x, r, lmax_out, w=w)
     count = so2.weight_blocks(lmax, lmax_out)[-1][2].stop
     if w.ndim == 0 or w.shape[-1] != count:
         raise ValueError(f"{op}: w must be [..., {count}], got {list(w.shape)}")

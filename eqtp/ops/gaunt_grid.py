@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from eqtp.math import sphere as tables
-from eqtp.ops.coefficients import degree_of
+from eqtp.ops.coefficients import as_rows, degree_of
 from eqtp.ops.constants import constants
 
 
@@ -37,7 +37,7 @@ def grid(x1: torch.Tensor, x2: torch.Tensor, lmax_out: int, odd: bool) -> tuple[
     for x in (x1, x2):
         t = constants("octant", degree_of(x), *size, like=x1)
         shape = (1,) * (len(lead) - x.ndim + 1) + x.shape[:-1]  # of as many dimensions as the result
-        kinds = by_kind(x.reshape(-1, x.shape[-1]), t)
+        kinds = by_kind(as_rows(x), t)
         parts = [t.values @ kinds]
         if odd:  # d/dbeta and d/dalpha / sin(beta)
             parts += [t.down @ kinds[flip_y], t.east @ kinds[flip_x]]

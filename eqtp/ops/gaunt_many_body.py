@@ -22,6 +22,7 @@ from eqtp.math import sphere as tables
 from eqtp.ops.autograd import define, differentiable, sum_present
 from eqtp.ops.coefficients import (
     as_batch_channels,
+    as_rows,
     check_natural,
     degree_of,
     last_contiguous,
@@ -43,7 +44,7 @@ def reference(x: torch.Tensor, lmax_out: int, degree: int) -> torch.Tensor:
     lmax = degree_of(x)
     size = tables.folded_size(degree * lmax + lmax_out)
     t = constants("octant", lmax, *size, like=x)
-    powers = [butterflies(t.values @ by_kind(x.reshape(-1, x.shape[-1]), t))]  # [8, P, b] each
+    powers = [butterflies(t.values @ by_kind(as_rows(x), t))]  # [8, P, b] each
     while len(powers) < degree:
         powers.append(powers[-1] * powers[0])
     out = project(torch.cat(powers, -1), constants("octant", lmax_out, *size, like=x))  # [degree b, (lmax_out+1)^2]
@@ -162,8 +163,7 @@ def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str
     """
     op = "gaunt_many_body"
     lmax = lmax_of(op, "x", x)
-    check_natural(op, "lmax_out", lmax_out)
-    check_natural(op, "degree", degree, 1)
+    lmax_out, degree = check_natural(op, "lmax_out", lmax_out), check_natural(op, "degree", degree, 1)
     (a,) = upcast_for_kernels(x)
     family = registry.resolve(backend, op, None, a.device, a.dtype)
     reach = min(lmax_out, degree * lmax)

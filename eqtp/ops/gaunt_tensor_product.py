@@ -136,7 +136,7 @@ def gaunt_tensor_product(
     without kernels for this.
     """
     op = "gaunt_tensor_product"
-    lmax1, lmax2 = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    lmax1, lmax2, lmax_out = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
     dtype = x1.dtype
     x1, x2, w1, w2, w3 = upcast_for_kernels(x1, x2, w1, w2, w3)
     method, family = choose(op, method, backend, (lmax1, lmax2), x1)

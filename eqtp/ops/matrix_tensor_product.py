@@ -108,8 +108,8 @@ def matrix_tensor_product(
     without kernels for this.
     """
     op = "matrix_tensor_product"
-    check_operands(op, x1, x2, lmax_out, w1, w2, w3)
-    dtype = x1.dtype
+    *_, lmax_out = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    dtype, split = x1.dtype, bool(split)
     x1, x2, w1, w2, w3 = upcast_half(x1, x2, w1, w2, w3)
     family = registry.resolve(backend, op, None, x1.device, x1.dtype)
     x1, x2 = scale_degrees(x1, w1), scale_degrees(x2, w2)

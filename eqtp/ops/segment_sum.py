@@ -76,7 +76,7 @@ def resolve(op: str, x: torch.Tensor, graph: Graph, backend: str) -> str:
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """[e, ...] -> [e, c]"""
-    return x if x.ndim == 2 else x.reshape(x.shape[0], x.shape[1:].numel())
+    return x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
 
 
 def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:

@@ -17,9 +17,11 @@ from __future__ import annotations
 import torch
 
 from eqtp.backends import registry
-from eqtp.math.harmonics import NORMALIZATIONS, constants, gradient_map
+from eqtp.math.harmonics import NORMALIZATIONS, constants
 from eqtp.math.irreps import Irreps
 from eqtp.ops.autograd import define, differentiable, empty_for_none, new_outputs
+from eqtp.ops.coefficients import as_integer, as_rows
+from eqtp.ops.constants import constants as tables
 from eqtp.plans.calls import Harmonics, Pass
 
 registry.register_op("spherical_harmonics", engine="harmonics")
@@ -110,7 +112,7 @@ def _directional_derivative(g, xyz, c, degrees, normalize, normalization, family
 
     Consists of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
     """
-    D = torch.as_tensor(gradient_map(tuple(degrees), normalization), dtype=xyz.dtype, device=xyz.device)
+    D = tables("gradient_map", *degrees, like=xyz, text=normalization)  # [3, columns, lmax^2]
     lower = list(range(max([*degrees, 1])))
     n, inverse = _direction(xyz) if normalize else (xyz, None)
 
@@ -181,12 +183,11 @@ _call_bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp, _batch_as_points(la
 
 
 def parse_degrees(l) -> tuple[int, ...]:
-    """Degrees, in order, of an int, a list of ints, or irreps (any form `Irreps` takes)."""
-    if isinstance(l, int) and not isinstance(l, bool):
-        degrees = (l,)
-    elif type(l) in (list, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in l):
-        degrees = tuple(l)
-    else:
+    """Degrees, in order, of an integer, integers in a list or an array, or irreps (any form `Irreps` takes)."""
+    values = l.tolist() if hasattr(l, "tolist") else l  # of NumPy or torch
+    several = type(values) in (list, tuple, range)
+    degrees = tuple(as_integer(v) for v in (values if several else (values,)))
+    if None in degrees:
         irreps = Irreps(l)
         parity = next((ir.p for _, ir in irreps if ir.l % 2), None)
         for mul, ir in irreps:
@@ -203,9 +204,9 @@ def spherical_harmonics(
 ) -> torch.Tensor:
     """Real spherical harmonics Y_l of the vectors xyz.
 
-    l: a degree, a list of degrees in any order, or irreps such as "0e + 1o + 2e"; any l. xyz: [..., 3]. normalize: True
-    for Y_l of the direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization: "integral", "component" or
-    "norm". Returns [..., sum of 2 l + 1].
+    l: a degree, degrees in any order (a list, a range, an array), or irreps such as "0e + 1o + 2e"; any l. xyz: [...,
+    3]. normalize: True for Y_l of the direction xyz / |xyz|, False for the polynomials r^l Y_l. normalization:
+    "integral", "component" or "norm". Returns [..., sum of 2 l + 1].
 
     At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and derivatives of every order are
     0. A vector counts as zero if |x| + |y| + |z| is below the smallest normal number of its dtype; where the sum is
@@ -227,8 +228,7 @@ def spherical_harmonics(
         raise ValueError(
             f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
         )
-    points = xyz if xyz.ndim == 2 else xyz.reshape(xyz.shape[:-1].numel(), 3)
-    family = registry.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype)
+    family, points = registry.resolve(backend, "spherical_harmonics", None, xyz.device, xyz.dtype), as_rows(xyz)
     if family == "reference":
         out = reference(degrees, points, bool(normalize), normalization)
     else:

@@ -15,6 +15,7 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.constants import constants
 from eqtp.plans.calls import ROWS, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import MODES, TensorProductPlan, dims
 
@@ -30,11 +31,11 @@ def reference(x1: torch.Tensor, x2: torch.Tensor, w: torch.Tensor | None, plan: 
     z = x1.shape[0]
     at1, at2, _ = plan.offsets
     blocks = [x1.new_zeros(z, mul_ir.dim) for mul_ir in plan.irreps_out]  # each [z, mul3 * (2*l3+1)]
-    for p in plan.paths:
+    for n, p in enumerate(plan.paths):
         if p.num_pairs == 0 or p.mul3 == 0:
             continue
         pair, weight, out = MODES[p.mode]
-        c = torch.tensor(plan.coefficients(p), dtype=x1.dtype, device=x1.device)  # [2*l1+1, 2*l2+1, 2*l3+1]
+        c = constants("path_coefficients", n, like=x1, text=plan.key)  # [2*l1+1, 2*l2+1, 2*l3+1]
         a = x1[:, at1[p.i1]].reshape(z, p.mul1, 2 * p.l1 + 1)  # [z, mul1, 2*l1+1]
         b = x2[:, at2[p.i2]].reshape(z, p.mul2, 2 * p.l2 + 1)  # [z, mul2, 2*l2+1]
         if pair == "q":  # pairs of channels u < v

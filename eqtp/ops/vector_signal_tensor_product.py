@@ -26,7 +26,15 @@ import torch
 from eqtp.backends import registry
 from eqtp.math import vector_signals
 from eqtp.ops.autograd import define, differentiable
-from eqtp.ops.coefficients import as_batch_channels, check_operands, degree_of, pad_degrees, scale_degrees, upcast_half
+from eqtp.ops.coefficients import (
+    as_batch_channels,
+    as_integer,
+    check_operands,
+    degree_of,
+    pad_degrees,
+    scale_degrees,
+    upcast_half,
+)
 from eqtp.ops.gaunt_tensor_product import ROUTES, choose, product_op
 
 registry.register_op("vector_signal_tensor_product", engine="signals")
@@ -118,9 +126,11 @@ def vector_signal_tensor_product(
     without kernels for this.
     """
     op = "vector_signal_tensor_product"
-    check_operands(op, x1, x2, lmax_out, w1, w2, w3)
-    if not isinstance(legs, tuple | list) or len(legs) != 3 or any(leg not in vector_signals.LEGS for leg in legs):
+    *_, lmax_out = check_operands(op, x1, x2, lmax_out, w1, w2, w3)
+    given = [as_integer(leg) for leg in legs] if hasattr(legs, "__iter__") else []
+    if len(given) != 3 or any(leg not in vector_signals.LEGS for leg in given):
         raise ValueError(f"{op}: legs must be three of -1, 0 and 1, got {legs!r}")
+    legs = given
     dtype = x1.dtype
     x1, x2, w1, w2, w3 = upcast_half(x1, x2, w1, w2, w3)
     f1, f2 = signals(scale_degrees(x1, w1), legs[0]), signals(scale_degrees(x2, w2), legs[1])
