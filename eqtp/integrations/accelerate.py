@@ -169,9 +169,13 @@ class _Changes:
 
 
 def _first_float(module: torch.nn.Module, default: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor that tells the device and the floating-point dtype of a module."""
+    """A tensor that tells the device and the floating-point dtype of a module; of one without parameters, `default`, or
+    torch's defaults (the CPU, where these say meta)."""
     tensors = (t for t in module.parameters() if t.is_floating_point() and t.numel())
-    return next(tensors, torch.empty(0) if default is None else default)
+    if default is None:
+        default = torch.empty(0)
+        default = torch.empty(0, device="cpu") if default.is_meta else default
+    return next(tensors, default)
 
 
 def _family(op: str, plan, like: torch.Tensor) -> tuple[str | None, str | None]:

@@ -163,13 +163,13 @@ def _reason_tensor_product(tp) -> str | None:
 
 
 def _probe_tensor_product(tp, generator: torch.Generator) -> list[torch.Tensor]:
-    rows = 6
-    inputs = [torch.randn(rows, irreps.dim, generator=generator) for irreps in (tp.irreps_in1, tp.irreps_in2)]
+    rows, where = 6, {"generator": generator, "device": generator.device}
+    inputs = [torch.randn(rows, irreps.dim, **where) for irreps in (tp.irreps_in1, tp.irreps_in2)]
     if type(tp).__name__ == "TensorSquare":
         del inputs[1]
     if not tp.internal_weights and tp.weight_numel > 0:
         shape = (tp.weight_numel,) if tp.shared_weights else (rows, tp.weight_numel)
-        inputs.append(torch.randn(shape, generator=generator))  # [numel] or [z, numel]
+        inputs.append(torch.randn(shape, **where))  # [numel] or [z, numel]
     return inputs
 
 
@@ -190,7 +190,7 @@ def _reason_spherical_harmonics(sh) -> str | None:
 
 
 def _probe_spherical_harmonics(sh, generator: torch.Generator) -> list[torch.Tensor]:
-    return [torch.randn(6, 3, generator=generator)]  # [z, 3]
+    return [torch.randn(6, 3, generator=generator, device=generator.device)]  # [z, 3]
 
 
 def _call(module, inputs):

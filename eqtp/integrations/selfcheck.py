@@ -69,7 +69,7 @@ def _evaluate(seam, module, inputs: list[torch.Tensor]) -> dict[str, torch.Tenso
     with torch.enable_grad():
         out = seam.call(module, inputs)
         generator = torch.Generator().manual_seed(1)
-        cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+        cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64, device="cpu").to(out)
         leaves = [*inputs, *parameters.values()]
         gradients = [None] * len(leaves)  # an output that depends on nothing
         if out.requires_grad:
@@ -175,7 +175,7 @@ def _run(model, example) -> dict[str, torch.Tensor]:
 
 def _last_digits(t: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
-    sign = torch.randn(t.shape, generator=generator, dtype=torch.float64).sign().to(t.device)
+    sign = torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu").sign().to(t.device)
     return (t.double() * (1 + torch.finfo(t.dtype).eps * sign)).to(t.dtype)
 
 

@@ -99,7 +99,7 @@ def graph_data(atoms, cutoff: float, dtype: torch.dtype = torch.float32):
     arrays = unlabeled_atoms_to_graph(atoms, cutoff, with_shift=False)
     data = AtomGraphData.from_numpy_dict(dict(arrays))
     for key in ("pos", "edge_vec", "cell_volume"):
-        data[key] = torch.as_tensor(arrays[key], dtype=dtype)
+        data[key] = torch.as_tensor(arrays[key], dtype=dtype, device=data[key].device)
     return data
 
 
@@ -133,10 +133,11 @@ def _reason(module) -> str | None:
 def _probe(module, generator: torch.Generator) -> list[torch.Tensor]:
     tp, basis = module.convolution, module.weight_nn.hs[0]
     nodes, edges = 5, 9
+    where = {"generator": generator, "device": generator.device}
     return [
-        torch.randn(nodes, tp.irreps_in1.dim, generator=generator),  # x [n, dim_in1]
-        torch.randn(edges, tp.irreps_in2.dim, generator=generator),  # edge attributes [e, dim_in2]
-        torch.randn(edges, basis, generator=generator),  # radial embedding [e, num_basis]
+        torch.randn(nodes, tp.irreps_in1.dim, **where),  # x [n, dim_in1]
+        torch.randn(edges, tp.irreps_in2.dim, **where),  # edge attributes [e, dim_in2]
+        torch.randn(edges, basis, **where),  # radial embedding [e, num_basis]
     ]
 
 
@@ -144,14 +145,13 @@ def _call(module, inputs) -> torch.Tensor:
     x, y, embedding = inputs
     import sevenn._keys as KEY
 
-    dst = torch.tensor([0, 2, 2, 4, 1, 0, 2, 4, 4])
-    src = torch.tensor([1, 0, 3, 2, 0, 4, 2, 3, 1])
+    dst, src = [0, 2, 2, 4, 1, 0, 2, 4, 4], [1, 0, 3, 2, 0, 4, 2, 3, 1]
     data = {
         module.key_x: x, module.key_filter: y, module.key_weight_input: embedding,
-        module.key_edge_idx: torch.stack([dst, src]).to(x.device),  # [2, e]
+        module.key_edge_idx: torch.tensor([dst, src], device=x.device),  # [2, e]
     }  # fmt: skip
     if module.is_parallel:  # the last two nodes are ghosts
-        data |= {module.key_x: x[:3], KEY.NODE_FEATURE_GHOST: x[3:], KEY.NLOCAL: torch.tensor([3])}
+        data |= {module.key_x: x[:3], KEY.NODE_FEATURE_GHOST: x[3:], KEY.NLOCAL: torch.tensor([3], device="cpu")}
     return module(data)[module.key_x]
 
 

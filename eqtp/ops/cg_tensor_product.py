@@ -85,7 +85,7 @@ def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = 
     if not a.ndim > 1 < b.ndim or c.ndim < 2 or not a.shape[-2] == b.shape[-2] == c.shape[-2]:
         got = f"{list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
         raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {got}")
-    degrees = [t.shape[-1] - 1 for t in (a, b, c)]
+    degrees = [int(t.shape[-1]) - 1 for t in (a, b, c)]  # a symbol is made a number
     paths = cg_paths(*degrees)
     products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
     return products * constants("gaunt_weights", *degrees, odd, like=a)

@@ -42,7 +42,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        if not torch.empty(3).isnan().all():
+        if not torch.empty(3, device="cpu").isnan().all():
             raise RuntimeError("poisoned: this torch does not fill uninitialised memory")
         yield
     finally:
@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     """Standard normal numbers, float64, each exact in float32."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu").double()
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -153,7 +153,8 @@ def check_op(
 
 def _slot_rows(plan: TensorProductPlan) -> list[tuple[int, torch.Tensor]]:
     """(output slot, the rows that get a cotangent in this slot only)."""
-    return [(io, torch.arange(io * ROWS_PER_SLOT, (io + 1) * ROWS_PER_SLOT)) for io in range(len(plan.irreps_out))]
+    slots = torch.arange(len(plan.irreps_out) * ROWS_PER_SLOT, device="cpu").view(-1, ROWS_PER_SLOT)
+    return list(enumerate(slots))
 
 
 def _blocks(plan: TensorProductPlan, x_rows: Callable, y_rows: Callable) -> dict[str, list[Block]]:
