@@ -5,10 +5,13 @@ import warnings
 import pytest
 import torch
 from every_call import GRAPH_OPS, OPS, edges, joined, modules, tensors
+from sweeps import sweep
 from torch.export import Dim
 
 import eqtp
 from eqtp import testing
+
+EVERY_RUN = [name for name in OPS if not name.endswith("reference")] + ["gaunt_tensor_product grid reference"]
 
 
 class Calls(torch.nn.Module):
@@ -35,7 +38,7 @@ def exported(function, example, dims):
     return program.module()
 
 
-@pytest.mark.parametrize("name", OPS)
+@sweep("name", OPS, EVERY_RUN)
 def test_export_of_an_op(name):
     """Batch and channels are free."""
     function, shapes = OPS[name]
@@ -48,7 +51,7 @@ def test_export_of_an_op(name):
     assert_same(program, function, tensors(wider, 4))
 
 
-@pytest.mark.parametrize("name", GRAPH_OPS)
+@sweep("name", GRAPH_OPS, [name for name in GRAPH_OPS if not name.endswith("reference")])
 def test_export_of_an_op_of_edges(name):
     op, of_nodes, of_edges = GRAPH_OPS[name]
 
@@ -80,7 +83,7 @@ def traced(function, example):
         return torch.jit.trace(Calls(function), tuple(example), check_trace=False)
 
 
-@pytest.mark.parametrize("name", OPS)
+@sweep("name", OPS, EVERY_RUN)
 def test_trace_of_an_op(name):
     function, shapes = OPS[name]
     program = traced(function, tensors(shapes, 5))

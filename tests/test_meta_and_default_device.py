@@ -137,16 +137,6 @@ def test_inference_before_training(layer):
     assert all(p.grad.abs().max() > 0 for p in made.parameters())
 
 
-@each_layer
-def test_compiled_layer(layer):
-    name, made = layer
-    inputs = inputs_of(name)
-    torch._dynamo.reset()
-    compiled = torch.compile(joined(made) if name == "GauntConvolution" else made, fullgraph=True, backend="aot_eager")
-    testing.assert_close(joined(compiled)(*inputs), joined(made)(*inputs))
-    torch._dynamo.reset()
-
-
 # ---- torch's default device
 
 
