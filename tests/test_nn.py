@@ -165,13 +165,12 @@ def test_conv_gives_the_same_for_edges_and_graph(random_graph):
 
 def test_conv_layers_share_one_graph(monkeypatch):
     built, Graph = [], graphs.Graph
-    monkeypatch.setattr(graphs, "Graph", lambda *a: built.append(1) or Graph(*a))
-    monkeypatch.setattr(graphs, "_recent", [])
+    monkeypatch.setattr(graphs, "Graph", lambda *a, **options: built.append(1) or Graph(*a, **options))
     layers = [eqtp.nn.TensorProductConv(*ARGUMENTS) for _ in range(3)]
-    src, dst = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0, 1, 2])
+    edge_index = torch.tensor([[0, 1, 2, 0], [1, 0, 1, 2]])
     x, y, w = (testing.random(*s).float() for s in ((3, 26), (4, 4), (4, layers[0].weight_numel)))
     for layer in layers:
-        layer(x, y, w, src.clone(), dst.clone())
+        layer(x, y, w, edge_index[0], edge_index[1])  # new views of one tensor
     assert built == [1]
 
 

@@ -119,6 +119,8 @@ def _transform_active(name: str) -> bool:
             raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
         return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
+    if stack and not forward and all(f.key() == torch._C._functorch.TransformType.Functionalize for f in stack):
+        return False
     # wrong results with any autograd.Function
     if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
         raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
@@ -176,6 +178,7 @@ def register_multilinear(
     product_bwdbwd,
     fake,
     part=lambda s, constants: constants,
+    for_backward=lambda operands, constants: constants,
 ):
     """Registers eqtp::name and eqtp::name_bwd; returns the product's callable.
 
@@ -187,6 +190,7 @@ def register_multilinear(
     fake(*operands, *constants) -> empty output
     part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it
         (a path without a weight does not depend on the weights)
+    for_backward(operands, constants) -> constants of the backward ops, which may need more than the product
     """
     n = len(operands)
     tensors = ", ".join(f"Tensor {o}" for o in operands)
@@ -207,10 +211,10 @@ def register_multilinear(
     cotangents = ", ".join(f"Tensor c{o}" for o in operands)
     schema = f"(Tensor g, {tensors}, {cotangents}, bool[] wanted, {constants}) -> (Tensor, {results})"
     bwdbwd_op = define(f"{name}_bwdbwd", schema, product_bwdbwd, fake_bwdbwd)
-    return _close_derivatives(n, product_op, bwd_op, bwdbwd_op, part)
+    return _close_derivatives(n, product_op, bwd_op, bwdbwd_op, part, for_backward)
 
 
-def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
+def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable, for_backward: Callable) -> Callable:
     """The callable of a product of n operands, whose derivatives are again products and backward ops."""
 
     def replaced(operands, s, t):
@@ -220,6 +224,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) ->
         """dPhi/da_s at (g, operands), None where unwanted."""
         if not any(wanted):
             return [None] * n
+        rest = for_backward(operands, rest)
         return [r if w else None for r, w in zip(bwd(g, *operands, list(wanted), *rest), wanted, strict=True)]
 
     def backward(args, needs, grads):
@@ -235,7 +240,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) ->
         given = [s for s in range(n) if wanted[s] and cotangents[s] is not None]
         if len(given) > 1 and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
             full = [cotangents[s] if s in given else torch.zeros_like(operands[s]) for s in range(n)]
-            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *rest)
+            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *for_backward(operands, rest))
             return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
         gg, parts = [], [[] for _ in range(n)]
         for s in given:
