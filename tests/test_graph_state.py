@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 import eqtp
 from eqtp import testing
@@ -244,22 +244,6 @@ def test_transforms_between_eager_calls(transform):
 
 
 # ------------------------------------------------------------------------ waits
-WAITS = ("_local_scalar_dense", "equal", "nonzero", "item", "is_nonzero", "_unique2", "masked_select")
-
-
-class Waits(TorchDispatchMode):
-    """Lists the operations for which the host would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in WAITS:
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_call_does_not_wait():
     """From the edges to the gradients, without a graph of an earlier call."""
     model, (x, y, index) = Two(), inputs(10)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sweeps import sweep
+from waits import Waits
 
 pytest.importorskip("sevenn", reason="sevenn is not installed")
 
@@ -100,7 +101,10 @@ def test_what_is_replaced_and_what_is_kept():
     kinds = [(entry.name, entry.kind, entry.reason) for entry in report.replaced]
     assert kinds == [
         ("edge_embedding.spherical.sph", "SphericalHarmonics", "native"),
+        ("onehot_idx_to_onehot", "OnehotEmbedding", "plain torch"),
         *((f"{n}_convolution", "IrrepsConvolution", "native") for n in range(5)),
+        ("reduce_total_enegy", "AtomReduce", "plain torch"),
+        ("force_output", "ForceStressOutputFromEdge", "native"),
     ]
     kept = {entry.name: (entry.kind, entry.reason) for entry in report.kept}
     assert list(kept) == [f"{n}_equivariant_gate.gate.mul" for n in range(5)]
@@ -137,22 +141,52 @@ def test_refuses_a_wrong_coefficient_in_one_layer():
     assert type(model.get_submodule("0_convolution")).__name__ == "IrrepsConvolution"
 
 
-def test_graph_is_built_once_per_structure(monkeypatch):
-    """Five layers, forward and backward: one sort by destination, and at most one of the transposed graph."""
+def test_edges_are_sorted_once_per_structure(monkeypatch):
+    """Five layers and the forces: one sort by destination, and one by source."""
     _, model = models("7net-0", torch.float32)
-    built, original = [], eqtp.ops.graph.Graph.__init__
-
-    def init(self, src, dst, *args):
-        built.append((src.shape[0], dst.clone()))
-        original(self, src, dst, *args)
-
-    monkeypatch.setattr(eqtp.ops.graph.Graph, "__init__", init)
-    for n, edges in enumerate((3, 7)):
-        built.clear()
-        data = sevennet.graph_data(frames()[edges], model.cutoff)
+    sorts, csr = [], eqtp.ops.graph._csr_op
+    monkeypatch.setattr(eqtp.ops.graph, "_csr_op", lambda index, *_: sorts.append(index) or csr(index, *_))
+    for frame in (3, 7):
+        sorts.clear()
+        data = sevennet.graph_data(frames()[frame], model.cutoff)
         sevennet.predict(model, data)
-        assert 1 <= len(built) <= 2, n
-        assert torch.equal(built[0][1], data[KEY.EDGE_IDX][0])
+        assert len(sorts) == 2 and all(map(torch.equal, sorts, data[KEY.EDGE_IDX]))
+
+
+def test_a_call_does_not_wait_for_a_gpu():
+    """R44: energy, forces and stress of a new structure, and of one seen before. SevenNet alone waits six times."""
+    before, after = models("7net-0", torch.float32)
+    data = sevennet.graph_data(frames()[5], after.cutoff)
+    found = []
+    for model in (before, after, after):
+        with Waits() as waits:
+            model(data.clone())
+        found.append(len(waits.found))
+    assert found == [6, 0, 0]
+
+
+def test_training_on_batches():
+    """Energy, forces and stress of two structures at a time, and the gradients of a loss of all three."""
+    from torch_geometric.data import Batch
+
+    results = []
+    for source in models("7net-0", torch.float64):
+        model = copy.deepcopy(source)
+        model.set_is_batch_data(True)
+        model.train()
+        structures = [sevennet.graph_data(frames()[n], model.cutoff, torch.float64) for n in (0, 1)]
+        for structure in structures:
+            structure[KEY.CELL_VOLUME] = structure[KEY.CELL_VOLUME].reshape(1)
+        batch = Batch.from_data_list(structures)
+        with Waits() as waits:
+            out = model(batch)
+            parts = [out[key] for key in (KEY.PRED_TOTAL_ENERGY, KEY.PRED_FORCE, KEY.PRED_STRESS)]
+            loss = sum(t.square().mean() for t in parts)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            results.append([*parts, *torch.autograd.grad(loss, trained, allow_unused=True)])
+    assert not waits.found and results[0][0].shape == (2,) and results[0][2].shape == (2, 6)
+    for old, new in zip(*results, strict=True):
+        assert old is new is None or (old - new).abs().max() <= 1e-9 * old.abs().max()
 
 
 def energy(model, data, positions):

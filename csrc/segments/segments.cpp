@@ -221,8 +221,9 @@ namespace eqtp {
 
 using P = uintptr_t;  // address of a tensor's first element; 0: absent
 
-// Copies of src and dst [e] as int64. An edge that does not count (valid [e], null: all do) gets source 0 and destination
-// num_dst. Returns 2 e, or 2 e + 1, for the first edge whose source, or destination, is out of range; else -1.
+// Copies of src and dst [e] as int64. An edge that does not count (valid [e], null: all do) gets source 0 and
+// destination num_dst. Returns 2 e, or 2 e + 1, for the first edge whose source, or destination, is out of range;
+// else -1.
 template <class I>
 static int64_t copy_edges(const I* src, const I* dst, const bool* valid, int64_t e, int64_t num_src, int64_t num_dst,
                           int64_t* to_src, int64_t* to_dst) {

@@ -158,7 +158,7 @@ class _Changes:
         like = _first_float(module, self.default)
         family, reason = None, seam.reason(module)
         if reason is None:
-            family, reason = _family(seam.op, seam.plan(module), like)
+            family, reason = _family(seam.op, seam.plan(module), like) if seam.op else ("plain torch", None)
         if reason is not None:
             self.kept.append(Entry(path, kind, reason, {}))
             return None
