@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.autograd import forward_ad
 
+from eqtp.ops.precision import without_autocast
 from eqtp.plans.calls import Pass
 
 LIBRARY = torch.library.Library("eqtp", "DEF")
@@ -59,17 +60,19 @@ def differentiable(
             tensors += [output] if isinstance(output, torch.Tensor) else output
         ctx.save_for_backward(*tensors)
 
-    def arguments(ctx):
-        tensors = iter(ctx.saved_tensors)
-        return [next(tensors) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
-
-    def results(ctx):
-        return (ctx.saved_tensors[sum(ctx.is_tensor) :],) if outputs else ()
+    def saved(ctx):
+        """The arguments, and the outputs (as a tuple) if they are saved."""
+        tensors = ctx.saved_tensors  # once: torch.utils.checkpoint gives them away
+        rest = iter(tensors)
+        arguments = [next(rest) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
+        return arguments, *([tuple(rest)] if outputs else [])
 
     def run_backward(ctx, *grads):
         if all(g is None for g in grads):
             return tuple(None for _ in ctx.is_tensor)
-        return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads, *results(ctx)))
+        arguments, *results = saved(ctx)
+        with without_autocast(next(g for g in grads if g is not None).device.type):
+            return tuple(backward(arguments, ctx.needs_input_grad, grads, *results))
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -78,7 +81,7 @@ def differentiable(
 
         @staticmethod
         def jvp(ctx, *tangents):
-            return jvp(arguments(ctx), tangents)
+            return jvp(saved(ctx)[0], tangents)
 
     Function.setup_context = staticmethod(setup_context)
     Function.backward = staticmethod(run_backward)
