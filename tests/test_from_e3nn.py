@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from test_accelerate import exact, relative
+from e3nn_models import exact, o3, relative
 
 from eqtp.integrations.e3nn import from_e3nn, plan_from_e3nn
-
-o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 
 
 class Own(o3.TensorProduct):

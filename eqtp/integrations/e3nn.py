@@ -10,6 +10,7 @@ import torch
 import eqtp.nn
 from eqtp.integrations.seam import Seam, seam_of
 from eqtp.math.so3 import wigner_3j
+from eqtp.nn.tables import FORWARD, RIGHT, KeptTables
 from eqtp.plans.plan import TensorProductPlan
 
 LIBRARY = "e3nn"
@@ -20,18 +21,6 @@ SUBCLASSES = (
     "ElementwiseTensorProduct",
     "TensorSquare",
 )
-
-
-class KeptBuffers(torch.nn.Module):
-    """Keeps the coefficient buffers of an e3nn module, for its state_dict only: eqtp does not read them."""
-
-    def __init__(self, buffers: dict[str, torch.Tensor]):
-        super().__init__()
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-
-    def _load_from_state_dict(self, *args):
-        """Nothing to load: they are constants, and the product above has compared those of the state_dict."""
 
 
 class TensorSquare(eqtp.nn.TensorProduct):
@@ -61,7 +50,7 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
 
     It holds the same Parameter and buffer objects under the same names, and the attributes that users read
     (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other
-    modules, ValueError for what eqtp cannot do (a ``.right`` method, a subclass with its own ``forward``).
+    modules, ValueError for what eqtp cannot do (a subclass with its own ``forward``).
     """
     seam = seam_of(module)
     if seam not in SEAMS.values():
@@ -125,11 +114,10 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
         tp.irreps_in1, tp.irreps_in2, tp.irreps_out, instructions,
         irrep_normalization="none", path_normalization="none",
         internal_weights=tp.internal_weights, shared_weights=tp.shared_weights, backend=backend,
+        compile_left_right=False, compile_right=getattr(tp, "_did_compile_right", False),
     )  # fmt: skip
     for name, child in tp.named_children():
-        tables = dict(child.named_buffers())
-        if tables:
-            module.add_module(name, KeptBuffers(tables))
+        module.add_module(name, KeptTables(dict(child.named_buffers())))
     share_state(tp, module)
     keep_attributes(tp, module)
     return module
@@ -151,14 +139,14 @@ def _reason_tensor_product(tp) -> str | None:
     own = [f for f in ("forward", "_get_weights") if getattr(type(tp), f) is not getattr(TensorProduct, f)]
     if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
         return f"its class {type(tp).__name__} has its own {own[0]}"
-    known = {"weight", "output_mask", "_compiled_main_left_right", "_compiled_main_right"}
+    known = {"weight", "output_mask", FORWARD, RIGHT}
     extra = [name for name in (*tp._parameters, *tp._buffers, *tp._modules) if name not in known]
     if extra:
         return f"it holds something of its own: {', '.join(extra)}"
     if not tp.instructions:
         return "it has no paths, there is nothing to compute"
-    if getattr(tp, "_did_compile_right", False):
-        return "it was built for .right(), which eqtp does not have"
+    if "is not compiled" in getattr(getattr(tp, FORWARD, None), "code", ""):
+        return "it was built with compile_left_right=False and has no forward to compare with"
     return None
 
 
