@@ -210,3 +210,21 @@ def test_copies_and_pickles(model, example):
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert torch.equal(other(*example)["nodes"], expected)
+
+
+class Stress(Message):
+    """With an output that is NaN or infinite in places, as the stress of a molecule without a cell."""
+
+    places = (0.0, 1.0, 0.0, -1.0)
+
+    def forward(self, *inputs):
+        out = super().forward(*inputs)
+        return {**out, "stress": out["norm"] / out["norm"].new_tensor(self.places), "none": out["norm"] * float("nan")}
+
+
+def test_example_with_an_output_that_is_not_finite(example):
+    """In the same places before and after it is the same; the finite entries are compared."""
+    model = Stress()
+    report = accelerate(model, example)
+    assert 0 <= report.model_difference["output['stress']"] < 1e-5 and report.model_difference["output['none']"] == 0
+    assert "whole model on the example" in str(report) and "nan" not in str(report)

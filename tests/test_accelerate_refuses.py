@@ -92,6 +92,49 @@ def test_example_refuses_a_whole_model_mismatch(example):
     assert type(model.product) is o3.TensorProduct and type(model.harmonics) is o3.SphericalHarmonics
 
 
+class Broken(Message):
+    """Loses or finds a finite number, or changes a finite one beside NaN, when its product is not e3nn's."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, *inputs):
+        factors = self.before if isinstance(self.product, o3.TensorProduct) else self.after
+        norm = super().forward(*inputs)["norm"]
+        return norm * norm.new_tensor(factors)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            [1.0, 2.0],
+            [float("nan"), 2.0],
+            "became NaN or infinite at 1 entries, and finite at 0",
+        ),
+        (
+            [float("inf"), 2.0],
+            [1.0, 2.0],
+            "became NaN or infinite at 0 entries, and finite at 1",
+        ),
+        ([float("nan"), 2.0], [float("nan"), 2.1], "of the whole model changed by"),
+    ],
+)
+def test_example_refuses_other_finite_entries(example, before, after, message):
+    model = Broken(before, after)
+    with pytest.raises(RuntimeError, match=f"accelerate: output output .*{message}.*; everything was undone"):
+        accelerate(model, example)
+    assert type(model.product) is o3.TensorProduct
+
+
+def test_example_without_a_finite_output(example):
+    model = Broken([float("nan")], [float("nan")])
+    with pytest.raises(ValueError, match="all outputs of the model are NaN or infinite for this example"):
+        accelerate(model, example)
+    assert type(model.product) is o3.TensorProduct
+
+
 @pytest.mark.parametrize(
     ("tree", "reason"),
     [
