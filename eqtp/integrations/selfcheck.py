@@ -139,9 +139,7 @@ class ModelCheck:
             exact_tables(reference)
         self.expected = _run(reference, example)
         if all(v.numel() and not v.isfinite().any() for v in self.expected.values()):
-            raise ValueError(
-                "accelerate: all outputs of the model are NaN or infinite for the example; give another one"
-            )
+            raise ValueError("accelerate: all outputs of the model are NaN or infinite for this example; give another")
         moved = _run(reference, _map_floats(example, _last_digits))
         self.noise = {k: _largest_change(moved[k], v) for k, v in self.expected.items()}
 
