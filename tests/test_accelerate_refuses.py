@@ -152,6 +152,7 @@ def test_example_without_a_finite_output(example):
         ),
         (lambda: uvu_product(compile_left_right=False), "compile_left_right=False and has no forward"),
         (lambda: Own("4x0e", "0e", "4x0e", [(0, 0, 0, "uvu", True)]), "class Own has its own forward"),
+        (lambda: Method("4x0e", "0e", "4x0e", [(0, 0, 0, "uvu", True)]), "class Method has its own strength"),
         (lambda: with_own_forward(), "this instance has a forward of its own"),
         (lambda: uvu_product().half(), "float16"),
         (lambda: torch.jit.script(uvu_product()), "scripted"),
@@ -169,6 +170,13 @@ def with_own_forward():
     product = uvu_product()
     product.forward = lambda *inputs: 2 * type(product).forward(product, *inputs)
     return product
+
+
+class Method(o3.TensorProduct):
+    """Offers what e3nn's product, and its replacement, does not."""
+
+    def strength(self):
+        return self.weight.square().mean()
 
 
 class Own(o3.TensorProduct):

@@ -29,6 +29,9 @@ class TensorSquare(eqtp.nn.TensorProduct):
     def forward(self, x, weight=None):
         return super().forward(x, x, weight)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.irreps_in1} -> {super().__repr__().partition(' -> ')[2]}"
+
 
 def plan_from_e3nn(tp) -> TensorProductPlan:
     """The plan of an e3nn.o3.TensorProduct (or subclass), with the coefficients that it has.
@@ -131,14 +134,23 @@ def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
             module.__dict__[name] = value
 
 
-def _reason_tensor_product(tp) -> str | None:
-    from e3nn.o3 import TensorProduct, TensorSquare
-
-    if "forward" in vars(tp):
+def _own_methods(module) -> str | None:
+    """Why a module does or offers what e3nn's does not, as a phrase, or None."""
+    if "forward" in vars(module):
         return "this instance has a forward of its own"
-    own = [f for f in ("forward", "_get_weights") if getattr(type(tp), f) is not getattr(TensorProduct, f)]
-    if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
-        return f"its class {type(tp).__name__} has its own {own[0]}"
+    classes = [
+        cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] not in (LIBRARY, "torch", "builtins")
+    ]
+    for name, value in ((name, value) for cls in classes for name, value in vars(cls).items()):
+        method = callable(value) or isinstance(value, (property, classmethod, staticmethod))
+        if method and (not name.startswith("_") or name == "_get_weights"):
+            return f"its class {type(module).__name__} has its own {name}"
+    return None
+
+
+def _reason_tensor_product(tp) -> str | None:
+    if reason := _own_methods(tp):
+        return reason
     known = {"weight", "output_mask", FORWARD, RIGHT}
     extra = [name for name in (*tp._parameters, *tp._buffers, *tp._modules) if name not in known]
     if extra:
@@ -168,13 +180,7 @@ def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
 
 
 def _reason_spherical_harmonics(sh) -> str | None:
-    from e3nn.o3 import SphericalHarmonics
-
-    if "forward" in vars(sh):
-        return "this instance has a forward of its own"
-    if type(sh).forward is not SphericalHarmonics.forward:
-        return f"its class {type(sh).__name__} has its own forward"
-    return None
+    return _own_methods(sh)
 
 
 def _probe_spherical_harmonics(sh, generator: torch.Generator) -> list[torch.Tensor]:
