@@ -53,7 +53,7 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
 
     It holds the same Parameter and buffer objects under the same names, and the attributes that users read
     (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other
-    modules, ValueError for what eqtp cannot do (a subclass with its own ``forward``).
+    modules, ValueError for what eqtp cannot do (a subclass with its own ``forward`` or other methods).
     """
     seam = seam_of(module)
     if seam not in SEAMS.values():
