@@ -1,8 +1,10 @@
-"""Models of e3nn's modules for the tests of `eqtp.accelerate`, and how their numbers are compared."""
+"""Models and products of e3nn for the tests of what takes their place, and how their numbers are compared."""
 
 import pytest
 import torch
 
+import eqtp
+from eqtp import testing
 from eqtp.integrations.e3nn import exact_tables
 
 o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
@@ -61,3 +63,46 @@ def exact(module):
 
 def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# mode -> arguments of a product with a cross product, scalars, and a path of degree 2
+MODES = {
+    "uvw": ("3x0e+3x1o", "2x0e+2x1o", "4x1o+2x1e+2x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uvu": ("3x0e+3x1o", "2x0e+2x1o", "3x1o+3x1e+3x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uvv": ("3x0e+3x1o", "2x0e+2x1o", "2x1o+2x1e+2x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uuw": ("3x0e+3x1o", "3x0e+3x1o", "4x1o+2x1e+2x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uuu": ("3x0e+3x1o", "3x0e+3x1o", "3x1o+3x1e+3x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uvuv": ("3x0e+3x1o", "2x0e+2x1o", "6x1o+6x1e+6x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "uvu<v": ("4x0e+4x1o", "4x0e+4x1o", "6x1o+6x1e+6x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+    "u<vw": ("4x0e+4x1o", "4x0e+4x1o", "2x1o+2x1e+3x2e", [(0, 1, 0), (1, 1, 1), (1, 1, 2)]),
+}
+WITH_RIGHT = [mode for mode in MODES if "<" not in mode]  # e3nn has no right() for pairs of channels
+UNWEIGHTED = ["uvu", "uvv", "uuu", "uvuv", "uvu<v"]
+ROWS = 5
+
+
+def arguments(mode, weighted=(True, True, True)):
+    *irreps, paths = MODES[mode]
+    return *irreps, [(*path, mode, w, 1.0 + n) for n, (path, w) in enumerate(zip(paths, weighted, strict=True))]
+
+
+def pair(mode, weighted=(True, True, True), **options):
+    """(e3nn's product, ours), with the same weights."""
+    theirs, ours = (cls(*arguments(mode, weighted), **options) for cls in (o3.TensorProduct, eqtp.nn.TensorProduct))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def operands(product, *lead):
+    return [testing.random(*lead, i.dim, seed=n) for n, i in enumerate((product.irreps_in1, product.irreps_in2))]
+
+
+def outside_weights(product, *lead):
+    return testing.random(*(() if product.shared_weights else lead), product.weight_numel, seed=7)
+
+
+def path_by_path(product, weight):
+    """The list of weights [..., *path_shape] that makes up this tensor."""
+    sizes = [torch.Size(ins.path_shape) for ins in product.instructions if ins.has_weight]
+    parts = weight.split([size.numel() for size in sizes], dim=-1)
+    return [part.reshape(*weight.shape[:-1], *size) for part, size in zip(parts, sizes, strict=True)]
