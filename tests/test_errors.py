@@ -201,7 +201,11 @@ CASES = [
         ValueError,
         "TensorProductConv: give edge_src and edge_dst, or a graph",
     ),
-    (lambda: eqtp.nn.SphericalHarmonics("1e", True), ValueError, "a vector of parity -1 has no spherical harmonic 1e"),
+    (
+        lambda: eqtp.nn.SphericalHarmonics("1e", True, irreps_in="1o"),
+        ValueError,
+        "a vector of parity -1 has no spherical harmonic 1e",
+    ),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from eqtp.math import sphere
+from eqtp.nn.module import Module
 from eqtp.ops.coefficients import check_natural, scale_degrees
 from eqtp.ops.gaunt_convolution import gaunt_convolution
 from eqtp.ops.gaunt_many_body import gaunt_many_body
@@ -60,7 +61,7 @@ def _inverse_root(variance: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.where(zero, 0, 1 / np.sqrt(np.where(zero, 1, variance))), dtype=torch.get_default_dtype())
 
 
-class _Layer(torch.nn.Module):
+class _Layer(Module):
     def _set(self, least: dict[str, int], backend: str, **sizes: int) -> None:
         for name, value in sizes.items():
             setattr(self, name, check_natural(type(self).__name__, name, value, least.get(name, 0)))
