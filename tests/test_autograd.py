@@ -324,8 +324,8 @@ def op_cases():
     g = testing.random(5, PLAN.dim_out, seed=5).requires_grad_()
     gn = testing.random(4, PLAN.dim_out, seed=6).requires_grad_()
     none = GRAPH.src.new_empty(0)
-    index = (GRAPH.src, GRAPH.dst, GRAPH.ptr, GRAPH.order, none, none, PLAN.key, "native")
-    segments = (GRAPH.dst, GRAPH.ptr, GRAPH.order, "native")
+    index = (GRAPH.src, GRAPH.dst, GRAPH.ptr, GRAPH.order, none, none, False, PLAN.key, "native")
+    segments = (GRAPH.dst, GRAPH.ptr, GRAPH.order, False, "native")
     c = [t.detach() for t in (x, y, w)]
     yield ops.tensor_product, (x, y, w, PLAN.key, "native")
     for wanted in (ALL, SOME):
@@ -340,7 +340,10 @@ def op_cases():
     yield ops.segment_gather, (gn, *segments)
     yield ops.gaunt_table, (x.detach(), "octant", 0, [2, 6, 8])
     yield from signal_cases()
-    yield ops.graph, (torch.tensor([0, 2, 1]), torch.tensor([1, 1, 0]), 3, 2)
+    ends = torch.tensor([0, 2, 1]), torch.tensor([1, 1, 0])
+    for valid in (None, ends[0] < 2):
+        yield ops.graph_edges, (*ends, valid, torch.empty(3, 0), torch.empty(2, 0), "now")
+    yield ops.graph_csr, (ends[1], torch.empty(2, 0))
 
 
 def signal_cases():

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from test_accelerate import exact, relative
+from e3nn_models import exact, o3, relative
 
 from eqtp.integrations.e3nn import from_e3nn, plan_from_e3nn
-
-o3 = pytest.importorskip("e3nn.o3", reason="e3nn is not installed")
 
 
 class Own(o3.TensorProduct):
@@ -45,7 +43,7 @@ def test_from_e3nn_every_mode(make):
 def test_from_e3nn_tensor_square():
     old = exact(o3.TensorSquare("3x0e + 2x1o", "2x0e + 2e"))
     x = torch.randn(7, 9, dtype=torch.float64)
-    assert relative(from_e3nn(old)(x), old(x)) < 1e-12
+    assert relative(from_e3nn(old)(x), old(x)) < 1e-12 and repr(from_e3nn(old)) == repr(old)
 
 
 def test_from_e3nn_refuses():

@@ -169,7 +169,7 @@ def test_opcheck(random_graph):
         testing.random(12, 3).requires_grad_(),
         testing.random(12, 3, seed=1).requires_grad_(),
     )
-    segments = (graph.dst, graph.ptr, graph.order, "native")
+    segments = (graph.dst, graph.ptr, graph.order, False, "native")
     torch.library.opcheck(torch.ops.eqtp.segment_softmax.default, (x, *segments))
     torch.library.opcheck(torch.ops.eqtp.segment_softmax_bwd.default, (g, x, *segments))
 

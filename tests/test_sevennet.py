@@ -2,6 +2,7 @@
 per forward."""
 
 import copy
+import io
 import itertools
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sweeps import sweep
+from waits import Waits
 
 pytest.importorskip("sevenn", reason="sevenn is not installed")
 
@@ -100,7 +102,10 @@ def test_what_is_replaced_and_what_is_kept():
     kinds = [(entry.name, entry.kind, entry.reason) for entry in report.replaced]
     assert kinds == [
         ("edge_embedding.spherical.sph", "SphericalHarmonics", "native"),
+        ("onehot_idx_to_onehot", "OnehotEmbedding", "plain torch"),
         *((f"{n}_convolution", "IrrepsConvolution", "native") for n in range(5)),
+        ("reduce_total_enegy", "AtomReduce", "plain torch"),
+        ("force_output", "ForceStressOutputFromEdge", "native"),
     ]
     kept = {entry.name: (entry.kind, entry.reason) for entry in report.kept}
     assert list(kept) == [f"{n}_equivariant_gate.gate.mul" for n in range(5)]
@@ -137,22 +142,52 @@ def test_refuses_a_wrong_coefficient_in_one_layer():
     assert type(model.get_submodule("0_convolution")).__name__ == "IrrepsConvolution"
 
 
-def test_graph_is_built_once_per_structure(monkeypatch):
-    """Five layers, forward and backward: one sort by destination, and at most one of the transposed graph."""
+def test_edges_are_sorted_once_per_structure(monkeypatch):
+    """Five layers and the forces: one sort by destination, and one by source."""
     _, model = models("7net-0", torch.float32)
-    built, original = [], eqtp.ops.graph.Graph.__init__
-
-    def init(self, src, dst, *args):
-        built.append((src.shape[0], dst.clone()))
-        original(self, src, dst, *args)
-
-    monkeypatch.setattr(eqtp.ops.graph.Graph, "__init__", init)
-    for n, edges in enumerate((3, 7)):
-        built.clear()
-        data = sevennet.graph_data(frames()[edges], model.cutoff)
+    sorts, csr = [], eqtp.ops.graph._csr_op
+    monkeypatch.setattr(eqtp.ops.graph, "_csr_op", lambda index, *_: sorts.append(index) or csr(index, *_))
+    for frame in (3, 7):
+        sorts.clear()
+        data = sevennet.graph_data(frames()[frame], model.cutoff)
         sevennet.predict(model, data)
-        assert 1 <= len(built) <= 2, n
-        assert torch.equal(built[0][1], data[KEY.EDGE_IDX][0])
+        assert len(sorts) == 2 and all(map(torch.equal, sorts, data[KEY.EDGE_IDX]))
+
+
+def test_a_call_does_not_wait_for_a_gpu():
+    """R44: energy, forces and stress of a new structure, and of one seen before. SevenNet alone waits six times."""
+    before, after = models("7net-0", torch.float32)
+    data = sevennet.graph_data(frames()[5], after.cutoff)
+    found = []
+    for model in (before, after, after):
+        with Waits() as waits:
+            model(data.clone())
+        found.append(len(waits.found))
+    assert found == [6, 0, 0]
+
+
+def test_training_on_batches():
+    """Energy, forces and stress of two structures at a time, and the gradients of a loss of all three."""
+    from torch_geometric.data import Batch
+
+    results = []
+    for source in models("7net-0", torch.float64):
+        model = copy.deepcopy(source)
+        model.set_is_batch_data(True)
+        model.train()
+        structures = [sevennet.graph_data(frames()[n], model.cutoff, torch.float64) for n in (0, 1)]
+        for structure in structures:
+            structure[KEY.CELL_VOLUME] = structure[KEY.CELL_VOLUME].reshape(1)
+        batch = Batch.from_data_list(structures)
+        with Waits() as waits:
+            out = model(batch)
+            parts = [out[key] for key in (KEY.PRED_TOTAL_ENERGY, KEY.PRED_FORCE, KEY.PRED_STRESS)]
+            loss = sum(t.square().mean() for t in parts)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            results.append([*parts, *torch.autograd.grad(loss, trained, allow_unused=True)])
+    assert not waits.found and results[0][0].shape == (2,) and results[0][2].shape == (2, 6)
+    for old, new in zip(*results, strict=True):
+        assert old is new is None or (old - new).abs().max() <= 1e-9 * old.abs().max()
 
 
 def energy(model, data, positions):
@@ -255,3 +290,81 @@ def test_calculator_gives_the_same_molecular_dynamics():
     assert np.abs(ends[0][0] - frames()[2].get_positions()).max() > 1e-2
     assert np.abs(ends[0][0] - ends[1][0]).max() < 1e-6
     assert abs(ends[0][1] - ends[1][1]) < 1e-5 * len(frames()[2])
+
+
+def test_script_of_an_accelerated_model_says_what_to_do():
+    """By torch, and by e3nn as SevenNet's deployment does it; after undo it scripts, and gives the same numbers."""
+    from e3nn.util.jit import script
+
+    model = sevennet.load("7net-0")
+    report = accelerate(model)
+    modules = dict(model.named_modules())
+    data = sevennet.graph_data(small_cell(), model.cutoff)
+    expected = sevennet.predict(model, data)
+    for by in (torch.jit.script, script):
+        with pytest.raises(NotImplementedError, match=r"^torch\.jit\.script: .* of eqtp cannot be .* report\.undo\(\)"):
+            by(model)
+        assert dict(model.named_modules()) == modules
+    with pytest.raises(NotImplementedError, match=r"^torch\.jit\.script: Convolution of eqtp cannot be scripted"):
+        torch.jit.script(model.get_submodule("1_convolution"))
+    report.undo()
+    model.eval_type_map = False  # as SevenNet's deployment does: a scripted model takes tensors, and its own species
+    tensors = {key: t.clone() for key, t in data.to_dict().items() if isinstance(t, torch.Tensor)}
+    tensors[model.key_node_feature] = model._atomic_numbers_to_onehot(data[model.key_atomic_numbers])
+    out = script(model)(tensors)
+    assert abs(out[KEY.PRED_TOTAL_ENERGY].item() - expected["energy"].item()) <= 2e-6 * len(small_cell())
+    assert (out[KEY.PRED_FORCE] - expected["forces"]).abs().max() <= 1e-5 * max(1, expected["forces"].abs().max())
+
+
+def test_convolution_compiles_and_exports():
+    """One graph for every number of nodes and edges."""
+    layer = models("7net-0", torch.float32)[1].get_submodule("1_convolution")
+    plan = layer.convolution.plan
+    keys = layer.key_x, layer.key_filter, layer.key_weight_input, layer.key_edge_idx
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *tensors):
+            return self.layer(dict(zip(keys, tensors, strict=True)))[layer.key_x]
+
+    def inputs(nodes, edges):
+        torch.manual_seed(nodes)
+        sizes = (nodes, plan.dim_in1), (edges, plan.dim_in2), (edges, 8)
+        return *(torch.randn(*size) for size in sizes), torch.randint(0, nodes, (2, edges))
+
+    nodes, edges = torch.export.Dim("nodes"), torch.export.Dim("edges")
+    sizes = (({0: nodes}, {0: edges}, {0: edges}, {1: edges}),)
+    exported = torch.export.export(Layer(), inputs(5, 20), dynamic_shapes=sizes).module()
+    compiled = torch.compile(Layer(), fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, e in ((5, 20), (9, 41)):
+        expected = Layer()(*inputs(n, e))
+        for other in (exported, compiled):
+            assert (other(*inputs(n, e)) - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+def test_copies_of_an_accelerated_model():
+    _, model = models("7net-0", torch.float32)
+    data = sevennet.graph_data(small_cell(), model.cutoff)
+    expected = sevennet.predict(model, data)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        found = sevennet.predict(other, data)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("volume", [0.0, float("nan")])
+def test_example_of_a_molecule_without_a_cell(volume):
+    """Its stress is NaN before and after, or divided by next to nothing."""
+    model = sevennet.load("7net-0")
+    molecule = ase.Atoms("H2O", positions=[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    data = sevennet.graph_data(molecule, model.cutoff)
+    data["cell_volume"] = torch.tensor(volume)
+    assert sevennet.predict(model, data)["stress"].isnan().all() == (volume != 0)
+    report = accelerate(model, example=data)
+    assert 0 < report.model_difference["output.inferred_force"] < 1e-5
+    assert sevennet.predict(model, data)["stress"].isnan().all() == (volume != 0)

@@ -212,6 +212,7 @@ EQTP_INSTANTIATE_KERNEL(segment_softmax_bwd, SegmentArgs);
 
 #else  // ---- bindings
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "common/module.h"
@@ -220,24 +221,46 @@ namespace eqtp {
 
 using P = uintptr_t;  // address of a tensor's first element; 0: absent
 
-// CSR of index [n] with values in [0, num): ptr [num + 1] and order [n], stable. Returns the position of the first
-// value out of range, or -1.
+// Copies of src and dst [e] as int64. An edge that does not count (valid [e], null: all do) gets source 0 and
+// destination num_dst. Returns 2 e, or 2 e + 1, for the first edge whose source, or destination, is out of range;
+// else -1.
 template <class I>
-static int64_t build_csr(const I* index, int64_t n, int64_t num, int64_t* ptr, int64_t* order) {
-  std::memset(ptr, 0, sizeof(int64_t) * size_t(num + 1));
-  for (int64_t e = 0; e < n; ++e) {
-    if (index[e] < 0 || index[e] >= num) return e;
-    ++ptr[index[e] + 1];
+static int64_t copy_edges(const I* src, const I* dst, const bool* valid, int64_t e, int64_t num_src, int64_t num_dst,
+                          int64_t* to_src, int64_t* to_dst) {
+  for (int64_t i = 0; i < e; ++i) {
+    const bool counts = !valid || valid[i];
+    if (counts && (src[i] < 0 || src[i] >= num_src)) return 2 * i;
+    if (counts && (dst[i] < 0 || dst[i] >= num_dst)) return 2 * i + 1;
+    to_src[i] = counts ? int64_t(src[i]) : 0;
+    to_dst[i] = counts ? int64_t(dst[i]) : num_dst;
   }
-  for (int64_t i = 0; i < num; ++i) ptr[i + 1] += ptr[i];
-  std::vector<int64_t> next(ptr, ptr + num);
-  for (int64_t e = 0; e < n; ++e) order[next[size_t(index[e])]++] = e;
   return -1;
 }
-static int64_t csr(P index, bool is64, int64_t n, int64_t num, P ptr, P order) {
-  auto *p = reinterpret_cast<int64_t*>(ptr), *o = reinterpret_cast<int64_t*>(order);
-  return is64 ? build_csr(reinterpret_cast<const int64_t*>(index), n, num, p, o)
-              : build_csr(reinterpret_cast<const int32_t*>(index), n, num, p, o);
+static int64_t edges(P src, P dst, bool is64, P valid, int64_t e, int64_t num_src, int64_t num_dst, P to_src,
+                     P to_dst) {
+  const auto copy = [&](auto type) {
+    using I = const decltype(type)*;
+    return copy_edges(reinterpret_cast<I>(src), reinterpret_cast<I>(dst), reinterpret_cast<const bool*>(valid), e,
+                      num_src, num_dst, reinterpret_cast<int64_t*>(to_src), reinterpret_cast<int64_t*>(to_dst));
+  };
+  return is64 ? copy(int64_t()) : copy(int32_t());
+}
+
+// CSR of index [n] with values in [0, num]; those that are num are in no segment. ptr [num + 1] and order [n], stable:
+// the segments one after the other, then what is in none.
+static void csr(P index_address, int64_t n, int64_t num, P ptr_address, P order_address) {
+  const auto* index = reinterpret_cast<const int64_t*>(index_address);
+  auto *ptr = reinterpret_cast<int64_t*>(ptr_address), *order = reinterpret_cast<int64_t*>(order_address);
+  std::memset(ptr, 0, sizeof(int64_t) * size_t(num + 1));
+  bool sorted = true;
+  for (int64_t e = 0; e < n; ++e) {
+    sorted &= e == 0 || index[e - 1] <= index[e];
+    if (index[e] < num) ++ptr[index[e] + 1];
+  }
+  for (int64_t i = 0; i < num; ++i) ptr[i + 1] += ptr[i];
+  if (sorted) return std::iota(order, order + n, int64_t(0));
+  std::vector<int64_t> next(ptr, ptr + num + 1);
+  for (int64_t e = 0; e < n; ++e) order[next[size_t(index[e])]++] = e;
 }
 
 // The operands as Python has them: what SegmentArgs says, by address
@@ -302,6 +325,7 @@ static void bind(P x, int64_t x_stride, P ptr, P order, int64_t e, int64_t num, 
 
 EQTP_BINDING(define_segments) {
   const pybind11::call_guard<pybind11::gil_scoped_release> without_lock;
+  m.def("edges", &edges, without_lock);
   m.def("csr", &csr, without_lock);
   m.def("segment_sum", &bind<sum>, without_lock);
   m.def("segment_max", &bind<max>, without_lock);

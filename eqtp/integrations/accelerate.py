@@ -10,6 +10,7 @@ from eqtp.backends import registry
 from eqtp.integrations.e3nn import SUBCLASSES, share_state
 from eqtp.integrations.seam import seam_of, seams
 from eqtp.integrations.selfcheck import ModelCheck, check_module
+from eqtp.nn.tables import KeptTables
 
 
 class Entry(NamedTuple):
@@ -152,13 +153,13 @@ class _Changes:
     def _convert(self, module: torch.nn.Module, path: str) -> torch.nn.Module | None:
         kind, seam = type(module).__name__, seam_of(module)
         if seam is None:
-            if type(module).__module__.startswith("eqtp."):
+            if type(module).__module__.startswith("eqtp.") and not isinstance(module, KeptTables):
                 self.kept.append(Entry(path, kind, "it is eqtp's already", {}))
             return None
         like = _first_float(module, self.default)
         family, reason = None, seam.reason(module)
         if reason is None:
-            family, reason = _family(seam.op, seam.plan(module), like)
+            family, reason = _family(seam.op, seam.plan(module), like) if seam.op else ("plain torch", None)
         if reason is not None:
             self.kept.append(Entry(path, kind, reason, {}))
             return None

@@ -10,6 +10,7 @@ import torch
 import eqtp.nn
 from eqtp.integrations.seam import Seam, seam_of
 from eqtp.math.so3 import wigner_3j
+from eqtp.nn.tables import FORWARD, RIGHT, KeptTables
 from eqtp.plans.plan import TensorProductPlan
 
 LIBRARY = "e3nn"
@@ -22,23 +23,14 @@ SUBCLASSES = (
 )
 
 
-class KeptBuffers(torch.nn.Module):
-    """Keeps the coefficient buffers of an e3nn module, for its state_dict only: eqtp does not read them."""
-
-    def __init__(self, buffers: dict[str, torch.Tensor]):
-        super().__init__()
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-
-    def _load_from_state_dict(self, *args):
-        """Nothing to load: they are constants, and the product above has compared those of the state_dict."""
-
-
 class TensorSquare(eqtp.nn.TensorProduct):
     """Tensor product of x [..., dim_in1] with itself, as e3nn.o3.TensorSquare."""
 
     def forward(self, x, weight=None):
         return super().forward(x, x, weight)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.irreps_in1} -> {super().__repr__().partition(' -> ')[2]}"
 
 
 def plan_from_e3nn(tp) -> TensorProductPlan:
@@ -61,7 +53,7 @@ def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
 
     It holds the same Parameter and buffer objects under the same names, and the attributes that users read
     (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other
-    modules, ValueError for what eqtp cannot do (a ``.right`` method, a subclass with its own ``forward``).
+    modules, ValueError for what eqtp cannot do (a subclass with its own ``forward`` or other methods).
     """
     seam = seam_of(module)
     if seam not in SEAMS.values():
@@ -125,11 +117,10 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
         tp.irreps_in1, tp.irreps_in2, tp.irreps_out, instructions,
         irrep_normalization="none", path_normalization="none",
         internal_weights=tp.internal_weights, shared_weights=tp.shared_weights, backend=backend,
+        compile_left_right=False, compile_right=getattr(tp, "_did_compile_right", False),
     )  # fmt: skip
     for name, child in tp.named_children():
-        tables = dict(child.named_buffers())
-        if tables:
-            module.add_module(name, KeptBuffers(tables))
+        module.add_module(name, KeptTables(dict(child.named_buffers())))
     share_state(tp, module)
     keep_attributes(tp, module)
     return module
@@ -143,22 +134,31 @@ def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
             module.__dict__[name] = value
 
 
-def _reason_tensor_product(tp) -> str | None:
-    from e3nn.o3 import TensorProduct, TensorSquare
-
-    if "forward" in vars(tp):
+def _own_methods(module) -> str | None:
+    """Why a module does or offers what e3nn's does not, as a phrase, or None."""
+    if "forward" in vars(module):
         return "this instance has a forward of its own"
-    own = [f for f in ("forward", "_get_weights") if getattr(type(tp), f) is not getattr(TensorProduct, f)]
-    if own and not (type(tp).forward is TensorSquare.forward and own == ["forward"]):
-        return f"its class {type(tp).__name__} has its own {own[0]}"
-    known = {"weight", "output_mask", "_compiled_main_left_right", "_compiled_main_right"}
+    classes = [
+        cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] not in (LIBRARY, "torch", "builtins")
+    ]
+    for name, value in ((name, value) for cls in classes for name, value in vars(cls).items()):
+        method = callable(value) or isinstance(value, (property, classmethod, staticmethod))
+        if method and (not name.startswith("_") or name == "_get_weights"):
+            return f"its class {type(module).__name__} has its own {name}"
+    return None
+
+
+def _reason_tensor_product(tp) -> str | None:
+    if reason := _own_methods(tp):
+        return reason
+    known = {"weight", "output_mask", FORWARD, RIGHT}
     extra = [name for name in (*tp._parameters, *tp._buffers, *tp._modules) if name not in known]
     if extra:
         return f"it holds something of its own: {', '.join(extra)}"
     if not tp.instructions:
         return "it has no paths, there is nothing to compute"
-    if getattr(tp, "_did_compile_right", False):
-        return "it was built for .right(), which eqtp does not have"
+    if "is not compiled" in getattr(getattr(tp, FORWARD, None), "code", ""):
+        return "it was built with compile_left_right=False and has no forward to compare with"
     return None
 
 
@@ -180,13 +180,7 @@ def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
 
 
 def _reason_spherical_harmonics(sh) -> str | None:
-    from e3nn.o3 import SphericalHarmonics
-
-    if "forward" in vars(sh):
-        return "this instance has a forward of its own"
-    if type(sh).forward is not SphericalHarmonics.forward:
-        return f"its class {type(sh).__name__} has its own forward"
-    return None
+    return _own_methods(sh)
 
 
 def _probe_spherical_harmonics(sh, generator: torch.Generator) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ import eqtp.integrations
 class Seam(NamedTuple):
     """How one class of another library is replaced."""
 
-    op: str  # the op of eqtp that takes over, whose kernels are asked for
+    op: str | None  # the op of eqtp that takes over, whose kernels are asked for; None: plain torch
     reason: Callable  # (module) -> None, or why this one cannot be replaced, as a phrase
     plan: Callable  # (module) -> TensorProductPlan, or None for an op without one
     convert: Callable  # (module, backend) -> replacement that holds the same parameters and buffers

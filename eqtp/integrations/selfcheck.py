@@ -123,7 +123,10 @@ class ModelCheck:
 
     A difference is allowed up to the module tolerance relative to the output's scale, plus ``NOISE`` times
     what a change of the example's last digits does to the output of the original: forces that cancel to
-    nothing have no scale of their own.
+    nothing have no scale of their own. What is NaN or infinite before must be so after (the stress of a molecule
+    without a cell); the other entries are compared.
+
+    Raises ValueError if the model has no finite output for the example.
     """
 
     NOISE = 30
@@ -135,8 +138,10 @@ class ModelCheck:
             reference = copy.deepcopy(model)
             exact_tables(reference)
         self.expected = _run(reference, example)
+        if all(v.numel() and not v.isfinite().any() for v in self.expected.values()):
+            raise ValueError("accelerate: all outputs of the model are NaN or infinite for this example; give another")
         moved = _run(reference, _map_floats(example, _last_digits))
-        self.noise = {k: (moved[k] - v).abs().max().item() if v.numel() else 0.0 for k, v in self.expected.items()}
+        self.noise = {k: _largest_change(moved[k], v) for k, v in self.expected.items()}
 
     def compare(self, model: torch.nn.Module) -> dict[str, float]:
         """Output name -> difference relative to scale. Raises RuntimeError if one is too large or missing."""
@@ -144,8 +149,15 @@ class ModelCheck:
         for name, expected in self.expected.items():
             if name not in got or got[name].shape != expected.shape:
                 raise RuntimeError(f"accelerate: output {name} of the model is missing or has another shape; undone")
-            difference = (got[name].double() - expected.double()).abs().max().item() if expected.numel() else 0.0
-            scale = expected.double().abs().max().item() if expected.numel() else 0.0
+            before, after = expected.isfinite(), got[name].isfinite()
+            if not torch.equal(before, after):
+                lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+                raise RuntimeError(
+                    f"accelerate: output {name} of the whole model became NaN or infinite at {lost} entries, and "
+                    f"finite at {won} that were not; everything was undone"
+                )
+            difference = _largest_change(got[name], expected)
+            scale = _largest_change(expected, torch.zeros_like(expected))
             allowed = TOLERANCE.get(expected.dtype, 1e-2) * scale + self.NOISE * self.noise[name]
             if not difference <= allowed:
                 raise RuntimeError(
@@ -154,6 +166,13 @@ class ModelCheck:
                 )
             found[name] = difference / scale if scale > 0 else 0.0
         return found
+
+
+def _largest_change(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest |a - b| of the entries that are finite in both; 0 of none."""
+    a, b = a.double(), b.double()
+    both = a.isfinite() & b.isfinite()
+    return (a - b)[both].abs().max().item() if both.any() else 0.0
 
 
 def _run(model, example) -> dict[str, torch.Tensor]:

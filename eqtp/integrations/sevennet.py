@@ -13,12 +13,13 @@ import torch
 import eqtp.nn
 from eqtp.integrations.e3nn import convert_tensor_product, exact_tables, keep_attributes, plan_from_e3nn
 from eqtp.integrations.seam import Seam, seam_of
+from eqtp.nn.module import Module
 from eqtp.ops.graph import shared
 
 LIBRARY = "sevenn"
 
 
-class Convolution(torch.nn.Module):
+class Convolution(Module):
     """Takes the place of sevenn.nn.convolution.IrrepsConvolution, with its state_dict and its keys.
 
     ``forward(data)`` reads node features x [n, dim_in1], edge attributes [e, dim_in2], the radial embedding

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from eqtp.nn.module import Module
 from eqtp.ops.coefficients import check_natural, scale_degrees
 from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_convolution import gaunt_convolution
@@ -19,7 +20,7 @@ from eqtp.ops.graph import Graph
 from eqtp.ops.segment_sum import segment_sum
 
 
-class _Layer(torch.nn.Module):
+class _Layer(Module):
     def _set(self, least: dict[str, int], backend: str, **sizes: int) -> None:
         for name, value in sizes.items():
             setattr(self, name, check_natural(type(self).__name__, name, value, least.get(name, 0)))

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.autograd import forward_ad
 
+from eqtp.ops.precision import without_autocast
 from eqtp.plans.calls import Pass
 
 LIBRARY = torch.library.Library("eqtp", "DEF")
@@ -59,17 +60,19 @@ def differentiable(
             tensors += [output] if isinstance(output, torch.Tensor) else output
         ctx.save_for_backward(*tensors)
 
-    def arguments(ctx):
-        tensors = iter(ctx.saved_tensors)
-        return [next(tensors) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
-
-    def results(ctx):
-        return (ctx.saved_tensors[sum(ctx.is_tensor) :],) if outputs else ()
+    def saved(ctx):
+        """The arguments, and the outputs (as a tuple) if they are saved."""
+        tensors = ctx.saved_tensors  # once: torch.utils.checkpoint gives them away
+        rest = iter(tensors)
+        arguments = [next(rest) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
+        return arguments, *([tuple(rest)] if outputs else [])
 
     def run_backward(ctx, *grads):
         if all(g is None for g in grads):
             return tuple(None for _ in ctx.is_tensor)
-        return tuple(backward(arguments(ctx), ctx.needs_input_grad, grads, *results(ctx)))
+        arguments, *results = saved(ctx)
+        with without_autocast(next(g for g in grads if g is not None).device.type):
+            return tuple(backward(arguments, ctx.needs_input_grad, grads, *results))
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -78,7 +81,7 @@ def differentiable(
 
         @staticmethod
         def jvp(ctx, *tangents):
-            return jvp(arguments(ctx), tangents)
+            return jvp(saved(ctx)[0], tangents)
 
     Function.setup_context = staticmethod(setup_context)
     Function.backward = staticmethod(run_backward)
@@ -122,6 +125,8 @@ def _transform_active(name: str) -> bool:
             raise NotImplementedError(f"{name}: forward-mode differentiation inside torch.compile is not supported")
         return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
+    if stack and not forward and all(f.key() == torch._C._functorch.TransformType.Functionalize for f in stack):
+        return False
     # wrong results with any autograd.Function
     if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
         raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
@@ -179,6 +184,7 @@ def register_multilinear(
     product_bwdbwd,
     fake,
     part=lambda s, constants: constants,
+    for_backward=lambda operands, constants: constants,
 ):
     """Registers eqtp::name and eqtp::name_bwd; returns the product's callable.
 
@@ -190,6 +196,7 @@ def register_multilinear(
     fake(*operands, *constants) -> empty output
     part(s, constants) -> constants of the part of the product that depends on operand s, if that is not all of it
         (a path without a weight does not depend on the weights)
+    for_backward(operands, constants) -> constants of the backward ops, which may need more than the product
     """
     n = len(operands)
     tensors = ", ".join(f"Tensor {o}" for o in operands)
@@ -210,10 +217,10 @@ def register_multilinear(
     cotangents = ", ".join(f"Tensor c{o}" for o in operands)
     schema = f"(Tensor g, {tensors}, {cotangents}, bool[] wanted, {constants}) -> (Tensor, {results})"
     bwdbwd_op = define(f"{name}_bwdbwd", schema, product_bwdbwd, fake_bwdbwd)
-    return _close_derivatives(n, product_op, bwd_op, bwdbwd_op, part)
+    return _close_derivatives(n, product_op, bwd_op, bwdbwd_op, part, for_backward)
 
 
-def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) -> Callable:
+def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable, for_backward: Callable) -> Callable:
     """The callable of a product of n operands, whose derivatives are again products and backward ops."""
 
     def replaced(operands, s, t):
@@ -223,6 +230,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) ->
         """dPhi/da_s at (g, operands), None where unwanted."""
         if not any(wanted):
             return [None] * n
+        rest = for_backward(operands, rest)
         return [r if w else None for r, w in zip(bwd(g, *operands, list(wanted), *rest), wanted, strict=True)]
 
     def backward(args, needs, grads):
@@ -238,7 +246,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable) ->
         given = [s for s in range(n) if wanted[s] and cotangents[s] is not None]
         if len(given) > 1 and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
             full = [cotangents[s] if s in given else torch.zeros_like(operands[s]) for s in range(n)]
-            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *rest)
+            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *for_backward(operands, rest))
             return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
         gg, parts = [], [[] for _ in range(n)]
         for s in given:

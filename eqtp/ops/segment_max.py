@@ -21,7 +21,8 @@ registry.register_op("segment_max", engine="segments")
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [num_dst, ...]"""
-    e, n = graph.num_edges, graph.num_dst
+    e, n = graph.num_edges, graph.num_dst + graph.padded  # the last row for edges that do not count
+    x = graph.zero_padding(x)
 
     def at(t):
         return t.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
@@ -33,7 +34,7 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     taken = (values == largest) | (values.isnan() & largest.isnan())
     # [num_dst, ...]; e: no edges
     arg = edge.new_full((n, *x.shape[1:]), e).scatter_reduce(0, dst, torch.where(taken, edge, e), "amin")
-    return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).gather(0, arg)
+    return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).gather(0, arg[: graph.num_dst])
 
 
 def _max(x, ptr, order, family):
@@ -111,5 +112,5 @@ def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
     family = resolve("segment_max", x, graph, backend)
     if family == "reference":
         return reference(x, graph)
-    out = max_rows(as_rows(x), graph.ptr, graph.order, family)[0]
+    out = max_rows(as_rows(x), *graph.csr(), family)[0]
     return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])

@@ -22,38 +22,40 @@ registry.register_op("segment_softmax", engine="segments")
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [e, ...]"""
+    x = graph.zero_padding(x)
     values = x.detach()
     dst = graph.dst.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
-    largest = values.new_zeros(graph.num_dst, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)
+    rows = graph.num_dst + graph.padded  # the last one for edges that do not count
+    largest = values.new_zeros(rows, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)
     largest = torch.where(largest == -torch.inf, 0, largest)  # nothing but masked edges
     p = (x - largest[graph.dst]).exp()
     norm = p.new_zeros(largest.shape).index_add(0, graph.dst, p)
-    return p / torch.where(norm == 0, 1, norm)[graph.dst]
+    return graph.zero_padding(p / torch.where(norm == 0, 1, norm)[graph.dst])
 
 
-def _softmax(x, dst, ptr, order, family):
-    out = x.new_empty(x.shape)
+def _softmax(x, dst, ptr, order, padded, family):
+    out = x.new_zeros(x.shape) if padded else x.new_empty(x.shape)  # kernels do not write where an edge does not count
     registry.kernel(family, "segments").run("segment_softmax", Pass.FWD, (x, ptr, order), (out,))
     return out
 
 
-def _softmax_bwd(g, y, dst, ptr, order, family):
-    gx = y.new_empty(y.shape)
+def _softmax_bwd(g, y, dst, ptr, order, padded, family):
+    gx = y.new_zeros(y.shape) if padded else y.new_empty(y.shape)
     registry.kernel(family, "segments").run("segment_softmax", Pass.BWD, (g, y, ptr, order), (gx,))
     return gx
 
 
 _op = define(
     "segment_softmax",
-    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, bool padded, str family) -> Tensor",
     _softmax,
-    lambda x, dst, ptr, order, family: x.new_empty(x.shape),
+    lambda x, dst, ptr, order, padded, family: x.new_empty(x.shape),
 )
 _bwd_op = define(
     "segment_softmax_bwd",
-    "(Tensor g, Tensor y, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    "(Tensor g, Tensor y, Tensor dst, Tensor ptr, Tensor order, bool padded, str family) -> Tensor",
     _softmax_bwd,
-    lambda g, y, dst, ptr, order, family: y.new_empty(y.shape),
+    lambda g, y, dst, ptr, order, padded, family: y.new_empty(y.shape),
 )
 
 
@@ -65,7 +67,7 @@ def _dot(a, b, graph):
 def _bwd_backward(args, needs, grads):
     (g, y, *graph), (c,) = args, grads
     gy = c * (g - _dot(y, g, graph)) - g * _dot(y, c, graph) if needs[1] else None
-    return [bwd(c, y, *graph) if needs[0] else None, gy, *[None] * 4]
+    return [bwd(c, y, *graph) if needs[0] else None, gy, *[None] * 5]
 
 
 def _bwd_jvp(args, tangents):
@@ -77,7 +79,7 @@ def _bwd_jvp(args, tangents):
 bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp)
 softmax_rows = differentiable(
     _op,
-    lambda args, needs, grads, outputs: [bwd(grads[0], outputs[0], *args[1:]), *[None] * 4],
+    lambda args, needs, grads, outputs: [bwd(grads[0], outputs[0], *args[1:]), *[None] * 5],
     lambda args, tangents: bwd(tangents[0], softmax_rows(*args), *args[1:]),
     outputs=True,
 )
@@ -94,4 +96,4 @@ def segment_softmax(x: torch.Tensor, graph: Graph, backend: str = "auto") -> tor
     family = resolve("segment_softmax", x, graph, backend)
     if family == "reference":
         return reference(x, graph)
-    return softmax_rows(as_rows(x), graph.dst, graph.ptr, graph.order, family).reshape(x.shape)
+    return softmax_rows(as_rows(x), graph.dst, *graph.csr(), graph.padded, family).reshape(x.shape)

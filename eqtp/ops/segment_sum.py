@@ -20,30 +20,32 @@ registry.register_op("segment_sum", engine="segments")
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [num_dst, ...]"""
-    return x.new_zeros(graph.num_dst, *x.shape[1:]).index_add(0, graph.dst, x)
+    out = x.new_zeros(graph.num_dst + graph.padded, *x.shape[1:])  # the last row for edges that do not count
+    return out.index_add(0, graph.dst, x)[: graph.num_dst]
 
 
-def _sum(x, dst, ptr, order, family):
+def _sum(x, dst, ptr, order, padded, family):
     out = x.new_empty(len(ptr) - 1, x.shape[1])
     registry.kernel(family, "segments").run("segment_sum", Pass.FWD, (x, ptr, order), (out,))
     return out
 
 
-def _gather(g, dst, ptr, order, family):
+def _gather(g, dst, ptr, order, padded, family):
+    g = torch.cat([g, g.new_zeros(1, g.shape[1])]) if padded else g
     return g.index_select(0, dst)
 
 
 _sum_op = define(
     "segment_sum",
-    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    "(Tensor x, Tensor dst, Tensor ptr, Tensor order, bool padded, str family) -> Tensor",
     _sum,
-    lambda x, dst, ptr, order, family: x.new_empty(ptr.shape[0] - 1, x.shape[1]),
+    lambda x, dst, ptr, order, padded, family: x.new_empty(ptr.shape[0] - 1, x.shape[1]),
 )
 _gather_op = define(
     "segment_gather",
-    "(Tensor g, Tensor dst, Tensor ptr, Tensor order, str family) -> Tensor",
+    "(Tensor g, Tensor dst, Tensor ptr, Tensor order, bool padded, str family) -> Tensor",
     _gather,
-    lambda g, dst, ptr, order, family: g.new_empty(dst.shape[0], g.shape[1]),
+    lambda g, dst, ptr, order, padded, family: g.new_empty(dst.shape[0], g.shape[1]),
 )
 
 
@@ -51,14 +53,14 @@ def _linear(op, adjoint):
     """A linear op of its first argument, whose backward is its adjoint and whose tangent is itself."""
     call = differentiable(
         op,
-        lambda args, needs, grads: [adjoint()(grads[0], *args[1:]), *[None] * 4],
+        lambda args, needs, grads: [adjoint()(grads[0], *args[1:]), *[None] * 5],
         lambda args, tangents: call(tangents[0], *args[1:]),
     )
     return call
 
 
-sum_rows = _linear(_sum_op, lambda: gather_rows)  # x [e, c], dst, ptr, order, family -> [num_dst, c]
-gather_rows = _linear(_gather_op, lambda: sum_rows)  # g [num_dst, c], dst, ptr, order, family -> [e, c]
+sum_rows = _linear(_sum_op, lambda: gather_rows)  # x [e, c], dst, ptr, order, padded, family -> [num_dst, c]
+gather_rows = _linear(_gather_op, lambda: sum_rows)  # g [num_dst, c], dst, ptr, order, padded, family -> [e, c]
 
 
 def resolve(op: str, x: torch.Tensor, graph: Graph, backend: str) -> str:
@@ -89,7 +91,7 @@ def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
     family = resolve("segment_sum", x, graph, backend)
     if family == "reference":
         return reference(x, graph)
-    out = sum_rows(as_rows(x), graph.dst, graph.ptr, graph.order, family)
+    out = sum_rows(as_rows(x), graph.dst, *graph.csr(), graph.padded, family)
     return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])
 
 

@@ -14,7 +14,7 @@ import torch
 from eqtp.backends import registry
 from eqtp.ops import tensor_product as rows
 from eqtp.ops.autograd import passes, register_multilinear
-from eqtp.ops.graph import Graph
+from eqtp.ops.graph import Graph, transposed_csr
 from eqtp.plans.calls import EdgeKind, Edges, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
 
@@ -24,40 +24,60 @@ registry.register_op("tensor_product_conv", engine="channelwise")
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     """The formula in plain torch: x [num_src, dim_in1], y [e, dim_in2], w [e, numel] or [numel] -> [num_dst,
     dim_out]."""
+    if graph.padded:  # their source is 0, which need not exist
+        x = torch.cat([x, x.new_zeros(1, x.shape[1])])
+        y, w = graph.zero_padding(y), w if w.ndim == 1 else graph.zero_padding(w)
     messages = rows.reference(x.index_select(0, graph.src), y, w, plan)  # [e, dim_out]
-    return x.new_zeros(graph.num_dst, plan.dim_out).index_add(0, graph.dst, messages)
+    out = x.new_zeros(graph.num_dst + graph.padded, plan.dim_out)  # the last row for edges that do not count
+    return out.index_add(0, graph.dst, messages)[: graph.num_dst]
 
 
-def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, plan: str, family: str) -> None:
+def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, padded, plan: str, family: str) -> None:
     unsorted = src.numel() and not order.numel()
     edges = Edges(src, dst, ptr, order, tptr, torder, EdgeKind.UNSORTED if unsorted else EdgeKind.SORTED)
+    if padded and pass_ != Pass.FWD:
+        for t in outputs[-2:]:  # gradients of y and w, which kernels do not write where an edge does not count
+            if t is not None and t.device.type == "cpu":
+                t.index_fill_(0, order[int(ptr[-1]) :], 0)
+            elif t is not None:  # without a wait for ptr
+                t.zero_()
     rows.run(pass_, operands, outputs, edges, plan, family)
 
 
-def _fake(x, y, w, src, dst, ptr, order, tptr, torder, plan, family):
+def _fake(x, y, w, src, dst, ptr, order, tptr, torder, padded, plan, family):
     return x.new_empty(ptr.shape[0] - 1, dims(plan).out)
+
+
+def _with_transpose(operands, constants: tuple) -> tuple:
+    """The constants with the CSR by source, if the backward of the family walks it."""
+    src, dst, ptr, order, tptr, _, padded, *rest = constants
+    transposes = registry.kernel(rest[-1], "channelwise").transposes
+    unsorted = src.shape[0] and not order.shape[0]
+    if tptr.shape[0] or unsorted or src.device.type not in transposes:
+        return constants
+    csr = transposed_csr(src, dst, operands[0].shape[0], ptr.shape[0] - 1, padded)
+    return (src, dst, ptr, order, *csr, padded, *rest)
 
 
 _op = register_multilinear(
     "tensor_product_conv",
     ("x", "y", "w"),
-    "Tensor src, Tensor dst, Tensor ptr, Tensor order, Tensor tptr, Tensor torder, str plan, str family",
+    "Tensor src, Tensor dst, Tensor ptr, Tensor order, Tensor tptr, Tensor torder, bool padded, str plan, str family",
     *passes(3, _run, _fake),
     _fake,
     rows.part,
+    _with_transpose,
 )
 
 
-def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """src, dst, ptr, order, and ptr, order of the transposed graph (empty if the family does not use it). If the graph
-    is to stay unsorted, order is empty and only the size of ptr is valid."""
+def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple:
+    """src, dst, ptr, order of the graph, two empty columns for ptr and order of the transposed one, whether there is
+    padding. If the graph is to stay unsorted, order is empty and only the size of ptr is valid."""
     kernel, none = registry.kernel(family, "channelwise"), graph.src.new_empty(0)
-    if not graph.is_sorted and dtype in kernel.atomics and not torch.are_deterministic_algorithms_enabled():
-        return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none
-    if graph.src.device.type in kernel.transposes:
-        t = graph.transpose()
-        return graph.src, graph.dst, graph.ptr, graph.order, t.ptr, t.order
-    return graph.src, graph.dst, graph.ptr, graph.order, none, none
+    atomic = dtype in kernel.atomics and not torch.are_deterministic_algorithms_enabled()
+    if not graph.is_sorted and atomic and not graph.padded:
+        return graph.src, graph.dst, graph.src.new_zeros(1).expand(graph.num_dst + 1), none, none, none, False
+    return graph.src, graph.dst, *graph.csr(), none, none, graph.padded
 
 
 def tensor_product_conv(

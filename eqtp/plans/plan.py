@@ -66,6 +66,11 @@ class Path(NamedTuple):
     weight_offset: int  # where the weight starts in w [numel]; -1 without weight
 
     @property
+    def path_shape(self) -> tuple[int, ...]:
+        """Shape of the weight that this path has or, without one, would have (e3nn's ``path_shape``)."""
+        return tuple(_sizes(self.mul1, self.mul2, self.mul3)[letter] for letter in MODES[self.mode].weight)
+
+    @property
     def weight_numel(self) -> int:
         """Number of weights of this path."""
         return prod(self.weight_shape) if self.has_weight else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends.tensors import why_not_dtype
+from eqtp.backends.tensors import address, why_not_dtype
 
 try:
     from eqtp import _native
@@ -58,11 +58,20 @@ def dtype_code(dtype: torch.dtype) -> int:
     return CUDA_DTYPES.index(dtype)
 
 
-def csr(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """ptr [num + 1] and order [e] int64 of an index [e] on the CPU, by a stable sort, and the position of the first
-    value outside [0, num), or -1."""
-    index = index.contiguous()
-    ptr, order = torch.empty(num + 1, dtype=torch.int64), torch.empty(len(index), dtype=torch.int64)
-    is64 = index.dtype == torch.int64
-    bad = _native.csr(index.data_ptr(), is64, len(index), num, ptr.data_ptr(), order.data_ptr())
-    return ptr, order, bad
+def edges(src, dst, valid, num_src: int, num_dst: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """int64 copies of src and dst [e] on the CPU, both int32 or both int64; an edge that is not valid [e] (None: all
+    are) gets source 0 and destination num_dst. Then 2 e, or 2 e + 1, for the first edge whose source, or destination,
+    is out of range, else -1."""
+    src, dst = src.contiguous(), dst.contiguous()
+    valid = None if valid is None else valid.contiguous()
+    copies = [torch.empty(len(src), dtype=torch.int64, device="cpu") for _ in range(2)]
+    inputs = src.data_ptr(), dst.data_ptr(), src.dtype == torch.int64, address(valid), len(src), num_src, num_dst
+    return *copies, _native.edges(*inputs, *map(address, copies))
+
+
+def csr(index: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ptr [num + 1] and order [e] int64 of an index [e] int64 on the CPU with values in [0, num], by a stable sort; the
+    value num is in no segment."""
+    ptr, order = (torch.empty(n, dtype=torch.int64, device="cpu") for n in (num + 1, len(index)))
+    _native.csr(index.data_ptr(), len(index), num, ptr.data_ptr(), order.data_ptr())
+    return ptr, order

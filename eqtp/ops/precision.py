@@ -1,0 +1,34 @@
+"""In which precision an op computes: under torch.autocast in float32; half precision is for storage."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+
+
+def without_autocast(device_type: str):
+    """A context in which autocast is off; costs nothing where it is off already."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
+def _float32(value):
+    half = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.float() if half else value
+
+
+def float32_under_autocast(op: Callable) -> Callable:
+    """The op, which under torch.autocast takes floating tensors of less than float64 as float32, gives float32, and runs
+    with autocast off: what torch.amp.custom_fwd(cast_inputs=torch.float32) does."""
+
+    @functools.wraps(op)
+    def call(*args, **named):
+        tensor = next((a for a in (*args, *named.values()) if isinstance(a, torch.Tensor)), None)
+        if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+            return op(*args, **named)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return op(*map(_float32, args), **{name: _float32(value) for name, value in named.items()})
+
+    return call
