@@ -20,7 +20,7 @@ def _float32(value):
 
 
 def float32_under_autocast(op: Callable) -> Callable:
-    """The op, which under torch.autocast takes floating tensors of less than float64 as float32, gives float32, and runs
+    """The op, which under torch.autocast takes floating tensors but float64 as float32, gives float32, and runs
     with autocast off: what torch.amp.custom_fwd(cast_inputs=torch.float32) does."""
 
     @functools.wraps(op)
