@@ -54,6 +54,7 @@ CALLS = {
             [(n(0), n(0), n(0), "uvu", True), (n(0), n(1), n(1), "uvu", True)],
         )
     )(*tensors([(PLAN.dim_in1,), (PLAN.dim_in2,)], 3)),
+    "SphericalHarmonics": lambda n: eqtp.nn.SphericalHarmonics([n(2), n(1)], True)(R),
     "expressivity": lambda n: torch.tensor(eqtp.expressivity("gaunt", n(2), n(2))),
 }
 
@@ -81,7 +82,9 @@ def test_what_is_an_integer():
 )
 def test_kinds_of_lists_of_degrees(degrees):
     assert parse_degrees(degrees) == (0, 1, 2) and {type(l) for l in parse_degrees(degrees)} == {int}
-    testing.assert_close(eqtp.spherical_harmonics(degrees, R, True), eqtp.spherical_harmonics([0, 1, 2], R, True))
+    expected = eqtp.spherical_harmonics([0, 1, 2], R, True)
+    testing.assert_close(eqtp.spherical_harmonics(degrees, R, True), expected)
+    testing.assert_close(eqtp.nn.SphericalHarmonics(degrees, True)(R), expected)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ def test_kinds_of_lists_of_degrees(degrees):
         (lambda: eqtp.nn.GauntTensorProduct(1, 1, 1, np.array([2])), "channels must be an integer, got ndarray"),
         (lambda: eqtp.spherical_harmonics(np.array([1.0]), R, True), r'Irreps: cannot read "\[1\.\]"'),
         (lambda: eqtp.spherical_harmonics([True], R, True), "Irreps: cannot read the block True"),
+        (lambda: eqtp.nn.SphericalHarmonics(True, True), 'Irreps: cannot read "True"'),
         (lambda: eqtp.spherical_harmonics(np.arange(-1, 1), R, True), "l must not be negative, got -1"),
         (lambda: eqtp.vector_signal_tensor_product(X1, X2, 2, legs=(True, 0, 1)), "legs must be three of -1, 0 and 1"),
         (lambda: eqtp.vector_signal_tensor_product(X1, X2, 2, legs=2), "legs must be three of -1, 0 and 1, got 2"),

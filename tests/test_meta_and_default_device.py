@@ -8,7 +8,7 @@ import io
 import calls
 import pytest
 import torch
-from every_call import PLAN, all_calls, edges, joined, tensors
+from every_call import GRAPH_OPS, PLAN, all_calls, edges, joined, tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -151,6 +151,20 @@ def test_default_device(name):
         actual = derivatives(call, inputs)
     assert_same(actual, expected)
     assert_same(derivatives(call, inputs), expected)  # with what is cached
+
+
+@pytest.mark.parametrize("name", GRAPH_OPS)
+def test_default_device_with_a_graph_built_there(name):
+    op, of_nodes, of_edges = GRAPH_OPS[name]
+    rows = [*tensors(of_nodes, 4), *tensors(of_edges, 5)]
+
+    def call(*rows):
+        return op(eqtp.Graph(*edges(5, 4), 4, 4, num_edges=4), *rows)
+
+    expected = derivatives(call, rows)
+    with torch.device("meta"):
+        actual = derivatives(call, rows)
+    assert_same(actual, expected)
 
 
 def test_set_default_device():

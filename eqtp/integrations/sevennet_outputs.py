@@ -142,7 +142,7 @@ def _call_forces(module, inputs):
 
 def _seam(op: str | None, cls: type, shapes: tuple, call) -> Seam:
     def probe(module, generator):
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        return [torch.randn(shape, generator=generator, device=generator.device) for shape in shapes]
 
     return Seam(op, _reason, lambda module: None, _convert(cls), probe, call)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
@@ -16,7 +15,7 @@ from eqtp.nn.drawing import draw_product
 from eqtp.nn.module import Module
 from eqtp.ops.coefficients import as_rows
 from eqtp.ops.graph import Graph, shared
-from eqtp.ops.spherical_harmonics import NORMALIZATIONS, spherical_harmonics
+from eqtp.ops.spherical_harmonics import NORMALIZATIONS, integer_degrees, spherical_harmonics
 from eqtp.ops.tensor_product import tensor_product
 from eqtp.ops.tensor_product_conv import tensor_product_conv
 from eqtp.plans.plan import TensorProductPlan
@@ -301,7 +300,7 @@ class SphericalHarmonics(Module):
         if normalization not in NORMALIZATIONS:
             known = ", ".join(map(repr, NORMALIZATIONS))
             raise ValueError(f"SphericalHarmonics: normalization must be one of {known}, got {normalization!r}")
-        degrees = _integers(irreps_out)
+        degrees = integer_degrees(irreps_out)
         if degrees is None:
             irreps_out = Irreps(irreps_out)
             if irreps_in is None and any(ir.l % 2 == 1 and ir.p == 1 for _, ir in irreps_out):
@@ -315,7 +314,7 @@ class SphericalHarmonics(Module):
                 if ir.p != parity**ir.l:
                     raise ValueError(f"SphericalHarmonics: a vector of parity {parity} has no spherical harmonic {ir}")
             degrees = [ir.l for mul, ir in irreps_out for _ in range(mul)]
-        self.degrees = degrees
+        self.degrees = list(degrees)
         self.irreps_out = Irreps([(1, (l, parity**l)) for l in degrees]).simplify()
         self.normalize, self.normalization, self.backend = normalize, normalization, backend
 
@@ -325,13 +324,3 @@ class SphericalHarmonics(Module):
 
     def extra_repr(self) -> str:
         return f"{self.irreps_out}, normalize={self.normalize}, normalization={self.normalization!r}"
-
-
-def _integers(l) -> list[int] | None:
-    """The degrees that an integer or a list of integers says; None for anything else."""
-    if isinstance(l, tuple) and type(l) is not tuple:  # irreps, or an irrep, which is a tuple of integers
-        return None
-    try:
-        return [operator.index(one) for one in l] if hasattr(l, "__iter__") else [operator.index(l)]
-    except TypeError:
-        return None

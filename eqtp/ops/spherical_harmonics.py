@@ -182,12 +182,18 @@ _call = differentiable(_op, _backward, _jvp, _batch_as_points(lambda: _call))
 _call_bwd = differentiable(_bwd_op, _bwd_backward, _bwd_jvp, _batch_as_points(lambda: _call_bwd))
 
 
-def parse_degrees(l) -> tuple[int, ...]:
-    """Degrees, in order, of an integer, integers in a list or an array, or irreps (any form `Irreps` takes)."""
+def integer_degrees(l) -> tuple[int, ...] | None:
+    """Degrees, in order, of an integer, or of integers in a list, a range or an array; None for anything else."""
     values = l.tolist() if hasattr(l, "tolist") else l  # of NumPy or torch
-    several = type(values) in (list, tuple, range)
+    several = type(values) in (list, tuple, range)  # irreps, and an irrep, are tuples of other types
     degrees = tuple(as_integer(v) for v in (values if several else (values,)))
-    if None in degrees:
+    return None if None in degrees else degrees
+
+
+def parse_degrees(l) -> tuple[int, ...]:
+    """Degrees, in order, as of `integer_degrees`, or of irreps (any form `Irreps` takes)."""
+    degrees = integer_degrees(l)
+    if degrees is None:
         irreps = Irreps(l)
         parity = next((ir.p for _, ir in irreps if ir.l % 2), None)
         for mul, ir in irreps:
