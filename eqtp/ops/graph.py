@@ -65,8 +65,8 @@ class Graph:
     graphs), and zero is valid.
 
     sort: False for a neighbour list that serves a call or two: edges are then sorted only if a kernel needs it. Unless
-    torch.use_deterministic_algorithms is on, the specialised convolution kernels then add with atomics, and repeats
-    differ in their last bits.
+    torch.use_deterministic_algorithms is on, the specialised convolution kernels then add with atomics: repeats
+    differ in their last bits, and sums of very many edges lose digits.
 
     Attributes: src, dst [e] int64; ptr [num_dst + 1] and order [e] int64: the edges into n, in the order given, are
     order[ptr[n] : ptr[n + 1]]; num_src, num_dst, num_edges.

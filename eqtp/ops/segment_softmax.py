@@ -14,7 +14,7 @@ import torch
 from eqtp.backends import registry
 from eqtp.ops.autograd import define, differentiable, sum_present
 from eqtp.ops.graph import Graph
-from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows
+from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows, wide
 from eqtp.plans.calls import Pass
 
 registry.register_op("segment_softmax", engine="segments")
@@ -22,13 +22,14 @@ registry.register_op("segment_softmax", engine="segments")
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [e, ...]"""
+    dtype, x = x.dtype, wide(x)  # [e, ...]
     values = x.detach()
     dst = graph.dst.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
     largest = values.new_zeros(graph.num_dst, *x.shape[1:]).scatter_reduce(0, dst, values, "amax", include_self=False)
     largest = torch.where(largest == -torch.inf, 0, largest)  # nothing but masked edges
     p = (x - largest[graph.dst]).exp()
     norm = p.new_zeros(largest.shape).index_add(0, graph.dst, p)
-    return p / torch.where(norm == 0, 1, norm)[graph.dst]
+    return (p / torch.where(norm == 0, 1, norm)[graph.dst]).to(dtype)
 
 
 def _softmax(x, dst, ptr, order, family):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from eqtp.backends import registry
+from eqtp.ops import segment_sum
 from eqtp.ops import tensor_product as rows
 from eqtp.ops.autograd import passes, register_multilinear
 from eqtp.ops.graph import Graph
@@ -24,8 +25,8 @@ registry.register_op("tensor_product_conv", engine="channelwise")
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     """The formula in plain torch: x [num_src, dim_in1], y [e, dim_in2], w [e, numel] or [numel] -> [num_dst,
     dim_out]."""
-    messages = rows.reference(x.index_select(0, graph.src), y, w, plan)  # [e, dim_out]
-    return x.new_zeros(graph.num_dst, plan.dim_out).index_add(0, graph.dst, messages)
+    gathered = segment_sum.wide(x).index_select(0, graph.src).to(x.dtype)  # [e, dim_in1]; its adjoint is a sum
+    return segment_sum.reference(rows.reference(gathered, y, w, plan), graph)
 
 
 def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, plan: str, family: str) -> None:
