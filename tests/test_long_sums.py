@@ -8,8 +8,12 @@ import os
 import subprocess
 import sys
 
+import emulated  # noqa: F401
+import emulation
 import pytest
 import torch
+from sweeps import sweep
+from test_tensor_product_conv_cuda_native import emulated as table_driven  # noqa: F401
 
 import eqtp
 from eqtp import testing
@@ -124,9 +128,9 @@ def inputs(plan, graph, number):
     return [number(*shape, seed=n) for n, shape in enumerate(shapes)]
 
 
-def check_conv(family, arguments, graph):
+def check_conv(family, arguments, graph, number=positive):
     plan = TensorProductPlan(*arguments)
-    operands = inputs(plan, graph, positive)
+    operands = inputs(plan, graph, number)
     actual = orders(lambda *t: eqtp.tensor_product_conv(*t, plan, graph, family), operands, torch.float32)
     expected = orders(lambda *t: tensor_product_conv.reference(*t, plan, graph), operands, torch.float64)
     used = {name: t != 0 for name, t in expected.items()}  # what no path reaches is 0
@@ -141,6 +145,41 @@ def check_conv(family, arguments, graph):
 def test_convolution(family, arguments, into):
     """First and second order."""
     check_conv(family, arguments, star(100_000, into))
+
+
+# channels for the lanes of several warps, or of an eighth of one: 4 or 32 threads share the edges
+GPU_PLANS = {
+    "scalars": ("33x0e", "0e", "33x0e", [(0, 0, 0, "uvu", True)]),
+    "vectors": VECTORS,
+    "many components": ("2x5o", "0e", "2x5o", [(0, 0, 0, "uvu", True)]),
+}
+
+
+@pytest.mark.parametrize("family", ["emulated", "table_driven"])
+@pytest.mark.parametrize("into", [True, False], ids=["giant destination", "giant source"])
+@sweep("plan", GPU_PLANS, ["scalars"])
+def test_cuda_convolution(family, plan, into, request):
+    """The specialised kernels and those that tables drive, on the CPU."""
+    if emulation.why_not(None):
+        pytest.skip(emulation.why_not(None))
+    family = request.getfixturevalue(family) if family == "table_driven" else family
+    graph = star(50_000 if plan == "scalars" else 200_000, into)
+    check_conv(family, GPU_PLANS[plan], graph, lambda *shape, seed: torch.full(shape, 1.1).double())
+
+
+def test_cuda_half_precision():
+    """Half precision is for storage: 2^24 and 600,000 ones, of which a thread in four would lose all."""
+    if emulation.why_not(None):
+        pytest.skip(emulation.why_not(None))
+    plan = TensorProductPlan("32x0e", "0e", "32x0e", [(0, 0, 0, "uvu", False)])
+    for into in (True, False):
+        graph = star(1_200_000, into)
+        x, y = torch.ones(graph.num_src, 32, dtype=torch.bfloat16), torch.ones(1_200_000, 1, dtype=torch.bfloat16)
+        y[3] = 2.0**24
+        out = eqtp.tensor_product_conv(x.requires_grad_(), y, None, plan, graph, "emulated")
+        (gx,) = torch.autograd.grad(out.sum(), x)
+        total = (out if into else gx)[2].double()
+        assert ((total - (2**24 + 1_199_996)).abs() <= total * 2**-9).all()
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -81,14 +81,14 @@ struct Workspace {
 template <class T>
 struct GradientSums {
   T *sums, *total, *error;  // [num_src, xt]; total and error: of the blocks that a source with many edges has filled
-  // [num_src]: terms of a source up to BLOCK; above it, BLOCK + the terms since the last block
+  // [num_src]: terms of a source up to BLOCK_TERMS; above it, BLOCK_TERMS + the terms since the last block
   unsigned char* terms;
   int64_t xt;
 
-  bool has_blocks(int64_t s) const { return has_long_sums<T> && terms[s] > BLOCK; }
+  bool has_blocks(int64_t s) const { return has_long_sums<T> && terms[s] > BLOCK_TERMS; }
   // where one more term of row s is added
   T* next(int64_t s) const {
-    if (has_long_sums<T> && ++terms[s] > BLOCK) end_block(s);
+    if (has_long_sums<T> && ++terms[s] > BLOCK_TERMS) end_block(s);
     return sums + s * xt;
   }
   // adds columns i .. of row s
@@ -99,10 +99,10 @@ struct GradientSums {
   }
   __attribute__((noinline)) void end_block(int64_t s) const {
     T *const row = sums + s * xt, *const of_blocks = total + s * xt, *const left = error + s * xt;
-    if (terms[s] == BLOCK + 1) begin_row(row, of_blocks, xt), begin_row(row, left, xt);  // the first one
-    if (terms[s] <= 2 * BLOCK) return;
+    if (terms[s] == BLOCK_TERMS + 1) begin_row(row, of_blocks, xt), begin_row(row, left, xt);  // the first one
+    if (terms[s] <= 2 * BLOCK_TERMS) return;
     fold_row(row, of_blocks, left, xt, false);
-    terms[s] = BLOCK + 1;
+    terms[s] = BLOCK_TERMS + 1;
   }
 };
 // Those of all threads. total and error are not touched unless a source has many edges.
@@ -161,13 +161,13 @@ struct Traversal {
   // Row n of the output, from all its edges. gx_sums: the thread's, or null
   void row(int64_t n, Workspace<T>& r, const GradientSums<T>* gx_sums) const {
     const int64_t edges = edges_into(n);
-    const bool is_long = has_long_sums<T> && a.out && edges > BLOCK;
+    const bool is_long = has_long_sums<T> && a.out && edges > BLOCK_TERMS;
     int64_t blocks = 0;
     if (a.pass != BWD) fill(r.out, t.ot, T(0));
     if (a.pass != FWD && edges) block_row(t.out, t.n_out, a.g + n * a.g_stride, r.g);
-    static_assert(BLOCK % EDGES == 0);
+    static_assert(BLOCK_TERMS % EDGES == 0);
     for (int64_t first = 0; first < edges; first += EDGES) {
-      if (is_long && first && first % BLOCK == 0) r.end_block(t.ot, blocks++);
+      if (is_long && first && first % BLOCK_TERMS == 0) r.end_block(t.ot, blocks++);
       edge_block(n, first, edges - first < EDGES ? int(edges - first) : EDGES, r, gx_sums);
     }
     if (is_long) end_row(r.out, r.total, r.error, t.ot, blocks == 1);

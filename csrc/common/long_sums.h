@@ -1,14 +1,14 @@
 // Sums of many float32 numbers. One after another they lose digits: 1e6 times 0.1 are 100958, and 2^24 + 1 is 2^24. A
-// sum of more than BLOCK terms is therefore made of blocks, each added as ever, which are folded into a pair (total,
-// error) that misses nothing (TwoSum; Knuth, The Art of Computer Programming 2, 4.2.2): the error of the sum is that of
-// one block, however many there are: (BLOCK + 1) / 2 roundings, 1e-6, where all terms are alike, BLOCK - 1 at worst.
-// Shorter sums, and float64, are added as ever.
+// sum of more than BLOCK_TERMS terms is therefore made of blocks, each added as ever, which are folded into a pair
+// (total, error) that misses nothing (TwoSum; Knuth, The Art of Computer Programming 2, 4.2.2). The error of the sum is
+// that of one block, however many there are: half of BLOCK_TERMS roundings, 1e-6, where all terms are alike; twice that
+// at worst. Shorter sums, and float64, are added as ever.
 #pragma once
 #include "common/simd.h"
 
 namespace eqtp {
 
-constexpr int BLOCK = 32;  // terms that are added one after another
+constexpr int BLOCK_TERMS = 32;  // terms that are added one after another
 template <class T>
 constexpr bool has_long_sums = sizeof(T) == 4;
 
@@ -35,10 +35,10 @@ EQTP_INLINE void sum_rows(int64_t first, int64_t last, V* sum, int n, F&& row) {
     for (int q = 0; q < n; ++q) sum[q] = V{};
     for (int64_t t = begin; t < end; ++t) row(t);
   };
-  if (!has_long_sums<T> || last - first <= BLOCK) return block(first, last);
+  if (!has_long_sums<T> || last - first <= BLOCK_TERMS) return block(first, last);
   V total[N]{}, error[N]{};
-  for (int64_t t = first; t < last; t += BLOCK) {
-    block(t, last - t < BLOCK ? last : t + BLOCK);
+  for (int64_t t = first; t < last; t += BLOCK_TERMS) {
+    block(t, last - t < BLOCK_TERMS ? last : t + BLOCK_TERMS);
     for (int q = 0; q < n; ++q) fold(sum[q], total[q], error[q]);
   }
   for (int q = 0; q < n; ++q) sum[q] = folded(total[q], error[q]);
