@@ -51,7 +51,7 @@ def stack_of_sums(name: str, pass_: str, dtype: torch.dtype, mode: str) -> int:
 
 def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:
     """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not
-    spill, and what does not spill has the stack of its sums and no other."""
+    spill, and what does not spill has no stack but that of its sums."""
     programs = [channelwise.kernels_of(problems.plan(name).key, p, dtype, mode) for p in KERNEL_PASSES]
     with ThreadPoolExecutor(2) as pool:
         compiled = list(pool.map(lambda p: runtime.compile(source(FILE) + p.tables.text, p.names, arch), programs))
@@ -63,7 +63,7 @@ def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = 
         assert not any(u.stack or u.spill_stores or u.spill_loads for u in usage.values())
         words = f"{name:<22} {pass_:<11} {mode} sm_{arch} {dtype}"
         print(f"{words}: {main.registers} registers, {main.spill_stores} bytes spilled, {main.stack} bytes of stack")
-        assert main.spill_stores or main.stack == stack_of_sums(name, pass_, dtype, mode)
+        assert main.spill_stores or main.stack <= stack_of_sums(name, pass_, dtype, mode)
         rows.append(main)
     return rows
 
