@@ -31,6 +31,11 @@ def positive(*shape, seed=0):
     return (1 + testing.random(*shape, seed=seed).abs() % 1).float().double()
 
 
+def constant(*shape, seed=0):
+    """The same number everywhere: roundings add up."""
+    return torch.full(shape, 1.1).double()
+
+
 def star(edges, into):
     """All edges into (or out of) one of four nodes, but for one edge of each other; the other ends are nodes 0 .. 6."""
     one, other = torch.full((edges,), 2), torch.arange(edges) % 7
@@ -164,7 +169,7 @@ def test_cuda_convolution(family, plan, into, request):
         pytest.skip(emulation.why_not(None))
     family = request.getfixturevalue(family) if family == "table_driven" else family
     graph = star(50_000 if plan == "scalars" else 200_000, into)
-    check_conv(family, GPU_PLANS[plan], graph, lambda *shape, seed: torch.full(shape, 1.1).double())
+    check_conv(family, GPU_PLANS[plan], graph, constant)
 
 
 def test_cuda_half_precision():
