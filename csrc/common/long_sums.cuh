@@ -22,26 +22,10 @@ __device__ __forceinline__ R folded(R total, R error) {
   return error == error ? total + error : total;
 }
 
-// N sums in registers. add(t, to) adds to them what the places t, t + step, .. < to give. It is called for t .. < end,
-// at once or in blocks of TERMS places.
-template <class R, int N, int TERMS = BLOCK_TERMS, class F>
-__device__ __forceinline__ void sum_blocks(R* sum, Index t, Index end, int step, F&& add) {
-  const Index length = Index(TERMS) * step;
-  if (!has_long_sums<R> || end - t <= length) return add(t, end);
-  R total[N], error[N];
-  each<0, N>([&](auto q) { total[q] = error[q] = 0; });
-  EQTP_LOOP
-  for (; t < end; t += length) {
-    add(t, end - t < length ? end : t + length);
-    each<0, N>([&](auto q) { fold(sum[q], total[q], error[q]), sum[q] = 0; });
-  }
-  each<0, N>([&](auto q) { sum[q] = folded(total[q], error[q]); });
-}
-
 // Which block of a sum
 struct BlockOfSum { bool first, last; };
-// N sums of a thread, block by block. Numbered by a loop that is not unrolled they are in local memory, take no
-// registers and are touched only by sums of several blocks.
+// N sums of a thread, block by block. Numbered by what the compiler does not know, as in a loop that is not unrolled,
+// they are in local memory: they take no registers and are touched only by sums of several blocks.
 template <class R, int N>
 struct LongSums {
   R total[N], error[N];
@@ -55,6 +39,25 @@ struct LongSums {
     return sum;
   }
 };
+
+// N sums in registers. add(t, to) adds to them what the places t, t + step, .. < to give. It is called for t .. < end,
+// at once or in blocks of TERMS places.
+template <class R, int N, int TERMS = BLOCK_TERMS, class F>
+__device__ __forceinline__ void sum_blocks(R* sum, Index t, Index end, int step, F&& add) {
+  const Index length = Index(TERMS) * step;
+  if (!has_long_sums<R> || end - t <= length) return add(t, end);
+  LongSums<R, N> sums;
+  EQTP_LOOP
+  for (bool first = true; t < end; t += length, first = false) {
+    const bool last = end - t <= length;
+    add(t, last ? end : t + length);
+    const int zero = int(end >> 62);  // which the compiler does not know: see LongSums
+    each<0, N>([&](auto q) {
+      const R so_far = sums.add(zero + q, sum[q], {first, last});
+      sum[q] = last ? so_far : R(0);
+    });
+  }
+}
 
 // Places [begin, end) of a row of a CSR, whose terms `step` threads share, that are block n of its sum
 struct Places {
