@@ -51,9 +51,11 @@ def function(name: str, text: str, sizes: list[str] | None = SIZES):
     """
     import triton
 
+    from eqtp.kernels import long_sums
+
     file = f"<eqtp.kernels {name} {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    namespace = {"tl": triton.language, "__name__": __name__}
+    namespace = {"tl": triton.language, "long_sums": long_sums, "__name__": __name__}
     exec(compile(text, file, "exec"), namespace)
     made = namespace[name]
     if sizes is None:

@@ -2,9 +2,10 @@
 atomics.
 
 Programs that walk the edges into a destination sum the output; programs that walk the edges out of a source sum the
-gradients of x. The latter also write the gradients of w, one row per edge, and their block's part of the gradients of
-y; these parts are added in a fixed order. The text for one edge comes from channelwise_text.py; here it is put into a
-loop, compiled once per plan and pass, and launched.
+gradients of x; float32 sums of many edges are made of blocks (long_sums.py). Those out of a source also write the
+gradients of w, one row per edge, and their block's part of the gradients of y; these parts are added in a fixed order.
+The text for one edge comes from channelwise_text.py; here it is put into a loop, compiled once per plan and pass, and
+launched.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def {name}(
     # [num_src, in1], [e, in2], [e, weights], [num_dst, out], and directions of the first three
     x, y, w, g, cx, cy, cw,
     out, gx, gy, gw,  # [num_dst, out], [num_src, in1], [blocks, e, in2], [e, weights], contiguous
+    scratch,  # [2, nodes, .], of the sums (out or gx): what those of several blocks were before the last one
     far, ptr, order,  # [e] the other end of an edge, [nodes + 1], [e]
     sx, sy, sw, sg, scx, scy, scw, num_edges, first_block, B: tl.constexpr,
 ):
@@ -42,27 +44,74 @@ ROW = """\
         e = n
         r = n
 """
+BLOCKS = """\
+    begin, end = tl.load(ptr + n), tl.load(ptr + n + 1)
+    for p in range(begin, end):
+        if (p > begin) & ((p - begin) % long_sums.BLOCK_TERMS == 0):
+{keep}\
+        e = tl.load(order + p)
+        r = tl.load(far + e)
+{edge}\
+    if end - begin > long_sums.BLOCK_TERMS:
+{finish}\
+    else:
+{stores}\
+"""
 
 
-def _forward_text(unit: edge_text.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool) -> str:
+def _sum_edges(
+    edge: list[str], to: str, row: int, sums: dict[str, tuple[int, int, int]], real: str, graph: bool
+) -> str:
+    """Text that does `edge` for each edge of node n, which adds to `sums`, and stores these in rows of length `row` of
+    `to`. sums: name -> (offset of its slot, dimension of the slot, component)."""
+
+    def place(s: str, u: str) -> str:
+        start, dim, k = sums[s]
+        return f"n * {row} + ({u} * {dim} + {start + k})"
+
+    def store(s: str, value: str, u: str) -> str:
+        return f"tl.store({to} + {place(s, u)}, {value}.to({to}.dtype.element_ty), mask=mask)"
+
+    stores = [store(s, s, "u") for s in sums]
+    if not graph or not sums or real == "float64":
+        return (WALK if graph else ROW) + indent(edge, 2) + indent(stores, 1)
+    # u, but not for all that the compiler knows, or it would compute the addresses before the loop and hold them
+    again = ["tl.debug_barrier()", "zero = tl.load(ptr + n, volatile=True) - begin", "v = u + zero.to(tl.int32)"]
+    again += [f"size = tl.num_programs(0).to(tl.int64) * {row} + zero"]
+    kept = {s: f"{s}, scratch + {place(s, 'v')}, size" for s in sums}
+    keep = [f"long_sums.keep({at}, p == begin + long_sums.BLOCK_TERMS, mask)" for at in kept.values()]
+    keep += [f"{s} = tl.zeros([B], REAL)" for s in sums]
+    finish = [store(s, f"long_sums.finish({at}, mask)", "v") for s, at in kept.items()]
+    return BLOCKS.format(
+        keep=indent([*again, *keep], 3),
+        edge=indent(edge, 2),
+        finish=indent([*again, *finish], 2),
+        stores=indent(stores, 2),
+    )
+
+
+def _forward_text(
+    unit: edge_text.Unit, plan: TensorProductPlan, name: str, second: bool, real: str, graph: bool
+) -> str:
     sums = edge_text.outputs(unit, plan)
     pointers = ["xr = x + r * sx", "yr = y + e * sy", "wr = w + e * sw"]
     pointers += ["cxr = cx + r * scx", "cyr = cy + e * scy", "cwr = cw + e * scw"] if second else []
-    stores = [
-        f"tl.store(out + n * {plan.dim_out} + (u * {dim} + {start + k}), {o}.to(out.dtype.element_ty), mask=mask)"
-        for o, (start, dim, k) in sums.items()
-    ]
+    lines = [*edge_text.edge_scalars(unit, plan, second), *edge_text.forward(unit, plan, second)]
     return (
         HEAD.format(name=name, mul=unit.mul)
         + indent([f"{o} = tl.zeros([B], REAL)" for o in sums], 1)
-        + (WALK if graph else ROW)
-        + indent([*pointers, *edge_text.edge_scalars(unit, plan, second), *edge_text.forward(unit, plan, second)], 2)
-        + indent(stores, 1)
+        + _sum_edges([*pointers, *lines], "out", plan.dim_out, sums, real, graph)
     )
 
 
 def _backward_text(
-    unit: edge_text.Unit, plan: TensorProductPlan, name: str, second: bool, graph: bool, wanted: tuple[bool, bool, bool]
+    unit: edge_text.Unit,
+    plan: TensorProductPlan,
+    name: str,
+    second: bool,
+    real: str,
+    graph: bool,
+    wanted: tuple[bool, bool, bool],
 ) -> str:
     p = unit.paths[0]
     dim, start = 2 * p.l1 + 1, plan.offsets[0][p.i1].start
@@ -82,18 +131,12 @@ def _backward_text(
         else []
     )
     pointers += [f"gwr = gw + e * {plan.weight_numel}"] if wanted[2] else []
-    stores = [
-        f"tl.store(gx + n * {plan.dim_in1} + (u * {dim} + {start + i}), gx{i}.to(gx.dtype.element_ty), mask=mask)"
-        for i in range(dim)
-    ]
+    sums = {f"gx{i}": (start, dim, i) for i in range(dim)} if wanted[0] else {}
+    lines = [*edge_text.edge_scalars(unit, plan, second), *edge_text.backward(unit, plan, second, wanted)]
     return (
         HEAD.format(name=name, mul=unit.mul)
         + indent(before, 1)
-        + (WALK if graph else ROW)
-        + indent(
-            [*pointers, *edge_text.edge_scalars(unit, plan, second), *edge_text.backward(unit, plan, second, wanted)], 2
-        )
-        + indent(stores if wanted[0] else [], 1)
+        + _sum_edges([*pointers, *lines], "gx", plan.dim_in1, sums, real, graph)
     )
 
 
@@ -109,9 +152,9 @@ def source(
     for number, unit in enumerate(edge_text.forward_units(plan) if forward else edge_text.backward_units(plan)):
         name = f"tensor_product{'_conv' if graph else ''}_{pass_}_{number}"
         if forward:
-            text = _forward_text(unit, plan, name, second, graph)
+            text = _forward_text(unit, plan, name, second, real, graph)
         else:
-            text = _backward_text(unit, plan, name, second, graph, wanted)
+            text = _backward_text(unit, plan, name, second, real, graph, wanted)
         found.append((name, text.replace("REAL", f"tl.{real}"), unit))
     return tuple(found)
 
@@ -159,13 +202,16 @@ def _launch(key: str, pass_: str, walk: tuple, num_rows: int, inputs: list, outp
     real = kernels.compute_name(inputs[0].dtype)
     tensors = [*inputs, *[None] * (7 - len(inputs))]
     strides = [0 if t is None else t.stride(0) for t in tensors]
+    scratch, summed = None, next((t for t in outputs[:2] if t is not None), None)
+    if walk and real == "float32" and summed is not None:
+        scratch = torch.empty(2, *summed.shape, dtype=torch.float32, device=summed.device)
     first_block = 0
     for kernel, unit in _kernels(key, pass_, real, bool(walk), tuple(t is not None for t in outputs[1:])):
 
         def grid(meta, mul=unit.mul):
             return (num_rows, triton.cdiv(mul, meta["B"]))
 
-        kernel[grid](*tensors, *outputs, *(walk or (None,) * 3), *strides, len(inputs[1]), first_block)
+        kernel[grid](*tensors, *outputs, scratch, *(walk or (None,) * 3), *strides, len(inputs[1]), first_block)
         first_block += blocks(unit)
 
 

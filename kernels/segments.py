@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from eqtp import kernels
+from eqtp.kernels.long_sums import BLOCK_TERMS, fold, folded
 from eqtp.plans.calls import Pass
+
+
+@triton.jit
+def _rows(order, p, end, columns, row, E: tl.constexpr, B: tl.constexpr):
+    """Offsets [E, B] of the edges order[p ..] and this program's columns, and which of them exist."""
+    q = p + tl.arange(0, E)
+    c = tl.program_id(1) * B + tl.arange(0, B)
+    e = tl.load(order + q, mask=q < end, other=0)
+    return e[:, None] * row + c[None, :], (q < end)[:, None] & (c < columns)[None, :]
 
 
 @triton.jit
@@ -16,14 +26,15 @@ def _segment_sum(x, ptr, order, out, x_row, columns, REAL: tl.constexpr, E: tl.c
     # x [e, columns], ptr [num + 1], order [e], out [num, columns]; E rows at a time
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * B + tl.arange(0, B)
-    end = tl.load(ptr + n + 1)
-    total = tl.zeros([E, B], REAL)
-    for p in range(tl.load(ptr + n), end, E):
-        q = p + tl.arange(0, E)
-        e = tl.load(order + q, mask=q < end, other=0)
-        mask = (q < end)[:, None] & (c < columns)[None, :]
-        total += tl.load(x + e[:, None] * x_row + c[None, :], mask=mask, other=0.0).to(REAL)
-    tl.store(out + n * columns + c, tl.sum(total, 0).to(out.dtype.element_ty), mask=c < columns)
+    start, end = tl.load(ptr + n), tl.load(ptr + n + 1)
+    total, error = tl.zeros([B], REAL), tl.zeros([B], REAL)
+    for first in range(start, end, BLOCK_TERMS * E):
+        part = tl.zeros([E, B], REAL)
+        for p in range(first, tl.minimum(first + BLOCK_TERMS * E, end), E):
+            at, mask = _rows(order, p, end, columns, x_row, E, B)
+            part += tl.load(x + at, mask=mask, other=0.0).to(REAL)
+        total, error = fold(tl.sum(part, 0), total, error)
+    tl.store(out + n * columns + c, folded(total, error).to(out.dtype.element_ty), mask=c < columns)
 
 
 @triton.jit(do_not_specialize=kernels.SIZES)
@@ -45,15 +56,6 @@ def _segment_max(x, ptr, order, out, arg, x_row, num_edges, columns, REAL: tl.co
 
 
 @triton.jit
-def _rows(order, p, end, columns, row, E: tl.constexpr, B: tl.constexpr):
-    """Offsets [E, B] of the edges order[p ..] and this program's columns, and which of them exist."""
-    q = p + tl.arange(0, E)
-    c = tl.program_id(1) * B + tl.arange(0, B)
-    e = tl.load(order + q, mask=q < end, other=0)
-    return e[:, None] * row + c[None, :], (q < end)[:, None] & (c < columns)[None, :]
-
-
-@triton.jit
 def _segment_softmax(x, ptr, order, out, x_row, columns, REAL: tl.constexpr, E: tl.constexpr, B: tl.constexpr):
     # x, out [e, columns], ptr [num + 1], order [e]
     n = tl.program_id(0).to(tl.int64)
@@ -64,11 +66,14 @@ def _segment_softmax(x, ptr, order, out, x_row, columns, REAL: tl.constexpr, E: 
         largest = tl.maximum(largest, tl.load(x + at, mask=mask, other=float("-inf")).to(REAL))
     top = tl.max(largest, 0)[None, :]
     top = tl.where(top == float("-inf"), 0.0, top)  # nothing but masked edges
-    total = tl.zeros([E, B], REAL)
-    for p in range(start, end, E):
-        at, mask = _rows(order, p, end, columns, x_row, E, B)
-        total += tl.exp(tl.load(x + at, mask=mask, other=float("-inf")).to(REAL) - top)
-    norm = tl.sum(total, 0)[None, :]
+    total, error = tl.zeros([B], REAL), tl.zeros([B], REAL)
+    for first in range(start, end, BLOCK_TERMS * E):
+        part = tl.zeros([E, B], REAL)
+        for p in range(first, tl.minimum(first + BLOCK_TERMS * E, end), E):
+            at, mask = _rows(order, p, end, columns, x_row, E, B)
+            part += tl.exp(tl.load(x + at, mask=mask, other=float("-inf")).to(REAL) - top)
+        total, error = fold(tl.sum(part, 0), total, error)
+    norm = folded(total, error)[None, :]
     norm = tl.where(norm == 0.0, 1.0, norm)
     for p in range(start, end, E):
         at, mask = _rows(order, p, end, columns, x_row, E, B)
@@ -84,13 +89,16 @@ def _segment_softmax_bwd(
     # g, y, gx [e, columns], ptr [num + 1], order [e]
     n = tl.program_id(0).to(tl.int64)
     start, end = tl.load(ptr + n), tl.load(ptr + n + 1)
-    total = tl.zeros([E, B], REAL)
-    for p in range(start, end, E):
-        at, mask = _rows(order, p, end, columns, g_row, E, B)
-        cotangent = tl.load(g + at, mask=mask, other=0.0).to(REAL)
-        at, mask = _rows(order, p, end, columns, y_row, E, B)
-        total += cotangent * tl.load(y + at, mask=mask, other=0.0).to(REAL)
-    dot = tl.sum(total, 0)[None, :]
+    total, error = tl.zeros([B], REAL), tl.zeros([B], REAL)
+    for first in range(start, end, BLOCK_TERMS * E):
+        part = tl.zeros([E, B], REAL)
+        for p in range(first, tl.minimum(first + BLOCK_TERMS * E, end), E):
+            at, mask = _rows(order, p, end, columns, g_row, E, B)
+            cotangent = tl.load(g + at, mask=mask, other=0.0).to(REAL)
+            at, mask = _rows(order, p, end, columns, y_row, E, B)
+            part += cotangent * tl.load(y + at, mask=mask, other=0.0).to(REAL)
+        total, error = fold(tl.sum(part, 0), total, error)
+    dot = folded(total, error)[None, :]
     for p in range(start, end, E):
         at, mask = _rows(order, p, end, columns, g_row, E, B)
         cotangent = tl.load(g + at, mask=mask, other=0.0).to(REAL)

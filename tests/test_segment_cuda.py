@@ -81,6 +81,33 @@ def test_sum(kernels, case, team):
         assert torch.equal(*results[1:])
 
 
+# 40,000 and 3 edges
+LONG = eqtp.Graph(torch.zeros(40_003, dtype=torch.int64), (torch.arange(40_003) < 3).long(), 1, 2)
+
+
+@pytest.mark.parametrize("case", [("float", 1), ("float", 4)], ids=str)
+@pytest.mark.parametrize("team", [(1, 1), (2, 4)], ids=str)
+def test_long_sums(kernels, case, team):
+    """Many positive numbers, to 1e-6 of each sum: added one after another by a team they are wrong by more."""
+    c = 2 * case[1]
+    x, g = (1 + testing.random(LONG.num_edges, c, seed=n).abs().float() % 1 for n in (0, 1))
+
+    def run(name, limit, out, *inputs):
+        kernels(name, case, *(v for t in inputs for v in (t, c)), LONG.ptr, LONG.order, 2, c, *team, limit, out)
+        return out.double()
+
+    def largest_error(actual, expected):
+        return ((actual - expected).abs() / expected.abs()).max()
+
+    total = sum_op.reference(x.double(), LONG)
+    gx = x.double() * (g.double() - sum_op.reference(x.double() * g.double(), LONG)[LONG.dst])  # large
+    for limit in (1 << 40, 20):  # by a team, by a block
+        assert largest_error(run("sum", limit, poisoned(2, c, dtype=x.dtype), x), total) < 1e-6
+        y = run("softmax", limit, poisoned(*x.shape, dtype=x.dtype), x)
+        assert largest_error(y, softmax_op.reference(x.double(), LONG)) < 1e-6
+        assert largest_error(run("softmax_bwd", limit, poisoned(*x.shape, dtype=x.dtype), g, x)[3:], gx[3:]) < 1e-6
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("team", TEAMS, ids=str)
 def test_max(kernels, case, team):

@@ -123,13 +123,27 @@ def test_vmap(random_graph, dim):
     testing.assert_close(grads, 2 * summed(x, graph)[graph.dst].movedim(2, 0))
 
 
-@pytest.mark.parametrize("columns", [1, 7, 40])
-def test_sums_run_in_the_order_of_the_edges(random_graph, columns):
+def in_order(rows):
+    """Their sum, float32, as the docstring of segment_sum says: up to 32 one after another, more in blocks."""
+    total, error = torch.zeros(2, rows.shape[1])
+    for block in rows.split(32):
+        part = torch.zeros(rows.shape[1])
+        for row in block:
+            part += row
+        grown = total + part
+        added = grown - total
+        error += (total - (grown - added)) + (part - added)
+        total = grown
+    return total + error
+
+
+@pytest.mark.parametrize("edges", [200, 1000])
+@pytest.mark.parametrize("columns", [1, 7, 40, 70])
+def test_sums_run_in_the_order_of_the_edges(random_graph, columns, edges):
     """The same bits as a plain loop, every time and for every number of threads."""
-    graph, x = random_graph(4, 7, 300), testing.random(300, columns).float()
-    expected = torch.zeros(7, columns)
-    for e, n in enumerate(graph.dst.tolist()):
-        expected[n] += x[e]
+    graph, x = random_graph(4, 10, edges), testing.random(edges, columns).float()
+    assert (graph.ptr.diff().min() > 32) == (edges == 1000)
+    expected = torch.stack([in_order(x[graph.dst == n]) for n in range(10)])
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         for _ in range(20):

@@ -19,10 +19,12 @@ from eqtp.testing import problems
 
 INTERPRETED = Path(__file__).with_name("triton_interpreter.py")
 SIGNALS = INTERPRETED.with_name("triton_interpreter_signals.py")
+LONG_SUMS = INTERPRETED.with_name("triton_interpreter_long_sums.py")
 PARTS = {
     "products": (INTERPRETED, "not workloads and not harmonics and not segments"),
     "workloads, harmonics, segments": (INTERPRETED, "workloads or harmonics or segments"),
     "signals": (SIGNALS, ""),
+    "long sums": (LONG_SUMS, ""),
 }
 
 

@@ -1,10 +1,12 @@
 // The walk over a graph: destinations are dealt to threads in contiguous ranges, a destination's edges are taken EDGES
 // at a time, its output row stays in cache and is written once. Gradients of y and w are written per edge; the gradient
-// of x is gathered in one buffer per thread and summed in a fixed order. No atomics, so results repeat bit by bit for a
-// given number of threads.
+// of x is gathered in one buffer per thread and summed in a fixed order. Rows of many edges, into a destination or out
+// of a source, are added in blocks (common/long_sums.h). No atomics, so results repeat bit by bit for a given number of
+// threads.
 #include "channelwise/channelwise.h"
 
 #include "channelwise/blocked_rows.h"
+#include "common/long_sums.h"
 #include "common/parallel.h"
 
 #ifdef EQTP_SIMD
@@ -44,7 +46,7 @@ static constexpr int64_t STREAM = 16 << 20;  // bytes
 // What one thread needs besides the operands. Lengths are multiples of W, so every part is aligned as the first.
 template <class T>
 struct Workspace {
-  T *m, *tm, *w, *tw, *gw, *gy, *out, *g, *x, *tx, *gx, *gm, *row, *ones, *zeros, *sink;
+  T *m, *tm, *w, *tw, *gw, *gy, *out, *total, *error, *g, *x, *tx, *gx, *gm, *row, *ones, *zeros, *sink;
   static int64_t size(const PlanColumns<T>& t) {
     Workspace r;
     return r.lay_out(t, nullptr);
@@ -60,10 +62,66 @@ struct Workspace {
     };
     m = take(EDGES * t.mt), tm = take(EDGES * t.mt), w = take(EDGES * numel), tw = take(EDGES * numel),
     gw = take(EDGES * numel);
-    gy = take(EDGES * t.dim2 * W), out = take(t.ot), g = take(t.ot), x = take(t.xt), tx = take(t.xt), gx = take(t.xt);
+    gy = take(EDGES * t.dim2 * W), out = take(t.ot), total = take(t.ot), error = take(t.ot), g = take(t.ot);
+    x = take(t.xt), tx = take(t.xt), gx = take(t.xt);
     gm = take(int64_t(t.max_matrix) * W), row = take(t.max_row), ones = take(t.max_row), zeros = take(t.max_row),
     sink = take(t.max_row);
     return int64_t(reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(begin)) / int64_t(sizeof(T));
+  }
+  // out [ot] goes to total + error, after `blocks` before it
+  void end_block(int64_t ot, int64_t blocks) {
+    if (blocks) return fold_row(out, total, error, ot, blocks == 1);
+    T* const first = out;
+    out = total, total = first;
+    fill(out, ot, T(0));
+  }
+};
+
+// The gradient of x that one thread gathers, edge by edge, in whatever order the sources come
+template <class T>
+struct GradientSums {
+  T *sums, *total, *error;  // [num_src, xt]; total and error: of the blocks that a source with many edges has filled
+  // [num_src]: terms of a source up to BLOCK_TERMS; above it, BLOCK_TERMS + the terms since the last block
+  unsigned char* terms;
+  int64_t xt;
+
+  bool has_blocks(int64_t s) const { return has_long_sums<T> && terms[s] > BLOCK_TERMS; }
+  // where one more term of row s is added
+  T* next(int64_t s) const {
+    if (has_long_sums<T> && ++terms[s] > BLOCK_TERMS) end_block(s);
+    return sums + s * xt;
+  }
+  // adds columns i .. of row s
+  void add(int64_t s, int64_t i, Vec<T>& to, Vec<T>& left) const {
+    i += s * xt;
+    fold(load(sums + i), to, left);
+    if (has_blocks(s)) fold(load(total + i), to, left), left += load(error + i);
+  }
+  __attribute__((noinline)) void end_block(int64_t s) const {
+    T *const row = sums + s * xt, *const of_blocks = total + s * xt, *const left = error + s * xt;
+    if (terms[s] == BLOCK_TERMS + 1) begin_row(row, of_blocks, xt), begin_row(row, left, xt);  // the first one
+    if (terms[s] <= 2 * BLOCK_TERMS) return;
+    fold_row(row, of_blocks, left, xt, false);
+    terms[s] = BLOCK_TERMS + 1;
+  }
+};
+// Those of all threads. total and error are not touched unless a source has many edges.
+template <class T>
+struct GradientBuffers {
+  Scratch sums, total, error, terms;
+  int64_t num_src, xt;
+
+  GradientBuffers(int64_t num_src, int64_t xt, int threads)
+      : sums(sizeof(T) * size_t(num_src * xt * threads)),
+        total(has_long_sums<T> ? sizeof(T) * size_t(num_src * xt * threads) : 0, false),
+        error(has_long_sums<T> ? sizeof(T) * size_t(num_src * xt * threads) : 0, false),
+        terms(has_long_sums<T> ? size_t(num_src * threads) : 0),
+        num_src(num_src),
+        xt(xt) {}
+  GradientSums<T> of(int thread) const {
+    const int64_t at = num_src * xt * thread;
+    return {sums.as<T>() + at, total.as<T>() + at, error.as<T>() + at, terms.as<unsigned char>() + num_src * thread,
+            xt};
   }
 };
 
@@ -100,18 +158,24 @@ struct Traversal {
     }
   }
 
-  // Row n of the output, from all its edges. gx_sums: the thread's [num_src, xt], or null
-  void row(int64_t n, Workspace<T>& r, T* gx_sums) const {
+  // Row n of the output, from all its edges. gx_sums: the thread's, or null
+  void row(int64_t n, Workspace<T>& r, const GradientSums<T>* gx_sums) const {
     const int64_t edges = edges_into(n);
+    const bool is_long = has_long_sums<T> && a.out && edges > BLOCK_TERMS;
+    int64_t blocks = 0;
     if (a.pass != BWD) fill(r.out, t.ot, T(0));
     if (a.pass != FWD && edges) block_row(t.out, t.n_out, a.g + n * a.g_stride, r.g);
-    for (int64_t first = 0; first < edges; first += EDGES)
+    static_assert(BLOCK_TERMS % EDGES == 0);
+    for (int64_t first = 0; first < edges; first += EDGES) {
+      if (is_long && first && first % BLOCK_TERMS == 0) r.end_block(t.ot, blocks++);
       edge_block(n, first, edges - first < EDGES ? int(edges - first) : EDGES, r, gx_sums);
+    }
+    if (is_long) end_row(r.out, r.total, r.error, t.ot, blocks == 1);
     if (a.out) unblock_row(t.out, t.n_out, r.out, a.out + n * t.dim_out);
   }
 
   // `count` of these edges, from number `first` on
-  void edge_block(int64_t n, int64_t first, int count, Workspace<T>& r, T* gx_sums) const {
+  void edge_block(int64_t n, int64_t first, int count, Workspace<T>& r, const GradientSums<T>* gx_sums) const {
     EdgeBlock<T> b;
     int64_t ids[EDGES];
     b.n = count, b.g = r.g, b.out = r.out, b.gm = r.gm, b.row = r.row, b.ones = r.ones, b.zeros = r.zeros,
@@ -132,7 +196,7 @@ struct Traversal {
   }
 
   // Operands of edge e, out of row s of x, as number q of a block; where its gradients go
-  void read_edge(int q, int64_t e, int64_t s, Workspace<T>& r, EdgeBlock<T>& b, T* gx_sums) const {
+  void read_edge(int q, int64_t e, int64_t s, Workspace<T>& r, EdgeBlock<T>& b, const GradientSums<T>* gx_sums) const {
     const int64_t numel = t.padded ? t.wt : t.numel;
     edge_matrix(t, a.y + e * a.y_stride, r.m + q * t.mt);
     b.m[q] = r.m + q * t.mt;
@@ -140,7 +204,7 @@ struct Traversal {
     if (rows()) block_row(t.in1, t.n_in1, a.x + s * a.x_stride, r.x);
     b.x[q] = rows() ? r.x : xt + s * t.xt;
     if (a.pass == FWD) return;
-    b.gx[q] = gx_sums ? gx_sums + s * t.xt : r.gx;
+    b.gx[q] = gx_sums ? gx_sums->next(s) : r.gx;
     b.gw[q] = !a.gw || t.padded ? r.gw + q * numel : a.gw + e * t.numel;
     b.gy[q] = r.gy + q * t.dim2 * W;
     fill(b.gy[q], t.dim2 * W, T(0));
@@ -175,18 +239,21 @@ static int choose_threads(const ConvArgs<T>& a, int64_t features) {
   return threads;
 }
 
-// gx = sum of the threads' buffers [threads, num_src, xt], in their order
+// gx = sum of what the threads have gathered, in their order
 template <class T>
-static void sum_buffers(const ConvArgs<T>& a, T* buffers, int threads) {
+static void sum_buffers(const ConvArgs<T>& a, const GradientBuffers<T>& gathered, int threads) {
   const PlanColumns<T>& t = *a.columns;
   auto body = [&](int thread, int count) {
     const Range range = share(a.num_src, thread, count);
     for (int64_t n = range.begin; n < range.end; ++n) {
-      T* const first = buffers + n * t.xt;
-      for (int q = 1; q < threads; ++q)
-        for (int64_t i = 0; i < t.xt; i += Simd<T>::W)
-          store(first + i, load(first + i) + load(first + q * a.num_src * t.xt + i));
-      unblock_row(t.in1, t.n_in1, first, a.gx + n * t.dim1);
+      T* const row = gathered.of(0).sums + n * t.xt;
+      if (threads > 1 || gathered.of(0).has_blocks(n))
+        for (int64_t i = 0; i < t.xt; i += Simd<T>::W) {
+          Vec<T> total{}, error{};
+          for (int q = 0; q < threads; ++q) gathered.of(q).add(n, i, total, error);
+          store(row + i, folded(total, error));
+        }
+      unblock_row(t.in1, t.n_in1, row, a.gx + n * t.dim1);
     }
   };
   parallel(threads, body);
@@ -199,8 +266,8 @@ void convolve(const ConvArgs<T>& a) {
   const int64_t features = a.num_src * t.xt;
   const int threads = choose_threads(a, features);
   const size_t nodes = graph ? size_t(features) * sizeof(T) : 0;
-  Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(a.pass == BWDBWD ? nodes : 0),
-      gxt(a.gx ? nodes * threads : 0);
+  Scratch kernels(sizeof(PathKernel<T>) * size_t(t.n_paths)), xt(nodes), txt(a.pass == BWDBWD ? nodes : 0);
+  const GradientBuffers<T> gathered(graph && a.gx ? a.num_src : 0, t.xt, threads);
   for (int q = 0; q < t.n_paths; ++q) kernels.as<PathKernel<T>>()[q] = path_kernel<T>(a.pass, t.paths[q]);
   if (graph) block_rows(t, a.x, a.x_stride, a.num_src, xt.as<T>(), threads);
   if (graph && a.pass == BWDBWD) block_rows(t, a.tx, a.tx_stride, a.num_src, txt.as<T>(), threads);
@@ -226,12 +293,12 @@ void convolve(const ConvArgs<T>& a) {
     r.lay_out(t, workspaces.as<T>() + workspace * thread);
     fill(r.ones, t.max_row, T(1));
     const Range range = graph ? share(a.ptr, a.num_dst, thread, count) : share(a.num_dst, thread, count);
-    T* const gx = graph && a.gx ? gxt.as<T>() + features * thread : nullptr;
-    for (int64_t n = range.begin; n < range.end; ++n) traversal.row(n, r, gx);
+    const GradientSums<T> gx = gathered.of(thread);
+    for (int64_t n = range.begin; n < range.end; ++n) traversal.row(n, r, graph && a.gx ? &gx : nullptr);
     streaming_fence();
   };
   parallel(threads, body);
-  if (graph && a.gx) sum_buffers(a, gxt.as<T>(), threads);
+  if (graph && a.gx) sum_buffers(a, gathered, threads);
 }
 EQTP_INSTANTIATE_KERNEL(convolve, ConvArgs);
 

@@ -6,7 +6,8 @@
 // Formulas: path.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all paths of
 // one block of x), for a chunk of channels. One block of threads does one unit of one row: LANES threads hold
 // channels (CPL each), and WORKERS = THREADS / LANES of them share the edges of the row, whose sums meet in shared
-// memory at the end, in a fixed order: no atomics, the same bits every time.
+// memory at the end, in a fixed order: no atomics, the same bits every time. A row of many edges is taken in blocks
+// (common/long_sums.cuh).
 //
 //   fwd  walks the edges into a destination; the output row stays in registers.
 //   bwd  walks the edges out of a source (the transposed graph); x and the gradient of x stay in registers, the
@@ -113,8 +114,10 @@ __device__ __forceinline__ void sum_edges(const Index* src, const Index* order, 
   }
 }
 
+// Block `turn` of the sum of a row; returns whether there are more
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ __forceinline__ void fwd_unit(const ConvParams<T>& a, Index row, int chunk, Real<T>* tile) {
+__device__ __forceinline__ bool fwd_unit(const ConvParams<T>& a, Index row, int turn, int chunk, Real<T>* tile,
+                                         RowSums<P, MODE, Real<T>>& sums) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
@@ -132,6 +135,7 @@ __device__ __forceinline__ void fwd_unit(const ConvParams<T>& a, Index row, int 
     }
   };
   bool valid = true;
+  Places edges{0, 0, {true, true}};
   if constexpr (MODE != GRAPH) {
     const Index e = row * G::WORKERS + at.worker;
     valid = e < a.rows, row = e;
@@ -141,13 +145,16 @@ __device__ __forceinline__ void fwd_unit(const ConvParams<T>& a, Index row, int 
       if constexpr (MODE == EDGES) row = a.ptr[e];
     }
   } else {
-    sum_edges<P, G, TANGENT>(a.neighbour, a.order, a.ptr[row] + at.worker, a.ptr[row + 1], fetch, acc);
+    edges = places_of<R>(a.ptr, row, turn, G::WORKERS);
+    sum_edges<P, G, TANGENT>(a.neighbour, a.order, edges.begin + at.worker, edges.end, fetch, acc);
   }
   each<G::OUT, G::OUT_END>([&](auto Q) {
     constexpr int q = Q;
-    write_block<P, G, P::OUT_D[q], MODE>(acc + Int<P::OUT_AT[q]>::value * G::CPL,
-                                         a.out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at, tile);
+    write_block<P, G, P::OUT_D[q], MODE, sums_before<G>(P::OUT_D, G::OUT, q)>(
+        acc + Int<P::OUT_AT[q]>::value * G::CPL, a.out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at, tile,
+        sums, edges.block);
   });
+  return !edges.block.last;
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -264,23 +271,25 @@ __device__ __forceinline__ void write_part(R* gy, R* to, bool some, const Place&
     if (some && first + q < last) to[first + q] = gy[q];
 }
 
+// As fwd_unit
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ __forceinline__ void bwd_unit(const ConvParams<T>& a, Index row, int chunk, int block, int blocks,
-                                         Real<T>* tile) {
+__device__ __forceinline__ bool bwd_unit(const ConvParams<T>& a, Index row, int turn, int chunk, int block, int blocks,
+                                         Real<T>* tile, RowSums<P, MODE, Real<T>>& sums) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
   // x of the row, its direction, its gradient
   R here[G::NX * G::CPL], along[TANGENT ? G::NX * G::CPL : 1], gx[G::NX * G::CPL];
   bool valid = true;
-  Index begin = 0, end = 1, edge = 0;
+  Places edges{0, 1, {true, true}};
+  Index edge = 0;
   if constexpr (MODE != GRAPH) {
     edge = row * G::WORKERS + at.worker;
     valid = edge < a.rows, row = edge;
     if constexpr (MODE == EDGES)
       if (valid) row = a.ptr[edge];
   } else {
-    begin = a.ptr[row], end = a.ptr[row + 1];
+    edges = places_of<R>(a.ptr, row, turn, G::WORKERS);
   }
   EQTP_UNROLL
   for (int q = 0; q < G::NX * G::CPL; ++q) {
@@ -292,13 +301,13 @@ __device__ __forceinline__ void bwd_unit(const ConvParams<T>& a, Index row, int 
     if constexpr (TANGENT) read_in<P, G, false>(a.tx.row(row), at, along);
   }
   EQTP_LOOP  // all workers go round equally often: the lanes of a warp sum together
-  for (Index t = begin; t < end; t += MODE == GRAPH ? G::WORKERS : 1) {
+  for (Index t = edges.begin; t < edges.end; t += MODE == GRAPH ? G::WORKERS : 1) {
     Index e = edge, n = edge;
     bool some = valid;
     if constexpr (MODE == EDGES)
       if (some) n = a.neighbour[e];
     if constexpr (MODE == GRAPH) {
-      some = t + at.worker < end;
+      some = t + at.worker < edges.end;
       if (some) e = a.order[t + at.worker], n = a.neighbour[e];
     }
     R gy[P::DIM2];
@@ -310,30 +319,37 @@ __device__ __forceinline__ void bwd_unit(const ConvParams<T>& a, Index row, int 
   if (a.gx)
     each<G::IN, G::IN_END>([&](auto Q) {
       constexpr int q = Q;
-      write_block<P, G, P::IN_D[q], MODE>(gx + Int<P::IN_AT[q]>::value * G::CPL,
-                                          a.gx + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at, tile);
+      write_block<P, G, P::IN_D[q], MODE, sums_before<G>(P::IN_D, G::IN, q)>(
+          gx + Int<P::IN_AT[q]>::value * G::CPL, a.gx + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at, tile,
+          sums, edges.block);
     });
+  return !edges.block.last;
 }
 
 // ----------------------------------------------------------------------------------------------------------------
 //   kernels
-// Calls f(unit, row, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of WORKERS)
-// times the chunks of all units.
+// Calls f(unit, row, turn, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of
+// WORKERS) times the chunks of all units; turn is 0, and one more as long as f returns true. A loop of its own around
+// the edges would take registers.
 template <class P, int MODE, class F>
 __device__ __forceinline__ void all_units(Index rows, F&& f) {
   constexpr int BLOCKS = first_block<P, P::UNITS>();
   bool some = true;
+  int turn = 0;
   EQTP_LOOP
-  for (Index b = blockIdx.x; some; b += gridDim.x) {
+  for (Index b = blockIdx.x; some;) {
     const Index row = b / BLOCKS;
     const int which = int(b % BLOCKS);
+    bool more = false;
     some = false;
     each<0, P::UNITS>([&](auto N) {
       constexpr int u = N, first = first_block<P, u>(), groups = MODE != GRAPH ? Unit<P, u>::WORKERS : 1;
       if (row * groups >= rows) return;
       some = true;
-      if (which >= first && which < first + Unit<P, u>::CHUNKS) f(N, row, which - first, which);
+      if (which >= first && which < first + Unit<P, u>::CHUNKS) more = f(N, row, turn, which - first, which);
     });
+    turn = more ? turn + 1 : 0;
+    if (!more) b += gridDim.x;
   }
 }
 
@@ -341,8 +357,9 @@ __device__ __forceinline__ void all_units(Index rows, F&& f) {
 template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_fwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
-  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int) {
-    fwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, tile);
+  RowSums<P, MODE, Real<T>> sums;
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int turn, int chunk, int) {
+    return fwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, turn, chunk, tile, sums);
   });
 }
 
@@ -350,9 +367,10 @@ __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_fwd_kernel(const __
 template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_bwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
+  RowSums<P, MODE, Real<T>> sums;
   constexpr int BLOCKS = first_block<P, P::UNITS>();
-  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int block) {
-    bwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, block, BLOCKS, tile);
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int turn, int chunk, int block) {
+    return bwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, turn, chunk, block, BLOCKS, tile, sums);
   });
 }
 

@@ -3,8 +3,8 @@
 // product. Formulas: path.h.
 //
 // Work: a *group* is one block of the output (fwd) or of x (bwd) with all paths that touch it, for 32 channels, one per
-// lane. The warps of a thread block share the edges of one row and add up in shared memory in a fixed order; rows of
-// the plain product have a warp each. No atomics.
+// lane. The warps of a thread block share the edges of one row and add up in shared memory in a fixed order, a row of
+// many edges in blocks (common/long_sums.cuh); rows of the plain product have a warp each. No atomics.
 //   fwd  walks the edges into a destination; its sums stay in registers.
 //   bwd  walks the edges out of a source (the transposed graph). The gradient of w is written per edge; that of y is a
 //        small matrix product over the lanes in shared memory, per group, and sum_groups_kernel adds the groups.
@@ -17,7 +17,7 @@
 // 2 l + 1. Half the speed of the specialised kernels is the aim, where nothing has been measured yet.
 #pragma once
 #include "channelwise/walk_columns.cuh"
-#include "common/device.cuh"
+#include "common/long_sums.cuh"
 
 namespace eqtp::table_driven {
 
@@ -64,15 +64,17 @@ __device__ __forceinline__ void prefetch(const void* p) {
 #endif
 }
 
-// Which edges are this warp's
+// Which edges are this warp's, of block `turn` of those of a row
 struct EdgeRange {
   Index at, end;
   int step;
+  BlockOfSum block;
 };
 template <class T>
-__device__ __forceinline__ EdgeRange edges_of(const Args<T>& a, Index row, int warp, int warps) {
-  if (a.ptr) return {a.ptr[row] + warp, a.ptr[row + 1], warps};
-  return {row, row < a.rows ? row + 1 : row, 1};
+__device__ __forceinline__ EdgeRange edges_of(const Args<T>& a, Index row, int turn, int warp, int warps) {
+  if (!a.ptr) return {row, row < a.rows ? row + 1 : row, 1, {true, true}};
+  const Places p = places_of<Real<T>>(a.ptr, row, turn, warps);
+  return {p.begin + warp, p.end, warps, p.block};
 }
 
 // Weights come from memory while the edge before theirs is worked on
@@ -91,19 +93,21 @@ __device__ __forceinline__ void prefetch_weights(const WalkColumns<Real<T>>& t, 
 }
 
 // The warps' sums [LANES, d] at `shared` -> components k .. k + d - 1 of the channels of a block
-template <class T, class R>
+template <class T, class R, int N>
 __device__ __forceinline__ void write_block(const Args<T>& a, const ChannelGroup& u, int k, int d, Index row, T* to,
-                                            const R* shared, int space) {
+                                            const R* shared, int space, LongSums<R, N>& sums, BlockOfSum block) {
   const int warp = int(threadIdx.x) / LANES, lane = int(threadIdx.x) % LANES, threads = int(blockDim.x);
   const int channels = u.mul - u.u < LANES ? u.mul - u.u : LANES;
   if (a.ptr) {
     __syncthreads();
+    int n = 0;
     EQTP_LOOP
-    for (int q = int(threadIdx.x); q < channels * d; q += threads) {
+    for (int q = int(threadIdx.x); q < channels * d; q += threads, ++n) {
       R sum = shared[q];
       EQTP_LOOP
       for (int v = 1; v < threads / LANES; ++v) sum += shared[v * space + q];
-      if (k + q % d < u.d) write(to + Index(u.u + q / d) * u.d + k + q % d, sum);
+      sum = sums.add(n, sum, block);
+      if (block.last && k + q % d < u.d) write(to + Index(u.u + q / d) * u.d + k + q % d, sum);
     }
     __syncthreads();
   } else {
@@ -117,9 +121,11 @@ __device__ __forceinline__ void write_block(const Args<T>& a, const ChannelGroup
 
 // ----------------------------------------------------------------------------------------------------------------
 //   the output
+// Adds block `turn` of the edges of a row; returns whether there are more
 template <int K, bool TANGENT, class T>
-__device__ __forceinline__ void outputs_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
-                                                 const ChannelGroup& u, Index row, Real<T>* shared) {
+__device__ __forceinline__ bool outputs_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
+                                                 const ChannelGroup& u, Index row, int turn, Real<T>* shared,
+                                                 LongSums<Real<T>, TILE>& sums) {
   using R = Real<T>;
   constexpr int KP = PADDED<K>;
   const int lane = int(threadIdx.x) % LANES, warp = int(threadIdx.x) / LANES, channel = u.u + lane;
@@ -127,7 +133,7 @@ __device__ __forceinline__ void outputs_of_group(const WalkColumns<Real<T>>& t, 
   R *const own = shared + warp * s.size, *const m = own + s.m, *const tm = own + s.tm;
   R sum[K];  // components u.k .. of this channel
   each<0, K>([&](auto k) { sum[k] = 0; });
-  const EdgeRange edges = edges_of(a, row, warp, int(blockDim.x) / LANES);
+  const EdgeRange edges = edges_of(a, row, turn, warp, int(blockDim.x) / LANES);
   EQTP_LOOP
   for (Index at = edges.at; at < edges.end; at += edges.step) {
     const Index e = a.ptr ? a.order[at] : at, from = a.ptr ? a.other[e] : at;
@@ -164,7 +170,8 @@ __device__ __forceinline__ void outputs_of_group(const WalkColumns<Real<T>>& t, 
     __syncwarp();
   }
   each<0, K>([&](auto k) { own[lane * K + k] = sum[k]; });
-  write_block(a, u, u.k, K, row, a.out + row * a.dim3 + u.row, shared, s.size);
+  write_block(a, u, u.k, K, row, a.out + row * a.dim3 + u.row, shared, s.size, sums, edges.block);
+  return !edges.block.last;
 }
 
 template <bool TANGENT, class T>
@@ -173,16 +180,21 @@ __global__ void __launch_bounds__(LANES* MAX_WARPS, sizeof(Real<T>) == 8 || TANG
   EQTP_DYN_SHARED(Real<T>, shared);  // [warps, s.size]
   const int warps = int(blockDim.x) / LANES, warp = int(threadIdx.x) / LANES;
   const Index blocks_of_rows = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
-  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups; b += gridDim.x) {
+  LongSums<Real<T>, TILE> sums;
+  int turn = 0;
+  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups;) {
     const ChannelGroup u = t.groups[b % t.num_groups];
     const Index row = a.ptr ? b / t.num_groups : b / t.num_groups * warps + warp;
+    bool more;
     switch (u.d) {
-      case 1: outputs_of_group<1, TANGENT>(t, a, s, u, row, shared); break;
-      case 3: outputs_of_group<3, TANGENT>(t, a, s, u, row, shared); break;
-      case 5: outputs_of_group<5, TANGENT>(t, a, s, u, row, shared); break;
-      case 7: outputs_of_group<7, TANGENT>(t, a, s, u, row, shared); break;
-      default: outputs_of_group<TILE, TANGENT>(t, a, s, u, row, shared);
+      case 1: more = outputs_of_group<1, TANGENT>(t, a, s, u, row, turn, shared, sums); break;
+      case 3: more = outputs_of_group<3, TANGENT>(t, a, s, u, row, turn, shared, sums); break;
+      case 5: more = outputs_of_group<5, TANGENT>(t, a, s, u, row, turn, shared, sums); break;
+      case 7: more = outputs_of_group<7, TANGENT>(t, a, s, u, row, turn, shared, sums); break;
+      default: more = outputs_of_group<TILE, TANGENT>(t, a, s, u, row, turn, shared, sums);
     }
+    turn = more ? turn + 1 : 0;
+    if (!more) b += gridDim.x;
   }
 }
 
@@ -322,15 +334,17 @@ struct Gradients {
   }
 };
 
+// As outputs_of_group
 template <int I, bool MANY, bool TANGENT, class T>
-__device__ __forceinline__ void gradients_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
-                                                   int group, Index row, Real<T>* shared) {
+__device__ __forceinline__ bool gradients_of_group(const WalkColumns<Real<T>>& t, const Args<T>& a, const Space& s,
+                                                   int group, Index row, int turn, Real<T>* shared,
+                                                   LongSums<Real<T>, MAX_DIM>& sums) {
   const ChannelGroup u = t.groups[group];
   const int warp = int(threadIdx.x) / LANES;
   Gradients<I, MANY, TANGENT, T> gradients(t, a, s, u, shared + warp * s.size);
   gradients.begin(row);
   __syncwarp();
-  const EdgeRange edges = edges_of(a, row, warp, int(blockDim.x) / LANES);
+  const EdgeRange edges = edges_of(a, row, turn, warp, int(blockDim.x) / LANES);
   EQTP_LOOP
   for (Index at = edges.at; at < edges.end; at += edges.step) {
     const Index e = a.ptr ? a.order[at] : at;
@@ -338,28 +352,34 @@ __device__ __forceinline__ void gradients_of_group(const WalkColumns<Real<T>>& t
     gradients.edge(e, a.ptr ? a.other[e] : at, group);
   }
   if constexpr (!MANY) each<0, I>([&](auto i) { gradients.sums[gradients.lane * I + i] = gradients.sum[i]; });
-  if (a.gx) write_block(a, u, 0, MANY ? u.d : I, row, a.gx + row * a.dim1 + u.row, shared, s.size);
+  if (a.gx) write_block(a, u, 0, MANY ? u.d : I, row, a.gx + row * a.dim1 + u.row, shared, s.size, sums, edges.block);
   else __syncwarp();
+  return !edges.block.last;
 }
 
 template <bool TANGENT, class T>
 __global__ void __launch_bounds__(LANES* MAX_WARPS, sizeof(Real<T>) == 8 ? 3
                                                     : TANGENT            ? 4
-                                                                         : 5)
+                                                                         : 6)
     tensor_product_bwd_kernel(WalkColumns<Real<T>> t, Args<T> a, Space s) {
   EQTP_DYN_SHARED(Real<T>, shared);  // [warps, s.size]
   const int warps = int(blockDim.x) / LANES, warp = int(threadIdx.x) / LANES;
   const Index blocks_of_rows = a.ptr ? a.rows : (a.rows + warps - 1) / warps;
-  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups; b += gridDim.x) {
+  LongSums<Real<T>, MAX_DIM> sums;
+  int turn = 0;
+  for (Index b = blockIdx.x; b < blocks_of_rows * t.num_groups;) {
     const int group = int(b % t.num_groups);
     const Index row = a.ptr ? b / t.num_groups : b / t.num_groups * warps + warp;
+    bool more;
     switch (t.groups[group].d) {
-      case 1: gradients_of_group<1, false, TANGENT>(t, a, s, group, row, shared); break;
-      case 3: gradients_of_group<3, false, TANGENT>(t, a, s, group, row, shared); break;
-      case 5: gradients_of_group<5, false, TANGENT>(t, a, s, group, row, shared); break;
-      case 7: gradients_of_group<7, false, TANGENT>(t, a, s, group, row, shared); break;
-      default: gradients_of_group<TILE, true, TANGENT>(t, a, s, group, row, shared);
+      case 1: more = gradients_of_group<1, false, TANGENT>(t, a, s, group, row, turn, shared, sums); break;
+      case 3: more = gradients_of_group<3, false, TANGENT>(t, a, s, group, row, turn, shared, sums); break;
+      case 5: more = gradients_of_group<5, false, TANGENT>(t, a, s, group, row, turn, shared, sums); break;
+      case 7: more = gradients_of_group<7, false, TANGENT>(t, a, s, group, row, turn, shared, sums); break;
+      default: more = gradients_of_group<TILE, true, TANGENT>(t, a, s, group, row, turn, shared, sums);
     }
+    turn = more ? turn + 1 : 0;
+    if (!more) b += gridDim.x;
   }
 }
 

@@ -6,7 +6,7 @@
 // path W (first weight, -1: none), X, O (first registers), D1, ENTRY; per entry of M its I, K and TERM; per term J
 // (column of y) and C. VEC_Y: numbers of a row of y in one load.
 #pragma once
-#include "common/device.cuh"
+#include "common/long_sums.cuh"
 
 namespace eqtp {
 
@@ -128,11 +128,41 @@ __device__ __forceinline__ Place place(int chunk) {
   return {lane, int(threadIdx.x) / G::LANES, chunk, active ? u : G::MUL - G::CPL, active};
 }
 
+// Sum of N numbers that are STEP apart, by halves
+template <int N, int STEP, class R>
+__device__ __forceinline__ R sum_strided(const R* p) {
+  if constexpr (N == 1) return *p;
+  else return sum_strided<N / 2, STEP>(p) + sum_strided<N - N / 2, STEP>(p + N / 2 * STEP);
+}
+
+// Sums of a thread in blocks first .. q - 1 of dimensions d, [CHUNK, d] each: every block begins with the first thread
+template <class G>
+__device__ constexpr int sums_before(const int* d, int first, int q) {
+  int sums = 0;
+  for (; first < q; ++first) sums += (G::CHUNK * d[first] + THREADS - 1) / THREADS;
+  return sums;
+}
+template <class P, int U = 0>
+__device__ constexpr int sums_per_thread() {  // in the unit that has most
+  if constexpr (U == P::UNITS) {
+    return 1;
+  } else {
+    using G = Unit<P, U>;
+    constexpr int in = sums_before<G>(P::IN_D, G::IN, G::IN_END), out = sums_before<G>(P::OUT_D, G::OUT, G::OUT_END),
+                  others = sums_per_thread<P, U + 1>();
+    return in > out ? (in > others ? in : others) : out > others ? out : others;
+  }
+}
+template <class P, int MODE, class R>
+using RowSums = LongSums<R, MODE == GRAPH ? sums_per_thread<P>() : 1>;
+
 // Registers [d, CPL] per block -> rows [mul, d] in memory, whole lines at a time, through `tile`. Unless GRAPH every
 // worker has a row of its own (`row`, if `valid`), and a warp has a part of the tile of its own, because warps do not
-// wait for each other; else the workers' numbers are added, in order, into the row that they share.
-template <class P, class G, int d, int MODE, class T, class R>
-__device__ __forceinline__ void write_block(const R* v, T* row, bool valid, const Place& at, R* tile) {
+// wait for each other; else the workers' numbers are added, by halves, into the row that they share, which is written
+// after the last block of its edges. Of `sums` the block has those from number FIRST on.
+template <class P, class G, int d, int MODE, int FIRST, class T, class R>
+__device__ __forceinline__ void write_block(const R* v, T* row, bool valid, const Place& at, R* tile,
+                                            RowSums<P, MODE, R>& sums, BlockOfSum block) {
   const int count = (G::MUL - at.chunk * G::CHUNK < G::CHUNK ? G::MUL - at.chunk * G::CHUNK : G::CHUNK) * d;
   R* const own = tile + at.worker * (MODE != GRAPH ? G::LANES * numbers_per_thread<P>() : G::CHUNK * d);  // [CHUNK, d]
   EQTP_UNROLL
@@ -153,12 +183,11 @@ __device__ __forceinline__ void write_block(const R* v, T* row, bool valid, cons
     __syncwarp();
   } else {
     __syncthreads();
+    int n = FIRST;
     EQTP_LOOP
-    for (int q = int(threadIdx.x); q < count; q += THREADS) {
-      R s = tile[q];
-      EQTP_UNROLL
-      for (int k = 1; k < G::WORKERS; ++k) s += tile[k * (G::CHUNK * d) + q];
-      write(to + q, s);
+    for (int q = int(threadIdx.x); q < count; q += THREADS, ++n) {
+      const R s = sums.add(n, sum_strided<G::WORKERS, G::CHUNK * d>(tile + q), block);
+      if (block.last) write(to + q, s);
     }
     __syncthreads();
   }

@@ -7,6 +7,7 @@ namespace eqtp::table_driven {
 
 constexpr int LANES = 32, MAX_WARPS = 4;
 constexpr int TILE = 8;  // components that a lane holds at most; larger blocks are worked on in parts
+constexpr int MAX_DIM = 33;  // components of a block (plan.h)
 
 struct ChannelGroup {
   int row, d, mul;  // the block [mul, d] begins at `row` in rows of the output (fwd) or x (bwd)

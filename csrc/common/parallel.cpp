@@ -40,12 +40,12 @@ void advise_huge(void* p, size_t bytes) {
 #endif
 }
 
-Scratch::Scratch(size_t bytes) : p_(nullptr), n_(bytes) {
+Scratch::Scratch(size_t bytes, bool zeros) : p_(nullptr), n_(bytes) {
   if (!bytes) return;
   if (bytes < HUGE) {  // small: from the heap
     p_ = std::aligned_alloc(64, (bytes + 63) & ~size_t(63));
     if (!p_) throw std::bad_alloc();
-    std::memset(p_, 0, bytes);
+    if (zeros) std::memset(p_, 0, bytes);
   } else {
     n_ = (bytes + HUGE - 1) & ~(HUGE - 1);
     p_ = mmap(nullptr, n_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

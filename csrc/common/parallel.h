@@ -18,10 +18,11 @@ inline void parallel(int threads, F& f) {
 // kernel).
 void advise_huge(void* p, size_t bytes);
 
-// Zero-initialised, 64-byte aligned scratch memory.
+// 64-byte aligned scratch memory. Without `zeros`, what it holds at first is not specified, and what is never touched
+// costs nothing.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes);
+  explicit Scratch(size_t bytes, bool zeros = true);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(SEGMENT_THREADS, 3)
           largest.v[k] = -Real<T>(INFINITY), largest.at[k] = ~0u;
         });  // taken from nowhere: any number replaces it
         if (i < vectors)
-          each_row<VEC, VEC == 1 ? 8 : 4>(x + i * VEC, x_stride, order, team, first, last,
+          each_row<VEC, VEC == 1 ? 8 : 4>(x + i * VEC, x_stride, order, team.parts, first + team.part, last,
                                           [&](Index t, const Real<T>* v) {
                                             each<0, VEC>([&](auto k) { largest.take(k, v[k], unsigned(t - first)); });
                                           });

@@ -1,9 +1,10 @@
 // A tile of columns goes down the rows of a segment, for a softmax two or three times: they are still in the caches
-// after the first. Each destination's rows are taken in the order of the CSR: no atomics, the same bits every time and
-// for every number of threads.
+// after the first. Each destination's rows are taken in the order of the CSR, in blocks where they are many
+// (common/long_sums.h): no atomics, the same bits every time and for every number of threads.
 #include "segments/segments.h"
 
 #ifdef EQTP_SIMD
+#include "common/long_sums.h"
 #include "common/parallel.h"
 
 namespace eqtp::EQTP_SIMD {
@@ -36,6 +37,10 @@ static inline void each_column_tile(const SegmentArgs<T>& a, F&& f) {
   };
   parallel(a.threads, body);
 }
+template <class T>
+EQTP_INLINE int vectors_of(int64_t columns) {
+  return int((columns + Simd<T>::W - 1) / Simd<T>::W);
+}
 // f(q, column, lanes) for each vector q of a tile
 template <class T, class F>
 static inline __attribute__((always_inline)) void each_vector(int64_t columns, F&& f) {
@@ -58,21 +63,21 @@ void segment_sum(const SegmentArgs<T>& a) {
       const int64_t first = a.ptr[n], last = a.ptr[n + 1];
       int64_t i = 0;
       for (; i + 4 * W <= a.c; i += 4 * W) {
-        Vec<T> s[4]{};
-        for (int64_t t = first; t < last; ++t) {
+        Vec<T> s[4];
+        sum_rows<T, 4>(first, last, s, 4, [&](int64_t t) {
           const T* const x = a.x + a.order[t] * a.x_stride + i;
           for (int q = 0; q < 4; ++q) s[q] += load(x + q * W);
-        }
+        });
         for (int q = 0; q < 4; ++q) store(out + i + q * W, s[q]);
       }
       for (; i + W <= a.c; i += W) {
-        Vec<T> s{};
-        for (int64_t t = first; t < last; ++t) s += load(a.x + a.order[t] * a.x_stride + i);
+        Vec<T> s;
+        sum_rows<T, 1>(first, last, &s, 1, [&](int64_t t) { s += load(a.x + a.order[t] * a.x_stride + i); });
         store(out + i, s);
       }
       for (; i < a.c; ++i) {
-        T s = 0;
-        for (int64_t t = first; t < last; ++t) s += a.x[a.order[t] * a.x_stride + i];
+        T s;
+        sum_rows<T, 1>(first, last, &s, 1, [&](int64_t t) { s += a.x[a.order[t] * a.x_stride + i]; });
         out[i] = s;
       }
     }
@@ -161,7 +166,7 @@ void segment_softmax(const SegmentArgs<T>& a) {
   each_column_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
     const T infinity = T(__builtin_inf());
     Vec<T> m[COLUMN_TILE], sum[COLUMN_TILE];
-    each_vector<T>(columns, [&](int q, int, int) { m[q] = Vec<T>{} - infinity, sum[q] = Vec<T>{}; });
+    each_vector<T>(columns, [&](int q, int, int) { m[q] = Vec<T>{} - infinity; });
     for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
       const T* const x = a.x + a.order[t] * a.x_stride + i;
       each_vector<T>(columns, [&](int q, int k, int lanes) {
@@ -170,7 +175,7 @@ void segment_softmax(const SegmentArgs<T>& a) {
       });
     }
     each_vector<T>(columns, [&](int q, int, int) { m[q] = m[q] == -infinity ? Vec<T>{} : m[q]; });  // all are masked
-    for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
+    sum_rows<T, COLUMN_TILE>(a.ptr[n], a.ptr[n + 1], sum, vectors_of<T>(columns), [&](int64_t t) {
       const T* const x = a.x + a.order[t] * a.x_stride + i;
       T* const out = a.out + a.order[t] * a.c + i;
       each_vector<T>(columns, [&](int q, int k, int lanes) {
@@ -178,7 +183,7 @@ void segment_softmax(const SegmentArgs<T>& a) {
         store(out + k, p, lanes);
         sum[q] += p;
       });
-    }
+    });
     each_vector<T>(columns, [&](int q, int, int) { sum[q] = sum[q] == 0 ? Vec<T>{} : 1 / sum[q]; });
     for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
       T* const out = a.out + a.order[t] * a.c + i;
@@ -192,11 +197,11 @@ template <class T>
 void segment_softmax_bwd(const SegmentArgs<T>& a) {
   advise_huge(a.out, size_t(a.e * a.c) * sizeof(T));
   each_column_tile(a, [&](int64_t n, int64_t i, int64_t columns) {
-    Vec<T> sum[COLUMN_TILE]{};
-    for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
+    Vec<T> sum[COLUMN_TILE];
+    sum_rows<T, COLUMN_TILE>(a.ptr[n], a.ptr[n + 1], sum, vectors_of<T>(columns), [&](int64_t t) {
       const T *const g = a.x + a.order[t] * a.x_stride + i, *const y = a.y + a.order[t] * a.y_stride + i;
       each_vector<T>(columns, [&](int q, int k, int lanes) { sum[q] += load(y + k, lanes) * load(g + k, lanes); });
-    }
+    });
     for (int64_t t = a.ptr[n]; t < a.ptr[n + 1]; ++t) {
       const T *const g = a.x + a.order[t] * a.x_stride + i, *const y = a.y + a.order[t] * a.y_stride + i;
       T* const gx = a.out + a.order[t] * a.c + i;

@@ -62,9 +62,10 @@ struct Softmax {
   __device__ __forceinline__ void run(const Team& team, bool on, Index first, Index last) {
     constexpr int N = held<T, VEC>;
     const Index mine = first + team.part, end = on ? last : first;  // this thread's places in `order`
-    const auto each_other = [&](auto&& f) {  // row that is not held
+    const Index others = mine + N * team.parts;  // rows that are not held
+    const auto each_row = [&](Index t, Index to, auto&& f) {
 #pragma unroll 1
-      for (Index t = mine + N * team.parts; t < end; t += team.parts) {
+      for (; t < to; t += team.parts) {
         const Index edge = __ldg(order + t);
         R w[VEC];
         load<VEC>(x + edge * x_stride, w);
@@ -80,19 +81,20 @@ struct Softmax {
     each<0, N>([&](auto u) {
       if (u < rows) max.take(v[u]);
     });
-    each_other([&](Index, R* w) { max.take(w); });
+    each_row(others, end, [&](Index, R* w) { max.take(w); });
     combine(max, team);
     all_masked();
     each<0, N>([&](auto u) {
       if (u < rows) add(v[u]);
     });
-    each_other([&](Index, R* w) { add(w); });
+    sum_blocks<R, VEC, BLOCK_TERMS - N>(sum.v, others, end, team.parts,
+                                        [&](Index t, Index to) { each_row(t, to, [&](Index, R* w) { add(w); }); });
     combine(sum, team);
     scale();
     each<0, N>([&](auto u) {
       if (u < rows) put(__ldg(order + mine + u * team.parts), v[u]);
     });
-    each_other([&](Index edge, R* w) {
+    each_row(others, end, [&](Index edge, R* w) {
       each<0, VEC>([&](auto i) { w[i] = exponential(w[i] - max.v[i]); });
       put(edge, w);
     });
@@ -134,9 +136,10 @@ __global__ void __launch_bounds__(SEGMENT_THREADS, 2)
       store<VEC>(gx + edge * c + at, a);
     };
     const Index end = i < vectors ? last : first;
-    const auto each_other = [&](auto&& f) {  // row that is not held
+    const Index others = mine + N * team.parts;  // rows that are not held
+    const auto each_row = [&](Index t, Index to, auto&& f) {
 #pragma unroll 2
-      for (Index t = mine + N * team.parts; t < end; t += team.parts) {
+      for (; t < to; t += team.parts) {
         const Index edge = __ldg(order + t);
         R a[VEC], b[VEC];
         load<VEC>(g + edge * g_stride + at, a);
@@ -155,12 +158,14 @@ __global__ void __launch_bounds__(SEGMENT_THREADS, 2)
     each<0, N>([&](auto u) {
       if (u < rows) add(a[u], b[u]);
     });
-    each_other([&](Index, R* a, R* b) { add(a, b); });
+    sum_blocks<R, VEC, BLOCK_TERMS - N>(sum.v, others, end, team.parts, [&](Index t, Index to) {
+      each_row(t, to, [&](Index, R* a, R* b) { add(a, b); });
+    });
     combine(sum, team);
     each<0, N>([&](auto u) {
       if (u < rows) put(__ldg(order + mine + u * team.parts), a[u], b[u]);
     });
-    each_other(put);
+    each_row(others, end, put);
   });
 }
 

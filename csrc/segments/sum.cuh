@@ -11,6 +11,7 @@
 // the segment's length alone, and nothing is atomic: the same bits every time.
 #pragma once
 #include "common/device.cuh"
+#include "common/long_sums.cuh"
 
 namespace eqtp {
 
@@ -103,13 +104,11 @@ __device__ __forceinline__ void each_segment(const Index* __restrict__ ptr, Inde
   }
 }
 
-// Calls f(t, v) for this part's places of a segment in their order, v the vector of row order[t] at x; UNROLL rows are
-// on their way at a time.
+// Calls f(t, v) for the places t, t + step, .. < last of a segment in their order, v the vector of row order[t] at x;
+// UNROLL rows are on their way at a time.
 template <int VEC, int UNROLL, class T, class F>
 __device__ __forceinline__ void each_row(const T* __restrict__ x, Index x_stride, const Index* __restrict__ order,
-                                         const Team& team, Index first, Index last, F&& f) {
-  const int step = team.parts;
-  Index t = first + team.part;
+                                         int step, Index t, Index last, F&& f) {
   for (; t + (UNROLL - 1) * step < last; t += UNROLL * step) {
     Index edge[UNROLL];
     Real<T> v[UNROLL][VEC];
@@ -148,9 +147,11 @@ __global__ void __launch_bounds__(SEGMENT_THREADS, 4)
                [&](const Team& team, Index n, Index i, Index first, Index last) {
                  Sum<Real<T>, VEC> sum = {};
                  if (i < vectors)
-                   each_row<VEC, VEC == 1 ? 8 : 4>(
-                       x + i * VEC, x_stride, order, team, first, last,
-                       [&](Index, const Real<T>* v) { each<0, VEC>([&](auto k) { sum.v[k] += v[k]; }); });
+                   sum_blocks<Real<T>, VEC>(sum.v, first + team.part, last, team.parts, [&](Index t, Index end) {
+                     each_row<VEC, VEC == 1 ? 8 : 4>(
+                         x + i * VEC, x_stride, order, team.parts, t, end,
+                         [&](Index, const Real<T>* v) { each<0, VEC>([&](auto k) { sum.v[k] += v[k]; }); });
+                   });
                  combine(sum, team);
                  if (team.part == 0 && n >= 0 && i < vectors) store<VEC>(out + n * c + i * VEC, sum.v);
                });

@@ -192,7 +192,6 @@ class GauntConvolution(_Layer):
         if not num_neighbors > 0:
             raise ValueError(f"GauntConvolution: num_neighbors must be positive, got {num_neighbors}")
         self.odd, self.num_neighbors = bool(odd), float(num_neighbors)
-        self._neighbors = repr(self.num_neighbors)  # as text, which torch.compile does not make a variable
 
         def weight(lmax):
             return torch.nn.Parameter(torch.ones(self.channels, lmax + 1))
@@ -204,7 +203,7 @@ class GauntConvolution(_Layer):
     def _scale(self, odd: bool, like: torch.Tensor) -> torch.Tensor:
         """[lmax_out+1] by which the degrees of the product (odd: of the bracket) are multiplied."""
         degrees = self.lmax, self.lmax_filter, self.lmax_out
-        return constants("convolution_scale", *degrees, odd, like=like, text=self._neighbors)
+        return constants("convolution_scale", *degrees, odd, like=like)
 
     def forward(
         self, x: torch.Tensor, r: torch.Tensor, h: torch.Tensor, graph: Graph
@@ -216,10 +215,13 @@ class GauntConvolution(_Layer):
         self._check("x", x, graph.num_src, self.channels, (self.lmax + 1) ** 2)
         self._check("r", r, graph.num_edges, 3)
         self._check("h", h, graph.num_edges, *h.shape[1:2], self.lmax_filter + 1)
-        x = scale_degrees(x, self.w1).index_select(0, graph.src)
-        out = gaunt_convolution(
-            x, r.unsqueeze(-2), self.lmax_out, lmax_filter=self.lmax_filter, h=h, odd=self.odd, backend=self.backend
-        )
+        # messages of such a size that their sums stay in the range of half precision
+        x = scale_degrees(x, self.w1 / self.num_neighbors**0.5)
+        if graph.padded:  # the source of an edge that does not count is 0, which need not exist
+            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+        x, r, h = x.index_select(0, graph.src), graph.zero_padding(r).unsqueeze(-2), graph.zero_padding(h)
+        options = {"lmax_filter": self.lmax_filter, "h": h, "odd": self.odd, "backend": self.backend}
+        out = gaunt_convolution(x, r, self.lmax_out, **options)
         ends = [self.w3, self.w3_odd] if self.odd else [self.w3]
         out = [
             scale_degrees(segment_sum(t, graph), w * self._scale(bool(odd), w))

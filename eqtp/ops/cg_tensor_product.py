@@ -28,6 +28,7 @@ from eqtp.ops.coefficients import (
     upcast_half,
 )
 from eqtp.ops.constants import constants
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans import couplings
 from eqtp.plans.calls import Pass
 
@@ -73,6 +74,7 @@ _op = register_multilinear(
 )
 
 
+@float32_under_autocast
 def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = False) -> torch.Tensor:
     """Weights of the Clebsch-Gordan product of rank R: those that a sum of R Gaunt products can have.
 
@@ -99,6 +101,7 @@ def _check_weights(op: str, x1, x2, w, paths: int) -> None:
     check_alike(op, {"x1": x1, "x2": x2, "w": w})
 
 
+@float32_under_autocast
 def cg_tensor_product(
     x1: torch.Tensor,
     x2: torch.Tensor,

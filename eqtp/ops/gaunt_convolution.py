@@ -38,6 +38,7 @@ from eqtp.ops.coefficients import (
 )
 from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.ops.spherical_harmonics import spherical_harmonics
 
 METHODS = ("product", "rotated")
@@ -119,6 +120,7 @@ def _rotation_to_axis(r: torch.Tensor, lmax: int) -> tuple[torch.Tensor, list[to
     return null, wigner(frame(unit + axis), lmax)
 
 
+@float32_under_autocast
 def gaunt_convolution(
     x: torch.Tensor,
     r: torch.Tensor,
@@ -199,6 +201,7 @@ def _map_weights(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch
     return w @ matrix
 
 
+@float32_under_autocast
 def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
     """Weights of `so2_convolution` from the path weights of a Clebsch-Gordan convolution.
 
@@ -211,6 +214,7 @@ def so2_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | No
     return _map_weights("so2_weights", w, "from_paths", degrees)
 
 
+@float32_under_autocast
 def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int | None = None) -> torch.Tensor:
     """Path weights from the weights of `so2_convolution`, [..., weights] -> [..., paths]: the inverse of `so2_weights`.
 
@@ -221,6 +225,7 @@ def so2_path_weights(w: torch.Tensor, lmax: int, lmax_out: int, lmax_filter: int
     return _map_weights("so2_path_weights", w, "to_paths", degrees)
 
 
+@float32_under_autocast
 def so2_convolution(
     x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, lmax_out: int, *, backend: str = "auto"
 ) -> torch.Tensor:

@@ -33,6 +33,7 @@ from eqtp.ops.coefficients import (
 )
 from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_grid import butterflies, by_kind, project
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans import signals
 from eqtp.plans.calls import Pass
 
@@ -154,6 +155,7 @@ _powers_call = differentiable(_powers_op, _powers_backward, _powers_jvp)
 _adjoint_call = differentiable(_adjoint_op, _adjoint_backward, _adjoint_jvp)
 
 
+@float32_under_autocast
 def gaunt_many_body(x: torch.Tensor, lmax_out: int, degree: int, *, backend: str = "auto") -> torch.Tensor:
     """Coefficients of f, f^2, .. f^degree, all on one grid.
 

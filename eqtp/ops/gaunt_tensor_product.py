@@ -35,6 +35,7 @@ from eqtp.ops.coefficients import (
 from eqtp.ops.constants import constants
 from eqtp.ops.gaunt_fourier import fourier
 from eqtp.ops.gaunt_grid import grid
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans import couplings, signals
 from eqtp.plans.calls import Pass
 
@@ -108,6 +109,7 @@ def choose(op: str, method: str, backend: str, degrees: tuple[int, int], x: torc
     return method, family
 
 
+@float32_under_autocast
 def gaunt_tensor_product(
     x1: torch.Tensor,
     x2: torch.Tensor,

@@ -173,8 +173,8 @@ class Graph:
     is valid. Ghost atoms: number the owned ones first, num_dst of them, and all num_src > num_dst as sources.
 
     sort: False for a neighbour list that serves a call or two: edges are then sorted only if a kernel needs it. Unless
-    torch.use_deterministic_algorithms is on, the specialised convolution kernels then add with atomics, and repeats
-    differ in their last bits.
+    torch.use_deterministic_algorithms is on, the specialised convolution kernels then add with atomics: repeats
+    differ in their last bits, and sums of very many edges lose digits.
     num_edges, mask: padding. Only the first num_edges edges count (an int, or one integer on the device), or those
     where mask [e] is True; the others have rows in every edge tensor, may hold anything, get zeros as output and as
     gradient, and add nothing.

@@ -34,6 +34,7 @@ from eqtp.ops.coefficients import (
     upcast_half,
 )
 from eqtp.ops.constants import constants
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans import matrices
 from eqtp.plans.calls import Pass
 
@@ -79,6 +80,7 @@ _op = register_multilinear(
 )
 
 
+@float32_under_autocast
 def matrix_tensor_product(
     x1: torch.Tensor,
     x2: torch.Tensor,

@@ -13,6 +13,7 @@ import torch
 from eqtp.backends import registry
 from eqtp.ops.autograd import define, differentiable
 from eqtp.ops.graph import Graph
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.ops.segment_sum import as_rows, resolve
 from eqtp.plans.calls import Pass
 
@@ -101,6 +102,7 @@ def _jvp(args, tangents):
 max_rows = differentiable(_max_op, _backward, _jvp, outputs=True)
 
 
+@float32_under_autocast
 def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Largest of the rows of x over the edges into each destination, column by column.
 
@@ -109,8 +111,8 @@ def segment_max(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
     propagates: if there is one, it is the result, and the first one gets the gradient. Deterministic. Raises TypeError
     or ValueError, naming the argument.
     """
-    family = resolve("segment_max", x, graph, backend)
+    family, rows = resolve("segment_max", x, graph, backend)
     if family == "reference":
         return reference(x, graph)
-    out = max_rows(as_rows(x), *graph.csr(), family)[0]
+    out = max_rows(as_rows(rows), *graph.csr(), family)[0].to(x.dtype)
     return out if x.ndim == 2 else out.reshape(graph.num_dst, *x.shape[1:])

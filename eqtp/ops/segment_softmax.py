@@ -14,7 +14,8 @@ import torch
 from eqtp.backends import registry
 from eqtp.ops.autograd import define, differentiable, sum_present
 from eqtp.ops.graph import Graph
-from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows
+from eqtp.ops.precision import float32_under_autocast
+from eqtp.ops.segment_sum import as_rows, gather_rows, resolve, sum_rows, wide
 from eqtp.plans.calls import Pass
 
 registry.register_op("segment_softmax", engine="segments")
@@ -22,7 +23,7 @@ registry.register_op("segment_softmax", engine="segments")
 
 def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     """x [e, ...] -> [e, ...]"""
-    x = graph.zero_padding(x)
+    dtype, x = x.dtype, wide(graph.zero_padding(x))  # [e, ...]
     values = x.detach()
     dst = graph.dst.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
     rows = graph.num_dst + graph.padded  # the last one for edges that do not count
@@ -30,7 +31,7 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     largest = torch.where(largest == -torch.inf, 0, largest)  # nothing but masked edges
     p = (x - largest[graph.dst]).exp()
     norm = p.new_zeros(largest.shape).index_add(0, graph.dst, p)
-    return graph.zero_padding(p / torch.where(norm == 0, 1, norm)[graph.dst])
+    return graph.zero_padding(p / torch.where(norm == 0, 1, norm)[graph.dst]).to(dtype)
 
 
 def _softmax(x, dst, ptr, order, padded, family):
@@ -85,6 +86,7 @@ softmax_rows = differentiable(
 )
 
 
+@float32_under_autocast
 def segment_softmax(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Softmax over the edges into each destination, column by column: the weights of attention over neighbours.
 
@@ -93,7 +95,7 @@ def segment_softmax(x: torch.Tensor, graph: Graph, backend: str = "auto") -> tor
     destination are masked, all get 0 (as in masked attention; torch.softmax gives NaN). A logit of +inf or NaN makes
     its destination NaN. Deterministic. Raises TypeError or ValueError, naming the argument.
     """
-    family = resolve("segment_softmax", x, graph, backend)
+    family, rows = resolve("segment_softmax", x, graph, backend)
     if family == "reference":
         return reference(x, graph)
-    return softmax_rows(as_rows(x), graph.dst, *graph.csr(), graph.padded, family).reshape(x.shape)
+    return softmax_rows(as_rows(rows), graph.dst, *graph.csr(), graph.padded, family).reshape(x.shape).to(x.dtype)

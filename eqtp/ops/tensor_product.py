@@ -15,7 +15,9 @@ import torch
 
 from eqtp.backends import registry
 from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.coefficients import upcast_for_kernels, upcast_half
 from eqtp.ops.constants import constants
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import ROWS, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import MODES, TensorProductPlan, dims
 
@@ -123,6 +125,7 @@ def per_row(w: torch.Tensor, count: int) -> torch.Tensor:
     return w.expand(count, -1) if w.ndim == 1 else w
 
 
+@float32_under_autocast
 def tensor_product(
     x1: torch.Tensor,
     x2: torch.Tensor,
@@ -142,7 +145,9 @@ def tensor_product(
     """
     rows = x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0
     w = check("tensor_product", "x1", x1, rows, "x2", x2, rows, w, plan)
+    dtype = x1.dtype
+    x1, x2, w = upcast_for_kernels(x1, x2, w)
     family = registry.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
     if family == "reference":
-        return reference(x1, x2, w, plan)
-    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key, family)
+        return reference(*upcast_half(x1, x2, w), plan).to(dtype)
+    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key, family).to(dtype)

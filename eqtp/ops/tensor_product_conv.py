@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 
 from eqtp.backends import registry
+from eqtp.ops import segment_sum
 from eqtp.ops import tensor_product as rows
 from eqtp.ops.autograd import passes, register_multilinear
+from eqtp.ops.coefficients import upcast_for_kernels, upcast_half
 from eqtp.ops.graph import Graph, transposed_csr
+from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import EdgeKind, Edges, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
 
@@ -27,9 +30,8 @@ def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     if graph.padded:  # their source is 0, which need not exist
         x = torch.cat([x, x.new_zeros(1, x.shape[1])])
         y, w = graph.zero_padding(y), w if w.ndim == 1 else graph.zero_padding(w)
-    messages = rows.reference(x.index_select(0, graph.src), y, w, plan)  # [e, dim_out]
-    out = x.new_zeros(graph.num_dst + graph.padded, plan.dim_out)  # the last row for edges that do not count
-    return out.index_add(0, graph.dst, messages)[: graph.num_dst]
+    gathered = segment_sum.wide(x).index_select(0, graph.src).to(x.dtype)  # [e, dim_in1]; its adjoint is a sum
+    return segment_sum.reference(rows.reference(gathered, y, w, plan), graph)
 
 
 def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, padded, plan: str, family: str) -> None:
@@ -80,6 +82,7 @@ def _columns(graph: Graph, family: str, dtype: torch.dtype) -> tuple:
     return graph.src, graph.dst, *graph.csr(), none, none, graph.padded
 
 
+@float32_under_autocast
 def tensor_product_conv(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -107,7 +110,9 @@ def tensor_product_conv(
     w = rows.check("tensor_product_conv", "x", x, graph.num_src, "y", y, graph.num_edges, w, plan)
     if graph.src.device != x.device:
         raise ValueError(f"tensor_product_conv: graph is on {graph.src.device}, x is on {x.device}")
+    dtype = x.dtype
+    x, y, w = upcast_for_kernels(x, y, w)
     family = registry.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
     if family == "reference":
-        return reference(x, y, w, plan, graph)
-    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family, x.dtype), plan.key, family)
+        return reference(*upcast_half(x, y, w), plan, graph).to(dtype)
+    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family, x.dtype), plan.key, family).to(dtype)

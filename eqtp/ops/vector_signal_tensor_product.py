@@ -36,6 +36,7 @@ from eqtp.ops.coefficients import (
     upcast_half,
 )
 from eqtp.ops.gaunt_tensor_product import ROUTES, choose, product_op
+from eqtp.ops.precision import float32_under_autocast
 
 registry.register_op("vector_signal_tensor_product", engine="signals")
 
@@ -96,6 +97,7 @@ def _cross_signals(
     return out.reshape(*lead, 3, out.shape[-1])
 
 
+@float32_under_autocast
 def vector_signal_tensor_product(
     x1: torch.Tensor,
     x2: torch.Tensor,
