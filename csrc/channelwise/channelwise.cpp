@@ -46,7 +46,7 @@ static constexpr int64_t STREAM = 16 << 20;  // bytes
 // What one thread needs besides the operands. Lengths are multiples of W, so every part is aligned as the first.
 template <class T>
 struct Workspace {
-  T *m, *tm, *w, *tw, *gw, *gy, *out, *total, *error, *g, *x, *tx, *gx, *gm, *row, *ones, *zeros, *sink;
+  T *m, *tm, *w, *tw, *gw, *gy, *out, *g, *x, *tx, *gx, *gm, *row, *ones, *zeros, *sink, *total, *error;
   static int64_t size(const PlanColumns<T>& t) {
     Workspace r;
     return r.lay_out(t, nullptr);
@@ -62,10 +62,9 @@ struct Workspace {
     };
     m = take(EDGES * t.mt), tm = take(EDGES * t.mt), w = take(EDGES * numel), tw = take(EDGES * numel),
     gw = take(EDGES * numel);
-    gy = take(EDGES * t.dim2 * W), out = take(t.ot), total = take(t.ot), error = take(t.ot), g = take(t.ot);
-    x = take(t.xt), tx = take(t.xt), gx = take(t.xt);
+    gy = take(EDGES * t.dim2 * W), out = take(t.ot), g = take(t.ot), x = take(t.xt), tx = take(t.xt), gx = take(t.xt);
     gm = take(int64_t(t.max_matrix) * W), row = take(t.max_row), ones = take(t.max_row), zeros = take(t.max_row),
-    sink = take(t.max_row);
+    sink = take(t.max_row), total = take(t.ot), error = take(t.ot);
     return int64_t(reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(begin)) / int64_t(sizeof(T));
   }
   // out [ot] goes to total + error, after `blocks` before it
