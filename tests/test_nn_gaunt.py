@@ -152,7 +152,7 @@ def test_convolution_is_a_sum_over_edges():
     y = eqtp.spherical_harmonics([0, 1, 2, 3], r, True)[:, None]
     edges = eqtp.gaunt_tensor_product((x * spread(layer.w1))[graph.src], y * spread(h), 4, odd=True)
     out = layer(x, r, h, graph)
-    scales = [torch.tensor(convolution_scale(2, 3, 4, odd, 7)) for odd in (False, True)]
+    scales = [torch.tensor(convolution_scale(2, 3, 4, odd)) / 7**0.5 for odd in (False, True)]
     for a, b, w, s in zip(out, edges, (layer.w3, layer.w3_odd), scales, strict=True):
         expected = torch.stack([(b[graph.dst == n] * spread(w * s)).sum(0) for n in range(6)])
         testing.assert_close(a, expected)

@@ -102,35 +102,6 @@ def test_torch_func(name):
     testing.assert_close(tangent.reshape(1), expected.reshape(1))
 
 
-IN_PLAIN_TORCH = ("so2_convolution", "vector_signal_tensor_product")  # in part
-
-
-@every_op
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(name, dtype):
-    """Kernels ignore it; torch's own rules hold for what is written in plain torch."""
-    f, inputs = OPS[name][0], operands(name)
-    if name not in ("tensor_product_conv", "so2_convolution"):  # whose weights are float64 here
-        inputs = [t.float() for t in inputs]
-    expected = f(*inputs)
-    with torch.autocast("cpu", dtype=dtype):
-        found = f(*inputs)
-    if name in IN_PLAIN_TORCH:
-        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-    else:
-        assert found.dtype == expected.dtype and torch.equal(found, expected)
-
-
-def test_autocast_of_a_mode_without_kernels():
-    """It runs through the reference, which is plain torch."""
-    plan = eqtp.TensorProductPlan("4x0e", "4x0e", "4x0e", [(0, 0, 0, "uvw", True)])
-    x, y, w = (testing.random(*shape, seed=n).float() for n, shape in enumerate([(6, 4), (6, 4), (64,)]))
-    expected = eqtp.tensor_product(x, y, w, plan)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = eqtp.tensor_product(x, y, w, plan)
-    assert not torch.equal(found, expected) and (found - expected).abs().max() < 0.05 * expected.abs().max()
-
-
 MODULES = {
     "TensorProduct": (
         lambda: eqtp.nn.TensorProduct(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, PATHS),

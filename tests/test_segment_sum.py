@@ -150,15 +150,6 @@ def test_sums_run_in_the_order_of_the_edges(random_graph, columns, edges):
             assert torch.equal(eqtp.segment_sum(x, graph, backend="native"), expected)
 
 
-def test_other_dtypes_use_the_reference(random_graph):
-    graph, x = random_graph(4, 7, 33), testing.random(33, 5).to(torch.bfloat16)
-    out = eqtp.segment_sum(x, graph)
-    assert out.dtype == torch.bfloat16
-    testing.assert_close(out, summed(x, graph), tolerance=0.02)
-    with pytest.raises(RuntimeError, match="the native kernels know float32 and float64, not bfloat16"):
-        eqtp.segment_sum(x, graph, backend="native")
-
-
 def test_the_kernel_runs(monkeypatch, random_graph):
     made = calls.count_calls(monkeypatch, "segments")
     eqtp.segment_sum(testing.random(33, 5), random_graph(4, 7, 33))

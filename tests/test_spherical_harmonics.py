@@ -406,15 +406,6 @@ def test_simd_levels(tmp_path):
 # what is taken
 
 
-def test_other_dtypes_use_the_reference():
-    xyz = vectors(5)
-    out = eqtp.spherical_harmonics([0, 1, 2], xyz.bfloat16(), True, "component")
-    assert out.dtype == torch.bfloat16
-    testing.assert_close(out, plain([0, 1, 2])(xyz), tolerance=0.02)
-    with pytest.raises(RuntimeError, match="the native kernels know float32 and float64, not bfloat16"):
-        harmonics(1)(xyz.bfloat16())
-
-
 XYZ = torch.ones(4, 3)
 ERRORS = [
     ((-1, XYZ, True), ValueError, r"^spherical_harmonics: l must not be negative, got -1$"),

@@ -64,6 +64,6 @@ def powers_scale(lmax: int, lmax_out: int, degree: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def convolution_scale(lmax: int, lmax_filter: int, lmax_out: int, odd: bool) -> np.ndarray:
-    """[lmax_out+1]: the scale of each degree of the product (odd: bracket) with the harmonics of a direction, whose mean
-    square is 1 / 4 pi."""
+    """[lmax_out+1]: the scale of each degree of the product (odd: bracket) with the harmonics of a direction, whose
+    mean square is 1 / 4 pi."""
     return _inverse_root(product_variance(lmax, lmax_filter, lmax_out, odd) / (4 * pi))

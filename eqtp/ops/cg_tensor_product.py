@@ -88,9 +88,10 @@ def rank_weights(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, odd: bool = 
         got = f"{list(a.shape)}, {list(b.shape)} and {list(c.shape)}"
         raise ValueError(f"rank_weights: a, b and c must be [..., R, lmax+1] with one R, got {got}")
     degrees = [int(t.shape[-1]) - 1 for t in (a, b, c)]  # a symbol is made a number
-    paths = cg_paths(*degrees)
-    products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in paths], -1)
-    return products * constants("gaunt_weights", *degrees, odd, like=a)
+    dtype = a.dtype
+    a, b, c = upcast_half(a, b, c)
+    products = torch.stack([(a[..., l1] * b[..., l2] * c[..., l3]).sum(-1) for l1, l2, l3 in cg_paths(*degrees)], -1)
+    return (products * constants("gaunt_weights", *degrees, odd, like=a)).to(dtype)
 
 
 def _check_weights(op: str, x1, x2, w, paths: int) -> None:

@@ -159,12 +159,13 @@ def gaunt_convolution(
         raise ValueError(f"{op}: method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     if method == "auto":
         method = AUTO
-    if method == "product":
-        y = spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral", backend)
-        return gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
-    registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     dtype = x.dtype
     x, r, h = upcast_half(x, r, h)
+    if method == "product":
+        y = spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral", backend)
+        out = gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
+        return tuple(t.to(dtype) for t in out) if odd else out.to(dtype)
+    registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
     null, wigners = _rotation_to_axis(r, max(lmax, lmax_out))
     h = x.new_ones(lmax_filter + 1) if h is None else h
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
@@ -195,10 +196,11 @@ def so2_paths(lmax: int, lmax_out: int, lmax_filter: int | None = None) -> list[
 def _map_weights(op: str, w, table: str, degrees: tuple[int, int, int]) -> torch.Tensor:
     if not isinstance(w, torch.Tensor) or not w.is_floating_point():
         raise TypeError(f"{op}: w must be a floating point tensor, got {getattr(w, 'dtype', type(w).__name__)}")
-    matrix = constants(table, *degrees, like=w)
+    (wide,) = upcast_half(w)
+    matrix = constants(table, *degrees, like=wide)
     if w.ndim == 0 or w.shape[-1] != len(matrix):
         raise ValueError(f"{op}: w must be [..., {len(matrix)}], got {list(w.shape)}")
-    return w @ matrix
+    return (wide @ matrix).to(w.dtype)
 
 
 @float32_under_autocast

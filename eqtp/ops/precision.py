@@ -9,9 +9,13 @@ from contextlib import nullcontext
 import torch
 
 
+def _autocast_is_on(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def without_autocast(device_type: str):
     """A context in which autocast is off; costs nothing where it is off already."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return torch.autocast(device_type, enabled=False) if _autocast_is_on(device_type) else nullcontext()
 
 
 def _float32(value):
@@ -26,7 +30,7 @@ def float32_under_autocast(op: Callable) -> Callable:
     @functools.wraps(op)
     def call(*args, **named):
         tensor = next((a for a in (*args, *named.values()) if isinstance(a, torch.Tensor)), None)
-        if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        if tensor is None or not _autocast_is_on(tensor.device.type):
             return op(*args, **named)
         with torch.autocast(tensor.device.type, enabled=False):
             return op(*map(_float32, args), **{name: _float32(value) for name, value in named.items()})
