@@ -42,7 +42,7 @@ def assert_close(actual, expected, dtype, what: str, slack: float = 1.0) -> None
         if b.numel():
             scale = b.abs().max().item()
             error = (a.detach().double() - b.detach()).abs().max().item()
-            allowed = slack * TOLERANCE[dtype] * max(scale, 1e-3)
+            allowed = slack * TOLERANCE[dtype] * max(scale, 0.05)  # terms near 1 may cancel
             assert error <= allowed, f"{what} {n}: off by {error:.1e}, largest entry {scale:.1e}, {dtype}"
 
 
@@ -198,7 +198,7 @@ def check(case: fuzz_cases.Case, name: str) -> None:
     dtype = case.inputs[0].dtype
     if (dtypes and dtype not in dtypes) or (smooth and not case.smooth):
         transform, same, name = backward, backward, "backward"
-    if name == "hessian" and case.inputs[0].numel() > 60:
+    if name == "hessian" and not 0 < case.inputs[0].numel() <= 60:  # of nothing: an error in torch
         transform, same, name = second, second, "second"
     exact = [t.detach().double() for t in case.inputs]
     slack = 20.0 if name in ("second", "hessian") else 4.0 if dtype == torch.float16 else 2.0

@@ -8,7 +8,7 @@ import torch
 from eqtp.integrations.e3nn import keep_attributes
 from eqtp.integrations.seam import Seam
 from eqtp.integrations.sevennet import edge_graph
-from eqtp.ops.segment_sum import segment_sum
+from eqtp.ops.segment_sum import segment_sum, wide
 
 LIBRARY = "sevenn"
 LEAST_VOLUME = 1e-3  # A^3, sevenn's, of structures without a cell
@@ -89,7 +89,9 @@ def _of_structures(rows: torch.Tensor, data) -> torch.Tensor:
     """Sums of rows [n, c] of atoms over each structure of a batch: [batch, c]."""
     import sevenn._keys as KEY
 
-    return rows.new_zeros(data[KEY.NUM_ATOMS].shape[0], rows.shape[1]).index_add(0, data[KEY.BATCH], rows)
+    total = wide(rows)  # of any number of atoms
+    total = total.new_zeros(data[KEY.NUM_ATOMS].shape[0], rows.shape[1]).index_add(0, data[KEY.BATCH], total)
+    return total.to(rows.dtype)
 
 
 def _reason(module) -> str | None:

@@ -17,7 +17,7 @@ from eqtp.ops.gaunt_convolution import gaunt_convolution
 from eqtp.ops.gaunt_many_body import gaunt_many_body
 from eqtp.ops.gaunt_tensor_product import gaunt_tensor_product
 from eqtp.ops.graph import Graph
-from eqtp.ops.segment_sum import segment_sum
+from eqtp.ops.segment_sum import gather, segment_sum, wide
 
 
 class _Layer(Module):
@@ -155,7 +155,8 @@ class GauntManyBody(_Layer):
             raise ValueError(f"GauntManyBody: element must be {list(x.shape[:-2])}, got {list(element.shape)}")
         # [..., channels, degree, (lmax_out+1)^2]
         powers = gaunt_many_body(x, self.lmax_out, self.degree, backend=self.backend)
-        return scale_degrees(powers, (self.weight * self._scale(self.weight))[element]).sum(-2)
+        weight = wide(self.weight * self._scale(self.weight))[element]  # the gradient adds up all nodes of an element
+        return scale_degrees(powers, weight.to(powers.dtype)).sum(-2)
 
     def extra_repr(self) -> str:
         degrees = f"{self.lmax} -> {self.lmax_out}"
@@ -216,10 +217,8 @@ class GauntConvolution(_Layer):
         self._check("r", r, graph.num_edges, 3)
         self._check("h", h, graph.num_edges, *h.shape[1:2], self.lmax_filter + 1)
         # messages of such a size that their sums stay in the range of half precision
-        x = scale_degrees(x, self.w1 / self.num_neighbors**0.5)
-        if graph.padded:  # the source of an edge that does not count is 0, which need not exist
-            x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-        x, r, h = x.index_select(0, graph.src), graph.zero_padding(r).unsqueeze(-2), graph.zero_padding(h)
+        x = gather(scale_degrees(x, self.w1 / self.num_neighbors**0.5), graph)
+        r, h = graph.zero_padding(r).unsqueeze(-2), graph.zero_padding(h)
         options = {"lmax_filter": self.lmax_filter, "h": h, "odd": self.odd, "backend": self.backend}
         out = gaunt_convolution(x, r, self.lmax_out, **options)
         ends = [self.w3, self.w3_odd] if self.odd else [self.w3]

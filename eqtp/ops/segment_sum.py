@@ -90,6 +90,19 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
 
 
+def gather(x: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """Rows of the sources, x [num_src, ...] -> [e, ...], zero where an edge does not count. The gradient of x is a
+    segment sum over the transposed graph, right for any number of edges."""
+    if not (x.requires_grad and torch.is_grad_enabled()) and not graph.padded:
+        return x.index_select(0, graph.src)
+    back = graph.transpose()
+    family = registry.resolve("auto", "segment_sum", None, x.device, x.dtype)
+    if family == "reference":
+        return graph.zero_padding(wide(x).index_select(0, graph.src).to(x.dtype))
+    rows = gather_rows(as_rows(x), back.dst, *back.csr(), back.padded, family)
+    return rows.reshape(graph.num_edges, *x.shape[1:])
+
+
 @float32_under_autocast
 def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Sum of the rows of x over the edges into each destination.

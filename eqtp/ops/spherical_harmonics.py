@@ -223,7 +223,7 @@ def spherical_harmonics(
     At the zero vector, with normalize=True, Y_0 keeps its value, the others are 0, and derivatives of every order are
     0. A vector counts as zero if |x| + |y| + |z| is below the smallest normal number of its dtype; where the sum is
     infinite or NaN, all but Y_0 are NaN. Half precision is computed in float32, and any precision in float64 for
-    degrees above 10, where float32 would not be right to 1e-5.
+    degrees above 10, where float32 would not be right to 1e-5. float64 is right to 1e-12, above l = 100 to 1e-16 l^2.
 
     Raises TypeError or ValueError, naming the argument, before any kernel runs; RuntimeError if the named backend
     cannot run.
