@@ -81,7 +81,7 @@ def resolve(op: str, x: torch.Tensor, graph: Graph, backend: str) -> tuple[str, 
         raise ValueError(f"{op}: x must be [{graph.num_edges}, ...], got {list(x.shape)}")
     if x.device != graph.src.device:
         raise ValueError(f"{op}: graph is on {graph.src.device}, x is on {x.device}")
-    (x,) = upcast_for_kernels(x)
+    (x,) = upcast_for_kernels(x, backend=backend)
     return registry.resolve(backend, op, None, x.device, x.dtype), x
 
 

@@ -42,6 +42,13 @@ def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scaled * unit, unit / torch.where(null, 1.0, size)
 
 
+def _recursion(lmax: int, normalization: str) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, constants(lmax, normalization).tolist()))
+
+
+_recursion._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
+
+
 def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -> torch.Tensor:
     """The recursion in plain torch: xyz [n, 3] -> [n, sum of 2 l + 1]."""
     lmax = max(degrees, default=0)
@@ -49,7 +56,7 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     r2 = x * x + y * y + z * z
     if normalize:  # 1, but 0 at the zero vector, where only l = 0 remains
         r2 = (r2 > 0).to(xyz.dtype)
-    rows = iter(constants(lmax, normalization).tolist())
+    rows = iter(_recursion(lmax, normalization))
     parts = [[None] * (2 * l + 1) for l in range(lmax + 1)]
     c, s = torch.ones_like(x), torch.zeros_like(x)  # Re, Im (z + i x)^m
     for m in range(lmax + 1):
@@ -241,7 +248,9 @@ def spherical_harmonics(
         raise ValueError(
             f"spherical_harmonics: normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
         )
-    points = as_rows(xyz.double() if max(degrees, default=0) > LMAX_FLOAT32 else upcast_for_kernels(xyz)[0])
+    points = as_rows(
+        xyz.double() if max(degrees, default=0) > LMAX_FLOAT32 else upcast_for_kernels(xyz, backend=backend)[0]
+    )
     family = registry.resolve(backend, "spherical_harmonics", None, points.device, points.dtype)
     if family == "reference":
         out = reference(degrees, *upcast_half(points), bool(normalize), normalization)

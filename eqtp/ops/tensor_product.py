@@ -146,7 +146,7 @@ def tensor_product(
     rows = x1.shape[0] if isinstance(x1, torch.Tensor) and x1.ndim else 0
     w = check("tensor_product", "x1", x1, rows, "x2", x2, rows, w, plan)
     dtype = x1.dtype
-    x1, x2, w = upcast_for_kernels(x1, x2, w)
+    x1, x2, w = upcast_for_kernels(x1, x2, w, backend=backend)
     family = registry.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
     if family == "reference":
         return reference(*upcast_half(x1, x2, w), plan).to(dtype)

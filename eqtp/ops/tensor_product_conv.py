@@ -111,7 +111,7 @@ def tensor_product_conv(
     if graph.src.device != x.device:
         raise ValueError(f"tensor_product_conv: graph is on {graph.src.device}, x is on {x.device}")
     dtype = x.dtype
-    x, y, w = upcast_for_kernels(x, y, w)
+    x, y, w = upcast_for_kernels(x, y, w, backend=backend)
     family = registry.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
     if family == "reference":
         return reference(*upcast_half(x, y, w), plan, graph).to(dtype)
