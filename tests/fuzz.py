@@ -47,7 +47,8 @@ def assert_close(actual, expected, dtype, what: str, slack: float = 1.0) -> None
 
 
 def cotangent(t: torch.Tensor) -> torch.Tensor:
-    return torch.randn(t.shape, generator=torch.Generator().manual_seed(7)).to(t.dtype)
+    """Numbers that every dtype holds."""
+    return torch.randn(t.shape, generator=torch.Generator().manual_seed(7)).bfloat16().half().to(t.dtype)
 
 
 def gradients(f, inputs, create_graph=False):

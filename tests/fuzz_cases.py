@@ -280,14 +280,12 @@ def function_cases(draw, dtype, backend):
         def powers(x):
             return eqtp.gaunt_many_body(x, lmax_out, degree, backend=backend)
 
+        tables = [couplings(n * lmax1, lmax1, (n + 1) * lmax1, "gaunt") for n in range(degree)]
+
         def oracle(x):
             found = [x]
             for n in range(1, degree):
-                found.append(
-                    torch.einsum(
-                        "...i,...j,ijk->...k", found[-1], x, couplings(n * lmax1, lmax1, (n + 1) * lmax1, "gaunt")
-                    )
-                )
+                found.append(torch.einsum("...i,...j,ijk->...k", found[-1], x, tables[n]))
             return torch.stack([resized(t, lmax_out) for t in found], -2)
 
         return Case(f"gaunt_many_body {lmax1} {lmax_out} {degree} {lead1}", powers, oracle, inputs[:1])
@@ -298,8 +296,10 @@ def function_cases(draw, dtype, backend):
     def f(x1, x2):
         return function(x1, x2, lmax_out, method=method, backend=backend)
 
+    table = couplings(lmax1, lmax2, lmax_out, op)  # made here, not in a transform
+
     def oracle(x1, x2):
-        return torch.einsum("...i,...j,ijk->...k", x1, x2, couplings(lmax1, lmax2, lmax_out, op))
+        return torch.einsum("...i,...j,ijk->...k", x1, x2, table)
 
     return Case(f"{op} {method} {lmax1} {lmax2} {lmax_out} {lead1} {lead2}", f, oracle, inputs)
 
@@ -337,6 +337,7 @@ def edge_cases(draw, dtype, backend):
     lmax_filter = lmax + lmax_out
     if op == "so2":
         paths = eqtp.so2_paths(lmax, lmax_out)
+        tables = [sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3) for l1, l2, l3 in paths]
         inputs.append(draw(tensors(2, len(paths), dtype=dtype)))
 
         def f(x, r, w):
@@ -347,7 +348,7 @@ def edge_cases(draw, dtype, backend):
             out = x.new_zeros(rows, 2, (lmax_out + 1) ** 2)
             for n, (l1, l2, l3) in enumerate(paths):
                 a, b = x[..., l1**2 : (l1 + 1) ** 2], y[..., l2**2 : (l2 + 1) ** 2]
-                part = torch.einsum("...i,...j,ijk->...k", a, b, sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3))
+                part = torch.einsum("...i,...j,ijk->...k", a, b, tables[n])
                 out = out + resized(torch.nn.functional.pad(part * w[:, n, None], (l3**2, 0)), lmax_out)
             return out
 
@@ -357,9 +358,11 @@ def edge_cases(draw, dtype, backend):
     def convolution(x, r):
         return eqtp.gaunt_convolution(x, r, lmax_out, method=odd_method, backend=backend)
 
+    table = couplings(lmax, lmax_filter, lmax_out, "gaunt")
+
     def by_couplings(x, r):
         y = o3.spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral")
-        return torch.einsum("...i,...j,ijk->...k", x, y, couplings(lmax, lmax_filter, lmax_out, "gaunt"))
+        return torch.einsum("...i,...j,ijk->...k", x, y, table)
 
     return Case(f"gaunt_convolution {odd_method} {lmax} {lmax_out} {rows}", convolution, by_couplings, inputs)
 
