@@ -40,6 +40,22 @@ def target(request):
 
 
 @pytest.fixture
+def model():
+    """A small model with modules of e3nn."""
+    from e3nn_models import message
+
+    return message()
+
+
+@pytest.fixture
+def example():
+    """Inputs of `model`."""
+    from e3nn_models import message_inputs
+
+    return message_inputs()
+
+
+@pytest.fixture
 def e3nn64():
     """e3nn with float64 tables (they have the default dtype) and without its compilers, which are slow."""
     import e3nn

@@ -5,21 +5,11 @@ import io
 
 import pytest
 import torch
-from e3nn_models import TOLERANCE, Message, exact, message, message_inputs, o3, relative, uvu_product
+from e3nn_models import TOLERANCE, Message, exact, o3, relative, uvu_product
 
 import eqtp.nn
 from eqtp.integrations.accelerate import accelerate
 from eqtp.integrations.e3nn import exact_tables
-
-
-@pytest.fixture
-def model():
-    return message()
-
-
-@pytest.fixture
-def example():
-    return message_inputs()
 
 
 def test_replaces_and_agrees(model, example):

@@ -6,20 +6,10 @@ import copy
 import calls
 import pytest
 import torch
-from e3nn_models import Message, message, message_inputs, o3, uvu_product
+from e3nn_models import Message, o3, uvu_product
 
 import eqtp.nn
 from eqtp.integrations.accelerate import accelerate
-
-
-@pytest.fixture
-def model():
-    return message()
-
-
-@pytest.fixture
-def example():
-    return message_inputs()
 
 
 def test_undo_refuses_when_something_else_sits_there(model):

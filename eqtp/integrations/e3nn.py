@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import eqtp.nn
-from eqtp.integrations.seam import Seam, seam_of
+from eqtp.integrations.seam import Seam, own_forward, seam_of
 from eqtp.math.so3 import wigner_3j
 from eqtp.nn.tables import FORWARD, RIGHT, KeptTables
 from eqtp.plans.plan import TensorProductPlan
@@ -136,8 +136,8 @@ def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
 
 def _own_methods(module) -> str | None:
     """Why a module does or offers what e3nn's does not, as a phrase, or None."""
-    if "forward" in vars(module):
-        return "this instance has a forward of its own"
+    if reason := own_forward(module):
+        return reason
     classes = [
         cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] not in (LIBRARY, "torch", "builtins")
     ]

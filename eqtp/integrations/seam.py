@@ -26,6 +26,11 @@ class Seam(NamedTuple):
     call: Callable  # (module or replacement, inputs) -> output tensor
 
 
+def own_forward(module) -> str | None:
+    """Why a module whose instance has a forward of its own is kept, as a phrase; None if it has none."""
+    return "this instance has a forward of its own" if "forward" in vars(module) else None
+
+
 @lru_cache
 def seams() -> dict[tuple[str, str], Seam]:
     """(library, class) -> its seam. Imports eqtp's own files only."""

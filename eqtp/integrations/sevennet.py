@@ -12,7 +12,7 @@ import torch
 
 import eqtp.nn
 from eqtp.integrations.e3nn import convert_tensor_product, exact_tables, keep_attributes, plan_from_e3nn
-from eqtp.integrations.seam import Seam, seam_of
+from eqtp.integrations.seam import Seam, own_forward, seam_of
 from eqtp.nn.module import Module
 from eqtp.ops.graph import shared
 
@@ -121,8 +121,8 @@ def predict(model, data) -> dict[str, torch.Tensor]:
 
 
 def _reason(module) -> str | None:
-    if "forward" in vars(module):
-        return "this instance has a forward of its own"
+    if reason := own_forward(module):
+        return reason
     if module.convolution is None:
         return "it is not instantiated yet: build the model first"
     seam = seam_of(module.convolution)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from eqtp.integrations.e3nn import keep_attributes
-from eqtp.integrations.seam import Seam
+from eqtp.integrations.seam import Seam, own_forward
 from eqtp.integrations.sevennet import edge_graph
 from eqtp.ops.segment_sum import segment_sum, wide
 
@@ -94,10 +94,6 @@ def _of_structures(rows: torch.Tensor, data) -> torch.Tensor:
     return total.to(rows.dtype)
 
 
-def _reason(module) -> str | None:
-    return "this instance has a forward of its own" if "forward" in vars(module) else None
-
-
 def _convert(cls: type):
     return lambda module, backend: cls(module)
 
@@ -146,7 +142,7 @@ def _seam(op: str | None, cls: type, shapes: tuple, call) -> Seam:
     def probe(module, generator):
         return [torch.randn(shape, generator=generator, device=generator.device) for shape in shapes]
 
-    return Seam(op, _reason, lambda module: None, _convert(cls), probe, call)
+    return Seam(op, own_forward, lambda module: None, _convert(cls), probe, call)
 
 
 SEAMS = {

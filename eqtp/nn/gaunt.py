@@ -155,8 +155,10 @@ class GauntManyBody(_Layer):
             raise ValueError(f"GauntManyBody: element must be {list(x.shape[:-2])}, got {list(element.shape)}")
         # [..., channels, degree, (lmax_out+1)^2]
         powers = gaunt_many_body(x, self.lmax_out, self.degree, backend=self.backend)
-        weight = wide(self.weight * self._scale(self.weight))[element]  # the gradient adds up all nodes of an element
-        return scale_degrees(powers, weight.to(powers.dtype)).sum(-2)
+        weight = self.weight * self._scale(self.weight)
+        if weight.requires_grad:  # the gradient adds up all nodes of an element
+            weight = wide(weight)
+        return scale_degrees(powers, weight[element].to(powers.dtype)).sum(-2)
 
     def extra_repr(self) -> str:
         degrees = f"{self.lmax} -> {self.lmax_out}"

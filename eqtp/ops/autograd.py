@@ -246,7 +246,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable, fo
         given = [s for s in range(n) if wanted[s] and cotangents[s] is not None]
         if len(given) > 1 and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
             full = [cotangents[s] if s in given else torch.zeros_like(operands[s]) for s in range(n)]
-            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *for_backward(operands, rest))
+            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *rest)
             return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
         gg, parts = [], [[] for _ in range(n)]
         for s in given:

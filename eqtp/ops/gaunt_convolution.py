@@ -164,16 +164,25 @@ def gaunt_convolution(
     if method == "product":
         y = spherical_harmonics(list(range(lmax_filter + 1)), r, True, "integral", backend)
         out = gaunt_tensor_product(x, y, lmax_out, w2=h, odd=odd, backend=backend)
-        return tuple(t.to(dtype) for t in out) if odd else out.to(dtype)
-    registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+        out = out if odd else [out]
+    else:
+        registry.resolve(backend, op, None, x.device, x.dtype)  # reference: plain torch so far
+        out = _by_rotation(x, r, h, (lmax, lmax_filter, lmax_out), odd)
+    out = tuple(t.to(dtype) for t in out)
+    return out if odd else out[0]
+
+
+def _by_rotation(x, r, h, degrees: tuple[int, int, int], odd: bool) -> list[torch.Tensor]:
+    """`gaunt_convolution` in the frame of the edge. degrees: lmax, lmax_filter, lmax_out."""
+    lmax, lmax_filter, lmax_out = degrees
     null, wigners = _rotation_to_axis(r, max(lmax, lmax_out))
     h = x.new_ones(lmax_filter + 1) if h is None else h
     h = torch.where(null, h * (torch.arange(lmax_filter + 1, device=h.device) == 0), h)
     rotated, out = _rotate(x, wigners), []
     for half in (False, True)[: 1 + odd]:
-        w = h @ constants("of_gaunt", lmax, lmax_filter, lmax_out, half, like=h)
-        out.append(_rotate(_apply_so2(rotated, w, lmax_out, not half, half), wigners, True).to(dtype))
-    return tuple(out) if odd else out[0]
+        w = h @ constants("of_gaunt", *degrees, half, like=h)
+        out.append(_rotate(_apply_so2(rotated, w, lmax_out, not half, half), wigners, True))
+    return out
 
 
 def _check_degrees(op: str, lmax: int, lmax_out: int, lmax_filter: int | None) -> tuple[int, int, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 
 from eqtp.backends.native import library
 from eqtp.ops.autograd import define
+from eqtp.ops.coefficients import as_integer
 from eqtp.ops.remembered import may_keep, remembered
 
 CHECKS = (True, False, "async")
@@ -31,10 +30,14 @@ def _check_edges(src, dst, valid, num_src: int, num_dst: int, check: str) -> Non
     if check == "async":
         torch._assert_async(~bad.any(), f"Graph: src must be in [0, {num_src}), dst in [0, {num_dst})")
     elif check == "now" and bad.numel():
-        first = int(bad.flatten().int().argmax())  # the only wait
-        if bad.flatten()[first]:
+        first = int(torch.where(bad.any(), bad.flatten().int().argmax(), -1))  # the only wait
+        if first >= 0:
             is_dst, e = divmod(first, bad.shape[1])
             _raise_out_of_range(e, bool(is_dst), dst if is_dst else src, num_dst if is_dst else num_src)
+
+
+def _has_kernels(index: torch.Tensor) -> bool:
+    return index.device.type == "cpu" and library.why_not("csr", index.device, torch.float32) is None
 
 
 def _edges(src, dst, valid, num_src: int, num_dst: int, check: str):
@@ -43,7 +46,7 @@ def _edges(src, dst, valid, num_src: int, num_dst: int, check: str):
     if src.dtype != dst.dtype:
         src, dst = src.long(), dst.long()
     with torch.inference_mode(False):  # a graph may be made in inference mode and used in training
-        if src.device.type == "cpu" and library.why_not("csr", src.device, torch.float32) is None:
+        if _has_kernels(src):
             *copies, bad = library.edges(src, dst, valid, num_src, num_dst)
             if bad >= 0:
                 _raise_out_of_range(bad // 2, bad % 2 == 1, (src, dst)[bad % 2], (num_src, num_dst)[bad % 2])
@@ -59,7 +62,7 @@ def _edges(src, dst, valid, num_src: int, num_dst: int, check: str):
 def _csr(index, num: int):
     """ptr [num + 1] and order [e], by a stable sort, of an index [e] with values in [0, num]; num: in no segment."""
     with torch.inference_mode(False):
-        if index.device.type == "cpu" and library.why_not("csr", index.device, torch.float32) is None:
+        if _has_kernels(index):
             return library.csr(index, num)
         # a radix sort of narrow keys has half the passes
         keys = index.to(torch.int32) if num < 2**31 else index
@@ -112,13 +115,13 @@ def _count(name: str, n):
     """A number of nodes: an integer of any kind (of NumPy, too)."""
     if isinstance(n, torch.Tensor) and torch.jit.is_tracing() and n.ndim == 0:
         return n  # a size in torch.jit.trace
-    if isinstance(n, (bool, torch.Tensor)) or not (isinstance(n, (int, torch.SymInt)) or hasattr(n, "__index__")):
+    symbol = isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool)  # torch.compile's are ints
+    count = n if symbol else None if isinstance(n, torch.Tensor) else as_integer(n)
+    if count is None:
         raise TypeError(f"Graph: {name} must be an int, got {type(n).__name__}")
-    if not isinstance(n, (int, torch.SymInt)):
-        n = operator.index(n)
-    if n < 0:
-        raise ValueError(f"Graph: {name} must not be negative, got {n}")
-    return n
+    if count < 0:
+        raise ValueError(f"Graph: {name} must not be negative, got {count}")
+    return count
 
 
 def _valid_edges(e: int, device, num_edges, mask) -> torch.Tensor | None:
@@ -209,9 +212,12 @@ class Graph:
         self.num_src, self.num_dst = _count("num_src", num_src), _count("num_dst", num_dst)
         self.num_edges = src.shape[0]
         self.valid = _valid_edges(self.num_edges, src.device, num_edges, mask)
-        nodes = [src.new_empty(n, 0) for n in (self.num_src, self.num_dst)]
-        self.src, self.dst = _edges_op(src, dst, self.valid, *nodes, _check_name(check))
+        self._set_edges(src, dst, _check_name(check))
         self._ptr, self._order = _sort(self.dst, self.num_dst) if sort else (None, None)
+
+    def _set_edges(self, src: torch.Tensor, dst: torch.Tensor, check: str) -> None:
+        nodes = [src.new_empty(n, 0) for n in (self.num_src, self.num_dst)]
+        self.src, self.dst = _edges_op(src, dst, self.valid, *nodes, check)
 
     @classmethod
     def from_csr(
@@ -242,8 +248,7 @@ class Graph:
         _check_ptr(self._ptr, e, padded, how)
         dst = torch.searchsorted(self._ptr, self._order, right=True) - 1  # num_dst: in no segment
         self.valid = dst < self.num_dst if padded else None
-        nodes = [src.new_empty(n, 0) for n in (self.num_src, self.num_dst)]
-        self.src, self.dst = _edges_op(src.long(), dst, self.valid, *nodes, how)
+        self._set_edges(src, dst, how)
         return self
 
     @property

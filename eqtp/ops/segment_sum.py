@@ -32,6 +32,14 @@ def reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
     return rows.new_zeros(count, *x.shape[1:]).index_add(0, graph.dst, rows)[: graph.num_dst].to(x.dtype)
 
 
+def gather_reference(x: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """Rows of the sources, x [num_src, ...] -> [e, ...], zero where an edge does not count. Its adjoint is a sum."""
+    rows = wide(x)
+    if graph.padded:  # the source of an edge that does not count is 0, which need not exist
+        rows = torch.cat([rows, rows.new_zeros(1, *x.shape[1:])])
+    return graph.zero_padding(rows.index_select(0, graph.src)).to(x.dtype)
+
+
 def _sum(x, dst, ptr, order, padded, family):
     out = x.new_empty(len(ptr) - 1, x.shape[1])
     registry.kernel(family, "segments").run("segment_sum", Pass.FWD, (x, ptr, order), (out,))
@@ -91,14 +99,13 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather(x: torch.Tensor, graph: Graph) -> torch.Tensor:
-    """Rows of the sources, x [num_src, ...] -> [e, ...], zero where an edge does not count. The gradient of x is a
-    segment sum over the transposed graph, right for any number of edges."""
+    """`gather_reference` with kernels: the gradient of x is a segment sum over the transposed graph."""
     if not (x.requires_grad and torch.is_grad_enabled()) and not graph.padded:
         return x.index_select(0, graph.src)
     back = graph.transpose()
     family = registry.resolve("auto", "segment_sum", None, x.device, x.dtype)
     if family == "reference":
-        return graph.zero_padding(wide(x).index_select(0, graph.src).to(x.dtype))
+        return gather_reference(x, graph)
     rows = gather_rows(as_rows(x), back.dst, *back.csr(), back.padded, family)
     return rows.reshape(graph.num_edges, *x.shape[1:])
 
@@ -124,8 +131,6 @@ def segment_sum(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.T
 def segment_mean(x: torch.Tensor, graph: Graph, backend: str = "auto") -> torch.Tensor:
     """Mean of the rows of x over the edges into each destination, zero where there are none. Shapes and errors as
     `segment_sum`. The sum of half precision may lie beyond its range: it stays in float32 until it is divided."""
-    resolve("segment_sum", x, graph, backend)
-    (rows,) = upcast_half(x)
+    total = segment_sum(*(upcast_half(x) if isinstance(x, torch.Tensor) else [x]), graph, backend)
     count = graph.ptr.diff().clamp(min=1)  # [num_dst]
-    total = segment_sum(rows, graph, backend)
     return (total / count.to(total.dtype).reshape(-1, *[1] * (total.ndim - 1))).to(x.dtype)

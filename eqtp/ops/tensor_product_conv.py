@@ -27,10 +27,8 @@ registry.register_op("tensor_product_conv", engine="channelwise")
 def reference(x, y, w, plan: TensorProductPlan, graph: Graph) -> torch.Tensor:
     """The formula in plain torch: x [num_src, dim_in1], y [e, dim_in2], w [e, numel] or [numel] -> [num_dst,
     dim_out]."""
-    if graph.padded:  # their source is 0, which need not exist
-        x = torch.cat([x, x.new_zeros(1, x.shape[1])])
-        y, w = graph.zero_padding(y), w if w.ndim == 1 else graph.zero_padding(w)
-    gathered = segment_sum.wide(x).index_select(0, graph.src).to(x.dtype)  # [e, dim_in1]; its adjoint is a sum
+    y, w = graph.zero_padding(y), w if w is None or w.ndim == 1 else graph.zero_padding(w)
+    gathered = segment_sum.gather_reference(x, graph)  # [e, dim_in1]
     return segment_sum.reference(rows.reference(gathered, y, w, plan), graph)
 
 
