@@ -1,5 +1,6 @@
-"""Writes the table of docs/conventions.md that says how large errors are in each dtype, by measuring them on a CPU:
-python docs/precision_table.py"""
+"""Measures how large errors are in each dtype on a CPU: python docs/precision_table.py
+
+Writes the table to bench/results/precision.md, with machine and versions, and to docs/conventions.md."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ import torch  # noqa: E402
 from every_call import GRAPH_OPS, OPS, edges, tensors  # noqa: E402
 
 import eqtp  # noqa: E402
+from bench import machine, peers  # noqa: E402
 from bench.report import between  # noqa: E402
 
 PAGE = Path(__file__).with_name("conventions.md")
+RESULTS = ROOT / "bench" / "results" / "precision.md"
 BEGIN, END = "<!-- precision: begin -->", "<!-- precision: end -->"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ROWS, NODES = 1000, 50
@@ -68,4 +71,8 @@ def table() -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, table()))
+    measured = table()
+    versions = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
+    head = f"{machine.cpu_name()}, 1 thread; {versions}; python docs/precision_table.py"
+    RESULTS.write_text(f"# Errors by dtype\n\n{head}\n\n{measured}\n")
+    PAGE.write_text(between(PAGE.read_text(), BEGIN, END, measured))
