@@ -11,7 +11,7 @@
 // -fsanitize=address,undefined finds accesses out of bounds (global and dynamic shared memory; static shared arrays
 // where they are indexed directly). -fsanitize=thread finds races: every CUDA thread is a thread to it, ordered by
 // __syncthreads and __syncwarp alone. Shuffles and atomics order nothing. What has no host text: PTX, matrix
-// instructions, asynchronous copies, cooperative groups, textures; and nothing here says anything about time.
+// instructions, cooperative groups, textures; and nothing here says anything about time.
 #pragma once
 #include <link.h>
 #include <math.h>
@@ -142,6 +142,11 @@ struct Meeting {
   const char* op;
   unsigned char value[2][32][8];  // [turn & 1, lane, byte]
 };
+struct Copy {  // under way: functions.h
+  void* to;
+  const void* from;
+  size_t bytes;
+};
 enum State { READY, AT_BARRIER, IN_WARP, LEFT };
 struct Fiber {
   Context context;
@@ -150,6 +155,8 @@ struct Fiber {
   State state;
   Meeting* at;
   char* stack;  // [STACK]
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;  // where each ends in `copies`
   void *tsan = nullptr, *fake_stack = nullptr;
   bool started;
 };
@@ -334,7 +341,7 @@ inline void run_block(Block& b, const Settings& settings, uint64_t random) {
     order[t] = settings.order == REVERSE ? n - 1 - t : t;
     Fiber& f = b.fibers[t];
     f.index = {t % b.dim.x, t / b.dim.x % b.dim.y, t / (b.dim.x * b.dim.y)};
-    f.lane = t % 32, f.warp = t / 32, f.state = READY, f.started = false;
+    f.lane = t % 32, f.warp = t / 32, f.state = READY, f.started = false, f.copies.clear(), f.groups.clear();
     EQTP_ASAN(__asan_unpoison_memory_region(f.stack + PAGE, STACK - PAGE);)
     EQTP_TSAN(if (!f.tsan) f.tsan = __tsan_create_fiber(0);)
     f.context.start(f.stack, STACK, fiber_main);

@@ -19,6 +19,8 @@ ENGINES = channelwise, harmonics, signals, couplings, matrices
 TYPES = {
     "conv_fwd_kernel": ["eqtp::ConvParams<T>"],
     "conv_bwd_kernel": ["eqtp::ConvParams<T>"],
+    "conv_bwd_by_destination_kernel": ["eqtp::ConvParams<T>"],
+    "sum_sources_kernel": ["R*", "const eqtp::Index*", "const eqtp::Index*", "const eqtp::Index*", "T*", "eqtp::Index"],
     "harmonics_plan_kernel": ["eqtp::HarmonicsArrays<T>"],
     "planar_kernel": ["T*", "eqtp::Index", "const eqtp::Index*", "T*", "eqtp::Index", "eqtp::Index"],
     "sum_units_kernel": ["R*", "T*", "eqtp::Index"],
@@ -40,10 +42,12 @@ def types_of(name: str, text: str) -> list[str]:
 def together(names: tuple[str, ...]) -> list[str]:
     """The kernels that are built with these: of a convolution the pass in all modes, as another kernel costs a tenth of
     another program."""
-    if "conv" not in names[0]:
+    if "conv" not in names[0] or "by_destination" in names[0]:
         return list(names)
-    plan, storage, _, tangent = names[0].split(", ")
-    modes = ["GRAPH", "ROWS", "EDGES"][: 3 if storage in ("float", "double") else 2]
+    plan, storage, mode, tangent = names[0].split(", ")
+    if mode == "eqtp::GRAPH":
+        return list(names)
+    modes = ["ROWS", "EDGES"][: 2 if storage in ("float", "double") else 1]
     return [
         *(f"{plan}, {storage}, eqtp::{mode}, {tangent}" for mode in modes),
         f"eqtp::planar_kernel<{storage}>",

@@ -3,6 +3,7 @@ registers and spills.
 
 pytest -rA shows the table."""
 
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,15 @@ from eqtp.backends.jit import channelwise, nvrtc, runtime
 from eqtp.backends.jit import couplings as jit_couplings
 from eqtp.backends.jit import matrices as jit_matrices
 from eqtp.backends.jit import signals as jit_signals
-from eqtp.backends.jit.channelwise_tables import KERNEL_PASSES, THREADS, thread_mapping, units
+from eqtp.backends.jit.channelwise_tables import (
+    KERNEL_PASSES,
+    ROWS,
+    ROWS_FLOAT64,
+    THREADS,
+    chosen_tuning,
+    thread_mapping,
+    units,
+)
 from eqtp.backends.jit.toolchain import source
 from eqtp.plans import couplings, matrices, signals
 from eqtp.testing import problems
@@ -26,13 +35,26 @@ QUICK = "mace-medium"  # in every run; the rest: make compile
 CHANNELWISE = [problem for problem in problems.TENSOR_PRODUCTS.values() if problem.mode == "uvu"]
 SIZE = {problem.id: problem.cg_nonzeros for problem in CHANNELWISE}
 WITHOUT_SPILLS = {*MAIN, *(n for n in SIZE if SIZE[n] <= SIZE["nequip-l"])}
+# Bytes that may spill: addresses that stay the same over the edges; the fastest of the measured tunings have some
+FEW = 96
 # Except what needs more registers than there are, even with one channel per thread
 SPILL = {
-    ("sevennet-l3i5", torch.float32, "bwd_tangent"),
     *((n, torch.float64, "bwd_tangent") for n in ("mace-large", "nequip-l", "sevennet-l3i5")),
 }
 
 pytestmark = pytest.mark.usefixtures("compiler")
+
+
+def kernels_of(name: str, dtype: torch.dtype, mode: str) -> dict[str, channelwise.PlanKernels]:
+    """The kernels of each pass that there are, as on an H200."""
+    found, key = {}, problems.plan(name).key
+    for pass_ in KERNEL_PASSES:
+        tuning = ROWS_FLOAT64 if dtype == torch.float64 else ROWS
+        if mode == "GRAPH":
+            tuning = chosen_tuning(key, pass_, dtype, 227 << 10)
+        if pass_ != "second" or tuning.by_destination:
+            found[pass_] = channelwise.kernels_of(key, pass_, dtype, mode, tuning)
+    return found
 
 
 def stack_of_sums(name: str, pass_: str, dtype: torch.dtype, mode: str) -> int:
@@ -40,39 +62,40 @@ def stack_of_sums(name: str, pass_: str, dtype: torch.dtype, mode: str) -> int:
     if dtype == torch.float64 or mode != "GRAPH":
         return 0
     plan = problems.plan(name)
-    counts = []
+    counts, tuning = [], chosen_tuning(plan.key, pass_, dtype, 227 << 10)
     for unit in units(plan):
-        mapping = thread_mapping(plan, unit, pass_, dtype)
+        mapping = thread_mapping(plan, unit, pass_, dtype, tuning)
         for irreps, blocks in ((plan.irreps_in1, unit.in1), (plan.irreps_out, unit.out)):
             sizes = [mapping.lanes * mapping.channels * irreps[b].ir.dim for b in blocks]
             counts.append(sum(-(-size // THREADS) for size in sizes))
     return 8 * max(counts)
 
 
-def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> list[nvrtc.Usage]:
+def table(name: str, arch: str, dtype: torch.dtype = torch.float32, mode: str = "GRAPH") -> dict[str, nvrtc.Usage]:
     """Registers and spills of the main kernel of each pass; prints them. The other kernels of the programs must not
     spill, and what does not spill has no stack but that of its sums."""
-    programs = [channelwise.kernels_of(problems.plan(name).key, p, dtype, mode) for p in KERNEL_PASSES]
+    programs = kernels_of(name, dtype, mode)
     with ThreadPoolExecutor(2) as pool:
-        compiled = list(pool.map(lambda p: runtime.compile(source(FILE) + p.tables.text, p.names, arch), programs))
-    rows = []
-    for pass_, p, c in zip(KERNEL_PASSES, programs, compiled, strict=True):
+        texts = [(source(FILE) + p.tables.text, p.names) for p in programs.values()]
+        compiled = list(pool.map(lambda program: runtime.compile(*program, arch), texts))
+    rows = {}
+    for (pass_, p), c in zip(programs.items(), compiled, strict=True):
         usage = {u.kernel: u for u in runtime.usage(c.log)}
         assert set(usage) == {c.lowered[n] for n in p.names}
         main = usage.pop(c.lowered[p.main])
-        assert not any(u.stack or u.spill_stores or u.spill_loads for u in usage.values())
+        assert not any(u.spill_stores or u.spill_loads for u in usage.values())
         words = f"{name:<22} {pass_:<11} {mode} sm_{arch} {dtype}"
         print(f"{words}: {main.registers} registers, {main.spill_stores} bytes spilled, {main.stack} bytes of stack")
         assert main.spill_stores or main.stack <= stack_of_sums(name, pass_, dtype, mode)
-        rows.append(main)
+        rows[pass_] = main
     return rows
 
 
-def assert_registers(name: str, rows: list[nvrtc.Usage], dtype: torch.dtype = torch.float32):
-    for pass_, row in zip(KERNEL_PASSES, rows, strict=True):
+def assert_registers(name: str, rows: dict[str, nvrtc.Usage], dtype: torch.dtype = torch.float32):
+    for pass_, row in rows.items():
         assert 0 < row.registers <= 255
         if name in WITHOUT_SPILLS and (name, dtype, pass_) not in SPILL:
-            assert not (row.spill_stores or row.spill_loads), pass_
+            assert row.spill_stores <= FEW, pass_
 
 
 @sweep("name", SIZE, [QUICK, *(n for n in SIZE if SIZE[n] <= 10)])
@@ -110,13 +133,13 @@ def test_other_modes(name, mode):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @sweep("name", MAIN[:2], [QUICK])
 def test_half_precision(name, dtype):
-    assert not [row for row in table(name, "90", dtype) if row.spill_stores or row.spill_loads]
+    assert not [row for row in table(name, "90", dtype).values() if row.spill_stores > FEW]
 
 
 def test_the_table_shows_spills():
     """With a quarter of the registers there are some."""
-    p = channelwise.kernels_of(problems.plan("mace-medium").key, "fwd", torch.float32, "GRAPH")
-    squeezed = p.tables.text.replace("RESIDENT = 3", "RESIDENT = 12")
+    p = kernels_of("mace-medium", torch.float32, "GRAPH")["fwd"]
+    squeezed = re.sub("RESIDENT = [34]", "RESIDENT = 12", p.tables.text)
     assert squeezed != p.tables.text
     (usage,) = runtime.usage(runtime.compile(source(FILE) + squeezed, (p.main,), "90").log)
     assert usage.spill_stores > 0 and usage.registers <= 40
@@ -126,9 +149,7 @@ def test_nvcc_takes_the_same_text(tmp_path):
     """The source with its tables is CUDA C++, not something that only NVRTC understands."""
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
-    programs = [
-        channelwise.kernels_of(problems.plan("mace-medium").key, p, torch.float32, "GRAPH") for p in ("fwd", "bwd")
-    ]
+    programs = [kernels_of("mace-medium", torch.float32, "GRAPH")[pass_] for pass_ in ("fwd", "bwd")]
     tables = [p.tables.text.replace("struct Plan", f"struct Plan{n}") for n, p in enumerate(programs)]
     names = [name.replace("eqtp::Plan", f"eqtp::Plan{n}") for n, p in enumerate(programs) for name in p.names]
     kernels = ", ".join(f"reinterpret_cast<const void*>(&{name})" for name in names)

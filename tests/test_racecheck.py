@@ -15,7 +15,7 @@ from eqtp.backends.jit import couplings as jit_couplings
 from eqtp.backends.jit import matrices as jit_matrices
 from eqtp.backends.jit import nvrtc, samples
 from eqtp.backends.jit import signals as jit_signals
-from eqtp.backends.jit.channelwise_tables import KERNEL_PASSES, thread_mapping, units
+from eqtp.backends.jit.channelwise_tables import KERNEL_PASSES, ROWS, chosen_tuning, thread_mapping, units
 from eqtp.plans import couplings, matrices, signals
 from eqtp.plans.plan import TensorProductPlan
 
@@ -23,6 +23,8 @@ WIDE = TensorProductPlan(
     "6x1o+130x0e", "0e+1o", "6x0e+6x1o+130x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", True), (1, 1, 2, "uvu", True)]
 )
 NARROW = TensorProductPlan("5x1o", "0e+1o", "5x0e+5x1o", [(0, 1, 0, "uvu", True), (0, 0, 1, "uvu", False)])
+# Its gradients walk destinations
+LONG = TensorProductPlan("8x0e", "0e+1o+2e+3o", "8x1o+8x2e+8x3o", [(0, n, n - 1, "uvu", True) for n in (1, 2, 3)])
 FILE = "channelwise/channelwise.cuh"
 
 
@@ -37,9 +39,9 @@ def rows_of(wide, n, dim, seed):
     return view.copy_(t)
 
 
-def passes(family, plan, graph, wide=None):
-    """All kernels: forward, backward, both along a direction; a bipartite graph of 9 edges or as many rows. Outputs
-    start as NaN."""
+def passes(family, plan, graph, wide=None, only=""):
+    """All kernels: forward, backward, both along a direction; or one of the first two. A bipartite graph of 9 edges or
+    as many rows. Outputs start as NaN."""
     num_src, num_dst, edges = (3, 2, 9) if graph else (9, 9, 9)
     shapes = {
         "x": (num_src, plan.dim_in1),
@@ -48,8 +50,8 @@ def passes(family, plan, graph, wide=None):
         "g": (num_dst, plan.dim_out),
     }
     x, y, w, g, cx, cy, cw = (rows_of(wide, *shapes[n], seed) for seed, n in enumerate("xywgxyw"))
-    outputs = []
-    for inputs, wanted in (((x, y, w), "g"), ((x, y, w, g), "xyw"), ((x, y, w, g, cx, cy, cw), "gxyw")):
+    outputs, both = [], (((x, y, w), "g"), ((x, y, w, g), "xyw"))
+    for inputs, wanted in {"fwd": both[:1], "bwd": both[1:]}.get(only, (*both, ((x, y, w, g, cx, cy, cw), "gxyw"))):
         results = [torch.full(shapes[n], torch.nan) if n in wanted else None for n in "gxyw"]
         family.convolve(plan.key, graph, inputs, results)
         outputs += [t for t in results if t is not None]
@@ -70,11 +72,14 @@ def sanitized(kind, source=None):
 
 
 def test_the_plan_covers_what_it_should():
-    """A unit narrower than a warp, one with two channels per thread and with threads that have none, several blocks of
-    threads per row."""
+    """A unit narrower than a warp, one with several channels per thread and with threads that have none, several blocks
+    of threads per row; both ways of a backward pass."""
     for pass_ in KERNEL_PASSES:
-        narrow, wide = (thread_mapping(WIDE, u, pass_, torch.float32) for u in units(WIDE))
-        assert narrow.lanes == 8 and wide.channels == 2 and wide.chunks == 3
+        for tuning in (ROWS, chosen_tuning(WIDE.key, pass_, torch.float32, 227 << 10)):
+            wide, narrow = (thread_mapping(WIDE, u, pass_, torch.float32, tuning) for u in units(WIDE))
+            assert narrow.lanes < 32 and wide.channels == 2 and wide.chunks == 3
+    ways = {chosen_tuning(p.key, "bwd", torch.float32, 227 << 10).by_destination for p in (WIDE, LONG)}
+    assert ways == {True, False}
 
 
 LAYOUTS = [("thread", "graph", None), ("thread", "rows", None)]
@@ -89,9 +94,10 @@ def test_the_kernels_are_clean(graph, monkeypatch, kind, over, wide):
     monkeypatch.setenv("EQTP_CPU_THREADS", "2")
     monkeypatch.setenv("EQTP_CPU_ORDER", "random")
     columns = graph if over == "graph" else ()
-    plain = passes(emulated.family(), WIDE, columns, wide)
-    assert all(t.isfinite().all() for t in plain)
-    assert all(torch.equal(a, b) for a, b in zip(passes(family, WIDE, columns, wide), plain, strict=True))
+    for plan in (WIDE, LONG) if columns else (WIDE,):
+        plain = passes(emulated.family(), plan, columns, wide)
+        assert all(t.isfinite().all() for t in plain)
+        assert all(torch.equal(a, b) for a, b in zip(passes(family, plan, columns, wide), plain, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["thread", pytest.param("address", marks=pytest.mark.long)])
@@ -102,20 +108,34 @@ def test_the_atomic_kernels_are_clean(graph, kind):
         testing.assert_close(a, b.double())
 
 
-@sweep("which", [0, 1], [0], ids=["before reading", "before writing again"])
-@pytest.mark.parametrize("barrier", ["__syncthreads();", "__syncwarp();"])
-def test_a_missing_barrier_is_a_race(graph, barrier, which):
-    """The real kernels without one of the barriers around the shared tile."""
-    parts = nvrtc.source(FILE).split(barrier)
-    assert len(parts) == 3
-    family = sanitized(
-        "thread", parts[0] + ("" if which == 0 else barrier) + parts[1] + ("" if which == 1 else barrier) + parts[2]
-    )
-    x, y, w = (testing.random(9, n).float() for n in (NARROW.dim_in1, NARROW.dim_in2, NARROW.weight_numel))
-    columns = graph if barrier == "__syncthreads();" else ()
-    x, out = (x[:3], torch.empty(2, NARROW.dim_out)) if columns else (x, torch.empty(9, NARROW.dim_out))
-    with pytest.raises(RuntimeError, match=r"(?s)data race.*write_block"):
-        family.convolve(NARROW.key, columns, (x, y, w), (out, None, None, None))
+# file -> barrier -> what each of its places in the file guards: the plan, whether there is a graph, and the pass
+BARRIERS = {
+    "channelwise/unit.cuh": {
+        "__syncthreads();": [(NARROW, True, "fwd")] * 2,
+        "__syncwarp();": [(NARROW, False, "fwd")] * 2,
+    },
+    "channelwise/ring.cuh": {"__syncwarp();": [(NARROW, True, "fwd")]},
+    "channelwise/channelwise.cuh": {"__syncthreads();": [(LONG, True, "bwd")]},
+}
+PLACES = [
+    (file, barrier, n, *case)
+    for file, barriers in BARRIERS.items()
+    for barrier, cases in barriers.items()
+    for n, case in enumerate(cases)
+]
+
+
+@sweep("place", PLACES, [PLACES[0], PLACES[4], PLACES[5]], ids=lambda p: f"{p[0].split('/')[1]}-{p[1][2:-3]}-{p[2]}")
+def test_a_missing_barrier_is_a_race(graph, place):
+    """The real kernels without one of their barriers. (The last one of a row, in ring.cuh and channelwise.cuh, guards
+    what the next row of the same block of threads does.)"""
+    file, barrier, n, plan, with_graph, pass_ = place
+    text = nvrtc.source(FILE)
+    begin = text.rindex(f'"{file}"')  # behind what the file includes
+    parts = text[begin:].split(barrier)
+    family = sanitized("thread", text[:begin] + barrier.join(parts[: n + 1]) + barrier.join(parts[n + 1 :]))
+    with pytest.raises(RuntimeError, match="data race"):
+        passes(family, plan, graph if with_graph else (), only=pass_)
 
 
 def test_an_overrun_is_found(graph):

@@ -115,7 +115,7 @@ def test_edges_in_any_order_and_both_index_types(random_graph):
 
 
 def column_slice(t):
-    wide = torch.full((t.shape[0], t.shape[1] + 5), float("nan"), dtype=t.dtype)
+    wide = torch.full((t.shape[0], t.shape[1] + 5), float("nan"), dtype=t.dtype, device=t.device)
     wide[:, 3 : 3 + t.shape[1]] = t
     return wide[:, 3 : 3 + t.shape[1]]
 

@@ -12,10 +12,11 @@ from test_tensor_product_conv import EMPTY, LAYOUTS, all_orders, all_tensors
 import eqtp
 from eqtp import testing
 from eqtp.backends.jit import channelwise as jit
-from eqtp.backends.jit import channelwise_tables
+from eqtp.backends.jit import channelwise_tables as tables
 from eqtp.backends.jit.toolchain import Toolchain
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
+from eqtp.plans import channelwise
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
 
@@ -150,30 +151,24 @@ def test_random_products(target, random_channelwise, seed):
     check(TensorProductPlan(*random_channelwise(seed)), target, dtypes=(torch.float32,))
 
 
+def mappings(plan, tuning):
+    return [tables.thread_mapping(plan, u, "fwd", torch.float32, tuning) for u in tables.units(plan)]
+
+
 def test_the_plans_cover_what_they_should(random_channelwise):
-    """Widths of units, channels per thread, threads without channels, operands fetched ahead or not, slots that paths
-    share or leave alone."""
-    spread = [
-        channelwise_tables.thread_mapping(p, u, "fwd", torch.float32)
-        for p in (*PLANS.values(), *map(problems.plan, MAIN))
-        for u in channelwise_tables.units(p)
-    ]
-    assert (
-        {s.lanes for s in spread} == {4, 8, 16, 32}
-        and {s.channels for s in spread} == {1, 2}
-        and {s.ahead for s in spread} == {True, False}
-    )
-    for channels, muls in ((1, ONE), (2, TWO)):
-        units = channelwise_tables.units(PLANS["one" if channels == 1 else "two"])
-        assert [u.mul for u in units] == muls
-        spread = [
-            channelwise_tables.thread_mapping(PLANS["one" if channels == 1 else "two"], u, "fwd", torch.float32)
-            for u in units
-        ]
+    """Widths of units, channels per thread, threads without channels, slots that paths share or leave alone, backward
+    passes by source and by destination."""
+    every = (*PLANS.values(), *map(problems.plan, MAIN))
+    spread = [m for p in every for tuning in (tables.FORWARD[0], tables.ROWS) for m in mappings(p, tuning)]
+    assert {m.lanes for m in spread} == {4, 8, 16, 32} and {m.channels for m in spread} == {1, 2, 4}
+    assert {tables.chosen_tuning(p.key, "bwd", torch.float32, 227 << 10).by_destination for p in every} == {True, False}
+    for channels, plan, muls in ((1, PLANS["one"], ONE), (2, PLANS["two"], TWO)):
+        units = tables.units(plan)
+        assert sorted(u.mul for u in units) == muls
         partial = [
-            s.chunks
-            for u, s in zip(units, spread, strict=True)
-            if u.mul % (s.lanes * s.channels) and s.channels == channels
+            m.chunks
+            for u, m in zip(units, mappings(plan, tables.ROWS), strict=True)
+            if u.mul % (m.lanes * m.channels) and m.channels == channels
         ]
         assert max(partial) > 2
     drawn = [TensorProductPlan(*random_channelwise(seed)) for seed in (19, 21)]
@@ -378,6 +373,38 @@ def test_unsorted_half_precision_is_sorted(target, random_graph):
     x, y, w, *_ = (t.to(target[1]) for t in all_tensors(graph, torch.bfloat16, SMALL))
     out = eqtp.tensor_product_conv(x, y, w, SMALL, unsorted, target[0])
     assert unsorted.is_sorted and torch.equal(out, eqtp.tensor_product_conv(x, y, w, SMALL, graph, target[0]))
+
+
+# Slots of the rings, channels per thread, threads across the channels, and which way gradients walk
+TUNINGS = [
+    tables.Tuning(2, 4, 3, 4, by_destination=True),
+    tables.Tuning(4, 2, 2, 16, by_destination=True),
+    tables.Tuning(3, 4, 1, 8),
+    tables.Tuning(4, 1, 4, 32, by_unit=False),
+]
+
+
+@pytest.mark.parametrize("tuning", TUNINGS, ids=lambda t: "-".join(map(str, t)))
+@sweep("name", ["small", "two"], ["small"])
+def test_any_tuning(target, monkeypatch, name, tuning):
+    """What is chosen for speed changes no result."""
+    if target[0] == "native":
+        pytest.skip("has no tuning")
+    chosen = {"fwd": tuning._replace(by_destination=False)}
+    monkeypatch.setattr(jit, "chosen_tuning", lambda key, pass_, *_: chosen.get(pass_[:3], tuning))
+    check(PLANS[name], target, dtypes=(torch.float32,))
+
+
+@pytest.mark.parametrize("shared", [99 << 10, 48 << 10], ids=str)
+@pytest.mark.parametrize("name", problems.TENSOR_PRODUCTS)
+def test_smaller_gpus(name, shared):
+    """Every workload fits the shared memory of consumer cards; what does not fit is a sentence."""
+    plan = problems.plan(name)
+    if channelwise.why_not(plan):
+        return
+    for pass_ in tables.KERNEL_PASSES:
+        tuning = tables.chosen_tuning(plan.key, pass_, torch.float32, shared)
+        assert tables.shared_bytes(plan, pass_, torch.float32, tuning) < shared or pass_ == "second"
 
 
 def test_kernels_are_built_beforehand():

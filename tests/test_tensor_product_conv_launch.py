@@ -15,7 +15,7 @@ from test_tensor_product_conv_cuda import PLANS, SMALL, on, ours
 
 import eqtp
 from eqtp import testing
-from eqtp.backends.jit import channelwise, channelwise_tables
+from eqtp.backends.jit import channelwise
 from eqtp.backends.jit.runtime import Struct
 from eqtp.backends.jit.toolchain import Toolchain
 from eqtp.ops import tensor_product_conv as conv_op
@@ -56,11 +56,7 @@ def test_launches_are_never_too_large(size, rows):
             lambda device: None,
         )
     )
-    plan = TensorProductPlan("256x0e", "0e+1o", "256x0e+256x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
-    assert {
-        t.blocks
-        for t in (channelwise_tables.tables(plan.key, p, torch.float32) for p in channelwise_tables.KERNEL_PASSES)
-    } == {4}
+    plan = TensorProductPlan("256x0e", "0e+1o+2e", "256x1o+256x2e", [(0, 1, 0, "uvu", True), (0, 2, 1, "uvu", True)])
 
     def index(n):
         return torch.empty(n, dtype=torch.int64, device="meta")
@@ -74,14 +70,17 @@ def test_launches_are_never_too_large(size, rows):
         lambda *shape: torch.empty(shape, device="meta"),
     )
     launched = {kernel.split("::")[1].split("<")[0] for kernel, *_ in launches}
-    assert launched == {"conv_fwd_kernel", "conv_bwd_kernel", "sum_units_kernel", *([] if rows else ["planar_kernel"])}
+    graphs = ["planar_kernel", "conv_bwd_by_destination_kernel", "sum_sources_kernel"]
+    assert launched == {"conv_fwd_kernel", "sum_units_kernel", *(["conv_bwd_kernel"] if rows else graphs)}
     for kernel, grid, block, _, *arguments in launches:
-        blocks = {
-            "conv": 4 * -(-size // 4) if rows else 4 * size,
-            "plan": size,
-            "sum_": -(-size * plan.dim_in2 // 128),
-        }[kernel.split("::")[1][:4]]
-        assert grid == (min(blocks, 2**31 - 1),) and block == (128,)
+        units = -(-size * plan.dim_in2 // 128)
+        blocks = {"conv": -(-size // 4) if rows else size, "plan": size, "sum_": units if "units" in kernel else size}
+        wanted, (width, *chunks) = blocks[kernel.split("::")[1][:4]], grid
+        assert block == (128,) and width < 2**31 and len(chunks) == ("conv" in kernel)
+        if chunks:  # of the channels, 2 or 4, which lie along y or follow each other along x
+            assert chunks[0] <= 4 and (width * chunks[0] in (2 * wanted, 4 * wanted) or width > 2**31 - 5)
+        else:
+            assert width == min(wanted, 2**31 - 1)
         if isinstance(arguments[0], Struct):
             arguments = arguments[0].values
         numbers = [a for a in arguments if a is not None and not isinstance(a, torch.Tensor)]
@@ -165,10 +164,16 @@ def test_outputs_beyond_32_bits(sparse):
     dst[chosen] = torch.tensor([1, 0, 1])
     many_y, many_w, many_gw = (sparse(edges, t.shape[1]) for t in (y, w, w))
     many_y[chosen], many_w[chosen] = y, w
-    walk = (torch.tensor([0, 3]), chosen)
-    emulated.family().convolve(plan.key, (dst, dst, *walk, *walk), (x, many_y, many_w, g), (None, None, None, many_gw))
-    few, gw, walk = torch.tensor([1, 0, 1]), torch.empty_like(w), (walk[0], torch.arange(3))
-    emulated.family().convolve(plan.key, (few, few, *walk, *walk), (x, y, w, g), (None, None, None, gw))
+    src, ptr, order, tptr = (
+        sparse(edges, 1, torch.int64)[:, 0],
+        torch.tensor([0, 1, 3]),
+        [1, 0, 2],
+        torch.tensor([0, 3]),
+    )
+    graph = (src, dst, ptr, chosen[order], tptr, chosen)
+    emulated.family().convolve(plan.key, graph, (x, many_y, many_w, g), (None, None, None, many_gw))
+    gw, graph = torch.empty_like(w), (src[:3], dst[chosen], ptr, torch.tensor(order), tptr, torch.arange(3))
+    emulated.family().convolve(plan.key, graph, (x, y, w, g), (None, None, None, gw))
     assert torch.equal(many_gw[chosen], gw) and gw.abs().min() > 0
 
 

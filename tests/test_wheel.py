@@ -76,7 +76,8 @@ def test_wheel_is_complete_and_runs(tmp_path):
     native = {name for name in names if name.endswith(".so")}
     assert len(native) == 1 and next(iter(native)).startswith("eqtp/_native.")
     kernels = {f"eqtp/{name}" for name in sources("kernels/*.py")}
-    assert names - native == sources("eqtp/**/*.py") | kernels | {f"eqtp/{name}" for name in sources("csrc/*/*.cuh")}
+    device = {f"eqtp/{name}" for name in sources("csrc/*/*.cuh")}
+    assert names - native == sources("eqtp/**/*.py", "eqtp/**/*.json") | kernels | device
     assert len(licence) == 1
     command = [sys.executable, "-c", SMOKE, str(tmp_path / "site")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

@@ -6,360 +6,268 @@
 // Formulas: path.h. Work: a *unit* is a set of paths that share blocks of x or of the output (usually all paths of
 // one block of x), for a chunk of channels. One block of threads does one unit of one row: LANES threads hold
 // channels (CPL each), and WORKERS = THREADS / LANES of them share the edges of the row, whose sums meet in shared
-// memory at the end, in a fixed order: no atomics, the same bits every time. A row of many edges is taken in blocks
-// (common/long_sums.cuh).
+// memory at the end, in a fixed order: no atomics, the same bits every time. A row of many edges is summed in blocks
+// (common/long_sums.cuh). The operands of the next edges are on their way into shared memory meanwhile (ring.cuh).
 //
-//   fwd  walks the edges into a destination; the output row stays in registers.
-//   bwd  walks the edges out of a source (the transposed graph); x and the gradient of x stay in registers, the
-//        gradient of w is written per edge, that of y is summed over lanes by shuffles and over units by
-//        sum_units_kernel.
-//   With TANGENT, both are differentiated along (tx, ty, tw): together they are the second order.
+//   fwd             walks the edges into a destination: x is gathered, the output row stays in registers.
+//   bwd by source   walks the edges out of a source (the transposed graph): g is gathered, x and the gradient of x stay
+//                   in registers.
+//   by destination  walks the edges into a destination: g stays in shared memory, x is gathered, and the gradient of x
+//                   is written per edge, to be summed by sum_sources_kernel: cheaper where rows of g are much longer
+//                   than those of x.
+//   Both backwards write the gradient of w per edge, and sum that of y over lanes by shuffles and over units by
+//   sum_units_kernel. With TANGENT, fwd and bwd are differentiated along (tx, ty, tw): together they are the second
+//   order, which by destination is one walk.
 //
 // Floor: the weights are read once (bwd: and their gradient written once); rows of x and of g are gathered from the
 // second-level cache, component by component ("planar" rows [d, mul], made once per node by planar_kernel), so that
-// every load of a warp is whole lines. The operands of the next edge are on their way while this one's are used
-// (AHEAD), unless registers are short.
+// every copy of a warp is whole lines.
 #pragma once
-#include "channelwise/unit.cuh"
+#include "channelwise/edge.cuh"
+#include "channelwise/ring.cuh"
 
 namespace eqtp {
 
 // ----------------------------------------------------------------------------------------------------------------
-//   forward
-template <class P, class G, bool TANGENT, class R>
-struct Operands {  // of an edge; the second half is the direction
-  R x[G::NX * G::CPL], w[G::NP * G::CPL], y[P::DIM2], tx[TANGENT ? G::NX * G::CPL : 1],
-      tw[TANGENT ? G::NP * G::CPL : 1], ty[TANGENT ? P::DIM2 : 1];
-};
-
-template <class P, class G, bool TANGENT, class R>
-__device__ __forceinline__ void multiply(const Operands<P, G, TANGENT, R>& o, R* acc) {
-  constexpr int CPL = G::CPL;
-  each<G::PATH, G::PATH_END>([&](auto N) {
-    constexpr int p = N;
-    constexpr int D1 = P::D1[p], at = (p - G::PATH) * CPL;
-    R wx[D1 * CPL], wt[TANGENT ? D1 * CPL : 1];  // w x, and its derivative
-    EQTP_UNROLL
-    for (int i = 0; i < D1; ++i) {
-      EQTP_UNROLL
-      for (int c = 0; c < CPL; ++c) {
-        const int q = (P::X[p] + i) * CPL + c;
-        wx[i * CPL + c] = o.w[at + c] * o.x[q];
-        if constexpr (TANGENT) wt[i * CPL + c] = fused(o.w[at + c], o.tx[q], o.tw[at + c] * o.x[q]);
-      }
-    }
-    each<P::ENTRY[p], P::ENTRY[p + 1]>([&](auto N) {
-      constexpr int e = N;
-      const R m = entry<P, e>(o.y);
-      R* const to = acc + (P::O[p] + P::K[e]) * CPL;
-      const R* const from = (TANGENT ? wt : wx) + P::I[e] * CPL;
-      EQTP_UNROLL
-      for (int c = 0; c < CPL; ++c) to[c] = fused(m, from[c], to[c]);
-      if constexpr (TANGENT) {
-        const R tm = entry<P, e>(o.ty);
-        EQTP_UNROLL
-        for (int c = 0; c < CPL; ++c) to[c] = fused(tm, wx[P::I[e] * CPL + c], to[c]);
-      }
-    });
+//   a unit of a row, with a graph
+template <int N, class R>
+__device__ __forceinline__ void clear(R* v) {
+  EQTP_UNROLL
+  for (int q = 0; q < N; ++q) v[q] = 0;
+}
+// Sums of blocks of edges, of one worker each, -> blocks of a row of the output (OUT) or of the gradient of x
+template <class P, class G, bool OUT, class T>
+__device__ __forceinline__ void fold_blocks(Real<T>* v, T* row, const Place& at, Real<T>* tile,
+                                            RowSums<P, Real<T>>& sums, BlockOfSum block) {
+  each<(OUT ? G::OUT : G::IN), (OUT ? G::OUT_END : G::IN_END)>([&](auto Q) {
+    constexpr int q = Q;
+    constexpr int d = OUT ? P::OUT_D[q] : P::IN_D[q], from = OUT ? P::OUT_AT[q] : P::IN_AT[q],
+                  to = OUT ? P::OUT_OFFSET[q] : P::IN_OFFSET[q],
+                  first = OUT ? sums_before<G>(P::OUT_D, G::OUT, q) : sums_before<G>(P::IN_D, G::IN, q);
+    write_block<P, G, d, first>(v + from * G::CPL, row + to, at, tile, sums, block);
   });
 }
-
-// A tensor [rows, .] and the distance of its rows
-template <class T>
-struct StridedRows {
-  const T* p;
-  Index stride;
-  __device__ __forceinline__ const T* row(Index n) const { return p + n * stride; }
-};
-// What conv_fwd_kernel and conv_bwd_kernel take, by value: CONV_PARAMS of eqtp/backends/jit/channelwise.py has the same
-// fields. A null pointer: absent, or not wanted.
-template <class T>
-struct ConvParams {
-  StridedRows<T> x, y, w, g;  // [num_src, DIM1], [e, DIM2], [e, NUMEL], [num_dst, DIM3]
-  StridedRows<T> tx, ty, tw;  // the direction
-  // fwd: src [e], and the CSR by destination; bwd: dst [e], and the CSR by source. EDGES: ptr holds the row of the sums
-  const Index *neighbour, *ptr, *order;  // [e], [rows + 1], [e]
-  T *out, *gx, *gw;  // [num_dst, DIM3], [num_src, DIM1], [e, NUMEL]
-  Real<T>* gy;  // [e, blocks of units, DIM2]: parts of the gradient of y
-  Index rows;  // that are summed; ROWS, EDGES: edges
-};
-
-// Sums of the worker's edges of a row: order[t] for t = begin, begin + WORKERS, .. < end. fetch(e, s, operands): edge e
-// out of row s
-template <class P, class G, bool TANGENT, class R, class F>
-__device__ __forceinline__ void sum_edges(const Index* src, const Index* order, Index begin, Index end, F&& fetch,
-                                          R* acc) {
-  Index t = begin, e = 0, s = 0;
-  Operands<P, G, TANGENT, R> now, soon;
-  const auto find = [&](Index t) {
-    if (t < end) e = order[t], s = src[e];
-  };
-  find(t);
-  if constexpr (G::AHEAD) {
-    if (t < end) fetch(e, s, now);
-    find(t + G::WORKERS);
-  }
-  EQTP_LOOP
-  for (; t < end; t += G::WORKERS) {
-    if constexpr (G::AHEAD) {
-      if (t + G::WORKERS < end) fetch(e, s, soon);
-      find(t + 2 * G::WORKERS);
-      multiply(now, acc);
-      now = soon;
-    } else {
-      fetch(e, s, now);
-      find(t + G::WORKERS);
-      multiply(now, acc);
-    }
-  }
+template <class G, class O, class R>
+__device__ __forceinline__ void read_x(const O& o, R* x) {
+  EQTP_UNROLL
+  for (int i = 0; i < G::NX; ++i) o.row(i, x + i * G::CPL);
+}
+template <class G, class O, class R>
+__device__ __forceinline__ void read_x_along(const O& o, R* tx) {
+  EQTP_UNROLL
+  for (int i = 0; i < G::NX; ++i) o.row_along(i, tx + i * G::CPL);
 }
 
-// Block `turn` of the sum of a row; returns whether there are more
-template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ __forceinline__ bool fwd_unit(const ConvParams<T>& a, Index row, int turn, int chunk, Real<T>* tile,
-                                         RowSums<P, MODE, Real<T>>& sums) {
+template <class P, int U, bool TANGENT, class T>
+__device__ __forceinline__ void fwd_row(const ConvParams<T>& a, Index row, int chunk, Real<T>* tile,
+                                        unsigned char* rings, RowSums<P, Real<T>>& sums) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
   R acc[G::NO * G::CPL];
-  EQTP_UNROLL
-  for (int q = 0; q < G::NO * G::CPL; ++q) acc[q] = 0;
-  const auto fetch = [&](Index e, Index s, Operands<P, G, TANGENT, R>& o) {
-    read_in<P, G, MODE == GRAPH>(a.x.row(s), at, o.x);
-    read_weights<P, G>(a.w.row(e), at, R(1), o.w);
-    read_y<P>(a.y.row(e), o.y);
-    if constexpr (TANGENT) {
-      read_in<P, G, MODE == GRAPH>(a.tx.row(s), at, o.tx);
-      read_weights<P, G>(a.tw.row(e), at, R(0), o.tw);
-      read_y<P>(a.ty.row(e), o.ty);
-    }
-  };
-  bool valid = true;
-  Places edges{0, 0, {true, true}};
-  if constexpr (MODE != GRAPH) {
-    const Index e = row * G::WORKERS + at.worker;
-    valid = e < a.rows, row = e;
-    Operands<P, G, TANGENT, R> o;
-    if (valid) {
-      fetch(e, MODE == EDGES ? a.neighbour[e] : e, o), multiply(o, acc);
-      if constexpr (MODE == EDGES) row = a.ptr[e];
-    }
-  } else {
-    edges = places_of<R>(a.ptr, row, turn, G::WORKERS);
-    sum_edges<P, G, TANGENT>(a.neighbour, a.order, edges.begin + at.worker, edges.end, fetch, acc);
+  clear<G::NO * G::CPL>(acc);
+  bool first = true;
+  walk_edges<P, G, GATHER_X, TANGENT>(
+      a, a.ptr[row], a.ptr[row + 1], at, rings,
+      [&](Index, bool some, const auto& o) {
+        if (!some) return;
+        R x[G::NX * G::CPL], tx[TANGENT ? G::NX * G::CPL : 1];
+        read_x<G>(o, x);
+        if constexpr (TANGENT) read_x_along<G>(o, tx);
+        multiply<P, G, TANGENT>(o, x, tx, acc);
+      },
+      [&](bool last) {
+        fold_blocks<P, G, true>(acc, a.out + row * P::DIM3, at, tile, sums, {first, last});
+        if (!last) clear<G::NO * G::CPL>(acc), first = false;
+      });
+}
+
+template <class P, int U, bool TANGENT, class T>
+__device__ __forceinline__ void bwd_row(const ConvParams<T>& a, Index row, int chunk, int block, int blocks,
+                                        Real<T>* tile, unsigned char* rings, RowSums<P, Real<T>>& sums) {
+  using G = Unit<P, U>;
+  using R = Real<T>;
+  constexpr int N = G::NX * G::CPL;
+  const Place at = place<G>(chunk);
+  R x[N], tx[TANGENT ? N : 1], gx[N];
+  clear<N>(x), clear<N>(gx);
+  if constexpr (TANGENT) clear<N>(tx);
+  if (at.active) {  // zeros elsewhere: nothing is added to the gradient of y
+    read_in<P, G>(a.x.row(row), at, x);
+    if constexpr (TANGENT) read_in<P, G>(a.tx.row(row), at, tx);
   }
+  bool first = true;
+  walk_edges<P, G, GATHER_G, TANGENT>(
+      a, a.ptr[row], a.ptr[row + 1], at, rings,
+      [&](Index e, bool some, const auto& o) {
+        R gy[P::DIM2];
+        clear<P::DIM2>(gy);
+        if (some)
+          differentiate<P, G, TANGENT, T>(
+              o, x, tx, [&](int k, R* v) { o.row(k, v); }, gx, gy, a.gw ? a.gw + e * P::NUMEL : nullptr, at);
+        if (a.gy) write_part<P, G>(gy, a.gy + (e * blocks + block) * P::DIM2, some, at);
+      },
+      [&](bool last) {
+        if (a.gx) fold_blocks<P, G, false>(gx, a.gx + row * P::DIM1, at, tile, sums, {first, last});
+        if (!last) clear<N>(gx), first = false;
+      });
+}
+
+// Blocks of a row of the output, [mul, d], -> [NO, CHUNK] in shared memory, zeros behind the last channel
+template <class P, class G, class T, class R>
+__device__ __forceinline__ void share_out(const T* row, const Place& at, R* to) {
   each<G::OUT, G::OUT_END>([&](auto Q) {
-    constexpr int q = Q;
-    write_block<P, G, P::OUT_D[q], MODE, sums_before<G>(P::OUT_D, G::OUT, q)>(
-        acc + Int<P::OUT_AT[q]>::value * G::CPL, a.out + row * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, valid, at, tile,
-        sums, edges.block);
+    constexpr int q = Q, d = P::OUT_D[q], first = P::OUT_AT[q];
+    const int behind = (G::MUL - at.chunk * G::CHUNK) * d;
+    const T* const from = row + Int<P::OUT_OFFSET[q]>::value + Index(at.chunk) * (G::CHUNK * d);
+    EQTP_UNROLL
+    for (int n = int(threadIdx.x); n < G::CHUNK * d; n += THREADS)
+      to[(first + n % d) * G::CHUNK + n / d] = n < behind ? read(from[n]) : R(0);
   });
-  return !edges.block.last;
+}
+
+// OUT: the output too
+template <class P, int U, bool TANGENT, bool OUT, class T>
+__device__ __forceinline__ void bwd_row_by_destination(const ConvParams<T>& a, Index row, int chunk, int block,
+                                                       int blocks, Real<T>* tile, unsigned char* rings, Real<T>* g,
+                                                       RowSums<P, Real<T>>& sums) {
+  using G = Unit<P, U>;
+  using R = Real<T>;
+  constexpr int N = G::NX * G::CPL, SUMS = OUT ? G::NO * G::CPL : 1;
+  const Place at = place<G>(chunk);
+  share_out<P, G>(a.g.row(row), at, g);
+  __syncthreads();
+  R acc[SUMS];
+  clear<SUMS>(acc);
+  bool first = true;
+  walk_edges<P, G, GATHER_X, TANGENT>(
+      a, a.ptr[row], a.ptr[row + 1], at, rings,
+      [&](Index e, bool some, const auto& o) {
+        R gy[P::DIM2];
+        clear<P::DIM2>(gy);
+        if (some) {
+          R x[N], tx[TANGENT ? N : 1], gx[N];
+          read_x<G>(o, x), clear<N>(gx);
+          if constexpr (TANGENT) read_x_along<G>(o, tx);
+          if constexpr (OUT) multiply<P, G, TANGENT>(o, x, tx, acc);
+          differentiate<P, G, TANGENT, T>(
+              o, x, tx, [&](int k, R* v) { read_pack<G::CPL>(g + k * G::CHUNK + at.lane * G::CPL, v); }, gx, gy,
+              a.gw ? a.gw + e * P::NUMEL : nullptr, at);
+          if (a.gxe && at.active) write_in<P, G>(gx, a.gxe + e * P::DIM1, at);
+        }
+        if (a.gy) write_part<P, G>(gy, a.gy + (e * blocks + block) * P::DIM2, some, at);
+      },
+      [&](bool last) {
+        if constexpr (OUT) {
+          fold_blocks<P, G, true>(acc, a.out + row * P::DIM3, at, tile, sums, {first, last});
+          if (!last) clear<SUMS>(acc), first = false;
+        }
+      });
+  __syncthreads();  // before g is overwritten
 }
 
 // ----------------------------------------------------------------------------------------------------------------
-//   backward
-// Sums of v[0 .. N) over LANES neighbours; each sum ends in one lane, v[0 ..] from column `first` to `last` (exclusive;
-// empty in lanes that hold copies). Halves are exchanged: N - 1 shuffles and a few, instead of N times log2 LANES.
-template <int N, int H, class R>
-__device__ __forceinline__ void sum_lanes(R* v, int lane, int& first, int& last) {
-  if constexpr (H > 0) {
-    const bool upper = lane & H;
-    if constexpr (N > 1) {
-      constexpr int LOW = (N + 1) / 2;  // the lower half keeps LOW columns, the upper one the rest
-      EQTP_UNROLL
-      for (int q = 0; q < LOW; ++q) {
-        const R other = LOW + q < N ? v[LOW + q] : R(0);
-        v[q] = (upper ? other : v[q]) + __shfl_xor_sync(ALL_LANES, upper ? v[q] : other, H);
-      }
-      if (upper) first += LOW;
-      else last = last < first + LOW ? last : first + LOW;
-      sum_lanes<LOW, H / 2>(v, lane, first, last);
-    } else {
-      v[0] += __shfl_xor_sync(ALL_LANES, v[0], H);
-      if (upper) last = first;
-      sum_lanes<1, H / 2>(v, lane, first, last);
-    }
+//   a unit of a few edges of their own: ROWS, EDGES
+// The edge of a worker, the rows of x and of the output that it joins, and its operands but x and g
+template <class P, class G, int MODE, bool TANGENT, class T>
+struct OwnEdge {
+  bool valid;
+  Index e, read, add;  // the row that is read, and the one that is added to
+  Operands<P, G, TANGENT, Real<T>> o;
+  __device__ __forceinline__ OwnEdge(const ConvParams<T>& a, Index group, const Place& at)
+      : valid(group * G::WORKERS + at.worker < a.rows), e(group * G::WORKERS + at.worker), read(e), add(e) {
+    if (!valid) return;
+    if constexpr (MODE == EDGES) read = a.neighbour[e], add = a.ptr[e];
+    read_weights<P, G>(a.w.row(e), at, Real<T>(1), o.w), read_y<P>(a.y.row(e), o.y);
+    if constexpr (TANGENT) read_weights<P, G>(a.tw.row(e), at, Real<T>(0), o.tw), read_y<P>(a.ty.row(e), o.ty);
   }
-}
-// Columns that a lane holds in the end
-__device__ constexpr int sums_held(int n, int h) { return h == 0 ? n : sums_held((n + 1) / 2, h / 2); }
+};
 
-// One edge: gradients of x are added to gx; those of w go to memory; those of y are left in gy [DIM2], to be summed
-// over lanes.
-template <class P, class G, bool TANGENT, class T, class R>
-__device__ __forceinline__ void differentiate(const R* x, const R* tx, const R* g, const R* w, const R* tw, const R* y,
-                                              const R* ty, R* gx, R* gy, T* gw, const Place& at) {
-  constexpr int CPL = G::CPL;
-  EQTP_UNROLL
-  for (int j = 0; j < P::DIM2; ++j) gy[j] = 0;
-  each<G::PATH, G::PATH_END>([&](auto N) {
-    constexpr int p = N, D1 = P::D1[p], first = (p - G::PATH) * CPL;
-    R s[D1 * CPL], ts[TANGENT ? D1 * CPL : 1],
-        wx[D1 * CPL];  // S[i] = sum_k M[k, i] g[k], its derivative; w x or its derivative
-    EQTP_UNROLL
-    for (int q = 0; q < D1 * CPL; ++q) {
-      const int c = q % CPL, at_x = P::X[p] * CPL + q;
-      s[q] = 0;
-      if constexpr (TANGENT) ts[q] = 0, wx[q] = fused(w[first + c], tx[at_x], tw[first + c] * x[at_x]);
-      else wx[q] = w[first + c] * x[at_x];
-    }
-    each<P::ENTRY[p], P::ENTRY[p + 1]>([&](auto E) {
-      constexpr int e = E;
-      const R* const gk = g + (P::O[p] + P::K[e]) * CPL;
-      const R m = entry<P, e>(y);
-      R gm = 0;  // gradient of M[k, i]
-      EQTP_UNROLL
-      for (int c = 0; c < CPL; ++c) {
-        const int q = P::I[e] * CPL + c;
-        s[q] = fused(m, gk[c], s[q]);
-        gm = fused(gk[c], wx[q], gm);
-      }
-      if constexpr (TANGENT) {
-        const R tm = entry<P, e>(ty);
-        EQTP_UNROLL
-        for (int c = 0; c < CPL; ++c) ts[P::I[e] * CPL + c] = fused(tm, gk[c], ts[P::I[e] * CPL + c]);
-      }
-      each<P::TERM[e], P::TERM[e + 1]>([&](auto K) {
-        constexpr int t = K, j = P::J[t];
-        constexpr R c = R(P::C[t]);
-        gy[j] = fused(c, gm, gy[j]);
-      });
-    });
-    R sum[CPL];  // gradient of w
-    EQTP_UNROLL
-    for (int c = 0; c < CPL; ++c) sum[c] = 0;
-    EQTP_UNROLL
-    for (int q = 0; q < D1 * CPL; ++q) {
-      const int c = q % CPL, at_x = P::X[p] * CPL + q;
-      if constexpr (TANGENT) {
-        sum[c] = fused(ts[q], x[at_x], fused(s[q], tx[at_x], sum[c]));
-        gx[at_x] = fused(w[first + c], ts[q], fused(tw[first + c], s[q], gx[at_x]));
-      } else {
-        sum[c] = fused(s[q], x[at_x], sum[c]);
-        gx[at_x] = fused(w[first + c], s[q], gx[at_x]);
-      }
-    }
-    if constexpr (P::W[p] >= 0)
-      if (gw && at.active) write_pack<CPL>(gw + Int<P::W[p]>::value + at.u, sum);
-  });
-}
-
-// The gradients that edge e, into row n, gives; x and its direction are in registers already
-template <class P, class G, int MODE, bool TANGENT, class T, class R>
-__device__ __forceinline__ void differentiate_edge(const ConvParams<T>& a, Index e, Index n, const R* x, const R* tx,
-                                                   R* gx, R* gy, const Place& at) {
-  R g[G::NO * G::CPL], w[G::NP * G::CPL], tw[TANGENT ? G::NP * G::CPL : 1], y[P::DIM2], ty[TANGENT ? P::DIM2 : 1];
-  read_y<P>(a.y.row(e), y);
-  read_weights<P, G>(a.w.row(e), at, R(1), w);
-  if constexpr (TANGENT) {
-    read_y<P>(a.ty.row(e), ty);
-    read_weights<P, G>(a.tw.row(e), at, R(0), tw);
-  }
-  read_out<P, G, MODE == GRAPH>(a.g.row(n), at, g);
-  differentiate<P, G, TANGENT, T>(x, tx, g, w, tw, y, ty, gx, gy, a.gw ? a.gw + e * P::NUMEL : nullptr, at);
-}
-
-// Sums of gy [DIM2] over lanes -> to [DIM2], where there is an edge
-template <class P, class G, class R>
-__device__ __forceinline__ void write_part(R* gy, R* to, bool some, const Place& at) {
-  int first = 0, last = P::DIM2;
-  sum_lanes<P::DIM2, G::LANES / 2>(gy, at.lane, first, last);
-  constexpr int HELD = sums_held(P::DIM2, G::LANES / 2);
-  EQTP_UNROLL
-  for (int q = 0; q < HELD; ++q)
-    if (some && first + q < last) to[first + q] = gy[q];
-}
-
-// As fwd_unit
 template <class P, int U, int MODE, bool TANGENT, class T>
-__device__ __forceinline__ bool bwd_unit(const ConvParams<T>& a, Index row, int turn, int chunk, int block, int blocks,
-                                         Real<T>* tile, RowSums<P, MODE, Real<T>>& sums) {
+__device__ __forceinline__ void fwd_edges(const ConvParams<T>& a, Index group, int chunk, Real<T>* tile) {
   using G = Unit<P, U>;
   using R = Real<T>;
   const Place at = place<G>(chunk);
-  // x of the row, its direction, its gradient
-  R here[G::NX * G::CPL], along[TANGENT ? G::NX * G::CPL : 1], gx[G::NX * G::CPL];
-  bool valid = true;
-  Places edges{0, 1, {true, true}};
-  Index edge = 0;
-  if constexpr (MODE != GRAPH) {
-    edge = row * G::WORKERS + at.worker;
-    valid = edge < a.rows, row = edge;
-    if constexpr (MODE == EDGES)
-      if (valid) row = a.ptr[edge];
-  } else {
-    edges = places_of<R>(a.ptr, row, turn, G::WORKERS);
+  OwnEdge<P, G, MODE, TANGENT, T> edge(a, group, at);
+  R acc[G::NO * G::CPL];
+  clear<G::NO * G::CPL>(acc);
+  if (edge.valid) {
+    auto& o = edge.o;
+    read_in<P, G>(a.x.row(edge.read), at, o.x);
+    if constexpr (TANGENT) read_in<P, G>(a.tx.row(edge.read), at, o.tx);
+    multiply<P, G, TANGENT>(o, o.x, o.tx, acc);
   }
-  EQTP_UNROLL
-  for (int q = 0; q < G::NX * G::CPL; ++q) {
-    here[q] = gx[q] = 0;
-    if constexpr (TANGENT) along[q] = 0;
-  }
-  if (valid && at.active) {  // zeros elsewhere: nothing is added to the gradient of y
-    read_in<P, G, false>(a.x.row(row), at, here);
-    if constexpr (TANGENT) read_in<P, G, false>(a.tx.row(row), at, along);
-  }
-  EQTP_LOOP  // all workers go round equally often: the lanes of a warp sum together
-  for (Index t = edges.begin; t < edges.end; t += MODE == GRAPH ? G::WORKERS : 1) {
-    Index e = edge, n = edge;
-    bool some = valid;
-    if constexpr (MODE == EDGES)
-      if (some) n = a.neighbour[e];
-    if constexpr (MODE == GRAPH) {
-      some = t + at.worker < edges.end;
-      if (some) e = a.order[t + at.worker], n = a.neighbour[e];
+  each<G::OUT, G::OUT_END>([&](auto Q) {
+    constexpr int q = Q;
+    write_rows<P, G, P::OUT_D[q], MODE>(acc + Int<P::OUT_AT[q]>::value * G::CPL,
+                                        a.out + edge.add * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, edge.valid, at,
+                                        tile);
+  });
+}
+
+template <class P, int U, int MODE, bool TANGENT, class T>
+__device__ __forceinline__ void bwd_edges(const ConvParams<T>& a, Index group, int chunk, int block, int blocks,
+                                          Real<T>* tile) {
+  using G = Unit<P, U>;
+  using R = Real<T>;
+  constexpr int N = G::NX * G::CPL;
+  const Place at = place<G>(chunk);
+  OwnEdge<P, G, MODE, TANGENT, T> edge(a, group, at);
+  R gx[N], gy[P::DIM2], g[G::NO * G::CPL];
+  clear<N>(gx), clear<P::DIM2>(gy);
+  if (edge.valid) {
+    auto& o = edge.o;
+    clear<N>(o.x);
+    if constexpr (TANGENT) clear<N>(o.tx);
+    if (at.active) {  // zeros elsewhere: nothing is added to the gradient of y
+      read_in<P, G>(a.x.row(edge.add), at, o.x);
+      if constexpr (TANGENT) read_in<P, G>(a.tx.row(edge.add), at, o.tx);
     }
-    R gy[P::DIM2];
-    EQTP_UNROLL
-    for (int j = 0; j < P::DIM2; ++j) gy[j] = 0;
-    if (some) differentiate_edge<P, G, MODE, TANGENT>(a, e, n, here, along, gx, gy, at);
-    if (a.gy) write_part<P, G>(gy, a.gy + (e * blocks + block) * P::DIM2, some, at);
+    read_out<P, G>(a.g.row(edge.read), at, g);
+    differentiate<P, G, TANGENT, T>(
+        o, o.x, o.tx,
+        [&](int k, R* v) {
+          EQTP_UNROLL
+          for (int c = 0; c < G::CPL; ++c) v[c] = g[k * G::CPL + c];
+        },
+        gx, gy, a.gw ? a.gw + edge.e * P::NUMEL : nullptr, at);
   }
+  if (a.gy) write_part<P, G>(gy, a.gy + (edge.e * blocks + block) * P::DIM2, edge.valid, at);
   if (a.gx)
     each<G::IN, G::IN_END>([&](auto Q) {
       constexpr int q = Q;
-      write_block<P, G, P::IN_D[q], MODE, sums_before<G>(P::IN_D, G::IN, q)>(
-          gx + Int<P::IN_AT[q]>::value * G::CPL, a.gx + row * P::DIM1 + Int<P::IN_OFFSET[q]>::value, valid, at, tile,
-          sums, edges.block);
+      write_rows<P, G, P::IN_D[q], MODE>(gx + Int<P::IN_AT[q]>::value * G::CPL,
+                                         a.gx + edge.add * P::DIM1 + Int<P::IN_OFFSET[q]>::value, edge.valid, at, tile);
     });
-  return !edges.block.last;
 }
 
 // ----------------------------------------------------------------------------------------------------------------
 //   kernels
-// Calls f(unit, row, turn, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of
-// WORKERS) times the chunks of all units; turn is 0, and one more as long as f returns true. A loop of its own around
-// the edges would take registers.
+// Calls f(unit, row, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of WORKERS)
+// and the chunks of all units. BY_UNIT: chunks along y, so one unit follows the other; the instructions of one are in
+// use at a time, and the columns of the rows that are gathered. Else the chunks of a row follow each other along x, and
+// what they share is in the cache.
 template <class P, int MODE, class F>
 __device__ __forceinline__ void all_units(Index rows, F&& f) {
-  constexpr int BLOCKS = first_block<P, P::UNITS>();
-  bool some = true;
-  int turn = 0;
-  EQTP_LOOP
-  for (Index b = blockIdx.x; some;) {
-    const Index row = b / BLOCKS;
-    const int which = int(b % BLOCKS);
-    bool more = false;
-    some = false;
-    each<0, P::UNITS>([&](auto N) {
-      constexpr int u = N, first = first_block<P, u>(), groups = MODE != GRAPH ? Unit<P, u>::WORKERS : 1;
-      if (row * groups >= rows) return;
-      some = true;
-      if (which >= first && which < first + Unit<P, u>::CHUNKS) more = f(N, row, turn, which - first, which);
-    });
-    turn = more ? turn + 1 : 0;
-    if (!more) b += gridDim.x;
-  }
+  constexpr int CHUNKS = first_block<P, P::UNITS>(), STEP = P::BY_UNIT ? 1 : CHUNKS;
+  const int which = P::BY_UNIT ? int(blockIdx.y) : int(blockIdx.x % STEP);
+  each<0, P::UNITS>([&](auto N) {
+    constexpr int u = N, first = first_block<P, u>(), groups = MODE != GRAPH ? Unit<P, u>::WORKERS : 1;
+    if (which < first || which >= first + Unit<P, u>::CHUNKS) return;
+    EQTP_LOOP
+    for (Index row = blockIdx.x / STEP; row * groups < rows; row += gridDim.x / STEP) f(N, row, which - first, which);
+  });
 }
 
 // out, from x and tx, which are planar in GRAPH. EDGES: out is zero at first
 template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_fwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
-  RowSums<P, MODE, Real<T>> sums;
-  all_units<P, MODE>(a.rows, [&](auto u, Index row, int turn, int chunk, int) {
-    return fwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, turn, chunk, tile, sums);
+  EQTP_DYN_SHARED(unsigned char, rings);
+  RowSums<P, Real<T>> sums;
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int) {
+    if constexpr (MODE == GRAPH) fwd_row<P, decltype(u)::value, TANGENT>(a, row, chunk, tile, rings, sums);
+    else fwd_edges<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, tile);
   });
 }
 
@@ -367,11 +275,55 @@ __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_fwd_kernel(const __
 template <class P, class T, int MODE, bool TANGENT>
 __global__ void __launch_bounds__(THREADS, P::RESIDENT) conv_bwd_kernel(const __grid_constant__ ConvParams<T> a) {
   __shared__ Real<T> tile[THREADS * numbers_per_thread<P>()];
-  RowSums<P, MODE, Real<T>> sums;
+  EQTP_DYN_SHARED(unsigned char, rings);
+  RowSums<P, Real<T>> sums;
   constexpr int BLOCKS = first_block<P, P::UNITS>();
-  all_units<P, MODE>(a.rows, [&](auto u, Index row, int turn, int chunk, int block) {
-    return bwd_unit<P, decltype(u)::value, MODE, TANGENT>(a, row, turn, chunk, block, BLOCKS, tile, sums);
+  all_units<P, MODE>(a.rows, [&](auto u, Index row, int chunk, int block) {
+    if constexpr (MODE == GRAPH)
+      bwd_row<P, decltype(u)::value, TANGENT>(a, row, chunk, block, BLOCKS, tile, rings, sums);
+    else bwd_edges<P, decltype(u)::value, MODE, TANGENT>(a, row, chunk, block, BLOCKS, tile);
   });
+}
+
+// gw, gy and, edge by edge, the gradient of x, from g; x and tx are planar. OUT: and out
+template <class P, class T, bool TANGENT, bool OUT>
+__global__ void __launch_bounds__(THREADS, P::RESIDENT)
+    conv_bwd_by_destination_kernel(const __grid_constant__ ConvParams<T> a) {
+  __shared__ Real<T> tile[OUT ? THREADS * numbers_per_thread<P>() : 1];
+  EQTP_DYN_SHARED(unsigned char, rings);
+  auto* const g = reinterpret_cast<Real<T>*>(rings + P::RINGS);
+  RowSums<P, Real<T>> sums;
+  constexpr int BLOCKS = first_block<P, P::UNITS>();
+  all_units<P, GRAPH>(a.rows, [&](auto u, Index row, int chunk, int block) {
+    bwd_row_by_destination<P, decltype(u)::value, TANGENT, OUT>(a, row, chunk, block, BLOCKS, tile, rings, g, sums);
+  });
+}
+
+// gx [rows, DIM] = sums over the edges out of each source of parts [e, DIM], whose columns are planar; column: of gx
+template <class T, int DIM, int VEC>
+__global__ void __launch_bounds__(THREADS)
+    sum_sources_kernel(const Real<T>* parts, const Index* ptr, const Index* order, const Index* column, T* gx,
+                       Index rows) {
+  using R = Real<T>;
+  constexpr int PACKS = DIM / VEC, LANES = PACKS > 64 ? 128 : PACKS > 32 ? 64 : 32, WORKERS = THREADS / LANES;
+  const int lane = int(threadIdx.x) % LANES, worker = int(threadIdx.x) / LANES;
+  for (Index row = Index(blockIdx.x) * WORKERS + worker; row < rows; row += Index(gridDim.x) * WORKERS)
+    for (int q = lane * VEC; q < DIM; q += LANES * VEC) {
+      R sum[VEC];
+      EQTP_UNROLL
+      for (int c = 0; c < VEC; ++c) sum[c] = 0;
+      sum_blocks<R, VEC>(sum, ptr[row], ptr[row + 1], 1, [&](Index t, Index end) {
+        EQTP_UNROLL_8
+        for (; t < end; ++t) {
+          R v[VEC];
+          read_pack<VEC, true>(parts + order[t] * DIM + q, v);
+          EQTP_UNROLL
+          for (int c = 0; c < VEC; ++c) sum[c] += v[c];
+        }
+      });
+      EQTP_UNROLL
+      for (int c = 0; c < VEC; ++c) write(gx + row * DIM + column[q + c], sum[c]);
+    }
 }
 
 // gy [n, DIM] = sums over `blocks` of parts [n, blocks, DIM], in order

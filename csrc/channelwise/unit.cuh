@@ -1,10 +1,9 @@
 // A unit of a specialised plan (channelwise.cuh): where its threads stand, what they read and write, and the
-// coefficients as constants.
-//
-// P: DIM1, DIM2, DIM3, NUMEL row lengths; UNITS, and per unit MUL, CPL, AHEAD, the ranges IN, OUT, PATH of its blocks
-// and paths; per block of x IN_OFFSET (mul_ir row), IN_D, IN_AT (first register); per block of the output the same; per
-// path W (first weight, -1: none), X, O (first registers), D1, ENTRY; per entry of M its I, K and TERM; per term J
-// (column of y) and C. VEC_Y: numbers of a row of y in one load.
+// coefficients as constants.  P: DIM1, DIM2, DIM3, NUMEL row lengths; STAGES of rings (ring.cuh); BY_UNIT (all_units);
+// UNITS, and per unit MUL, CPL, LANES, the ranges IN, OUT, PATH of its blocks and paths; per block of x IN_OFFSET
+// (mul_ir row), IN_D, IN_AT (first register); per block of the output the same; per path W (first weight, -1: none), X,
+// O (first registers), Y (first column of y), D1, D2, ENTRY; per entry of M its I, K and TERM; per term J (column of y)
+// and C. VEC_Y: numbers of a row of y in one load.
 #pragma once
 #include "common/long_sums.cuh"
 
@@ -67,21 +66,20 @@ __device__ __forceinline__ void read_pack(const T* p, Real<T>* v) {
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) v[i] = read(a.v[i]);
 }
-template <int N, class T>
+template <int N, bool STREAMING = true, class T>
 __device__ __forceinline__ void write_pack(T* p, const Real<T>* v) {
   Pack<T, N> a;
   EQTP_UNROLL
   for (int i = 0; i < N; ++i) write(&a.v[i], v[i]);
-  store_streaming(reinterpret_cast<Pack<T, N>*>(p), a);
+  auto* const at = reinterpret_cast<Pack<T, N>*>(p);
+  if constexpr (STREAMING) store_streaming(at, a);
+  else *at = a;
 }
-// CPL channels of one component, from channel u: neighbours in a planar row, else STEP apart
-template <int CPL, int STEP, class T>
-__device__ __forceinline__ void read_channels(const T* p, int u, Real<T>* v) {
-  if constexpr (STEP == 1) read_pack<CPL>(p + u, v);
-  else {
-    EQTP_UNROLL
-    for (int c = 0; c < CPL; ++c) v[c] = read(p[(u + c) * STEP]);
-  }
+// N numbers from the u-th on that are STEP apart
+template <int N, int STEP, class T>
+__device__ __forceinline__ void read_apart(const T* p, int u, Real<T>* v) {
+  EQTP_UNROLL
+  for (int c = 0; c < N; ++c) v[c] = read(p[(u + c) * STEP]);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -89,7 +87,6 @@ __device__ __forceinline__ void read_channels(const T* p, int u, Real<T>* v) {
 template <class P, int U>
 struct Unit {
   static constexpr int MUL = P::MUL[U], CPL = P::CPL[U];
-  static constexpr bool AHEAD = P::AHEAD[U];
   static constexpr int IN = P::IN[U], IN_END = P::IN[U + 1], OUT = P::OUT[U], OUT_END = P::OUT[U + 1],
                        PATH = P::PATH[U], PATH_END = P::PATH[U + 1];
   static constexpr int NX = P::IN_AT[IN_END - 1] + P::IN_D[IN_END - 1],
@@ -153,72 +150,136 @@ __device__ constexpr int sums_per_thread() {  // in the unit that has most
     return in > out ? (in > others ? in : others) : out > others ? out : others;
   }
 }
-template <class P, int MODE, class R>
-using RowSums = LongSums<R, MODE == GRAPH ? sums_per_thread<P>() : 1>;
+template <class P, class R>
+using RowSums = LongSums<R, sums_per_thread<P>()>;
 
-// Registers [d, CPL] per block -> rows [mul, d] in memory, whole lines at a time, through `tile`. Unless GRAPH every
-// worker has a row of its own (`row`, if `valid`), and a warp has a part of the tile of its own, because warps do not
-// wait for each other; else the workers' numbers are added, by halves, into the row that they share, which is written
-// after the last block of its edges. Of `sums` the block has those from number FIRST on.
-template <class P, class G, int d, int MODE, int FIRST, class T, class R>
-__device__ __forceinline__ void write_block(const R* v, T* row, bool valid, const Place& at, R* tile,
-                                            RowSums<P, MODE, R>& sums, BlockOfSum block) {
-  const int count = (G::MUL - at.chunk * G::CHUNK < G::CHUNK ? G::MUL - at.chunk * G::CHUNK : G::CHUNK) * d;
-  R* const own = tile + at.worker * (MODE != GRAPH ? G::LANES * numbers_per_thread<P>() : G::CHUNK * d);  // [CHUNK, d]
+// Registers [d, CPL] of a block -> [CHUNK, d] in shared memory
+template <class G, int d, class R>
+__device__ __forceinline__ void write_tile(const R* v, const Place& at, R* own) {
   EQTP_UNROLL
   for (int c = 0; c < G::CPL; ++c) {
     EQTP_UNROLL
     for (int k = 0; k < d; ++k) own[(at.lane * G::CPL + c) * d + k] = v[k * G::CPL + c];
   }
+}
+// Channels that a chunk has
+template <class G>
+__device__ __forceinline__ int channels_of(const Place& at) {
+  const int left = G::MUL - at.chunk * G::CHUNK;
+  return left < G::CHUNK ? left : G::CHUNK;
+}
+// Blocks [d, CPL] in registers -> block [mul, d] of a row, whole lines at a time: the workers' numbers are added, by
+// halves, and written after the last block of edges. Of `sums` the block has those from number FIRST on.
+template <class P, class G, int d, int FIRST, class T, class R>
+__device__ __forceinline__ void write_block(const R* v, T* row, const Place& at, R* tile, RowSums<P, R>& sums,
+                                            BlockOfSum block) {
+  write_tile<G, d>(v, at, tile + at.worker * (G::CHUNK * d));
   T* const to = row + Index(at.chunk) * (G::CHUNK * d);
-  if constexpr (MODE != GRAPH) {
-    __syncwarp();
-    if (valid) {
-      EQTP_LOOP
-      for (int q = at.lane; q < count; q += G::LANES) {
-        if constexpr (MODE == EDGES) atomicAdd(to + q, own[q]);
-        else write(to + q, own[q]);
-      }
-    }
-    __syncwarp();
-  } else {
-    __syncthreads();
-    int n = FIRST;
-    EQTP_LOOP
-    for (int q = int(threadIdx.x); q < count; q += THREADS, ++n) {
-      const R s = sums.add(n, sum_strided<G::WORKERS, G::CHUNK * d>(tile + q), block);
-      if (block.last) write(to + q, s);
-    }
-    __syncthreads();
+  __syncthreads();
+  int n = FIRST;
+  EQTP_LOOP
+  for (int q = int(threadIdx.x); q < channels_of<G>(at) * d; q += THREADS, ++n) {
+    const R s = sums.add(n, sum_strided<G::WORKERS, G::CHUNK * d>(tile + q), block);
+    if (block.last) write(to + q, s);
   }
+  __syncthreads();
+}
+// The same where each worker has a row of its own, if `valid`. A warp has a part of the tile of its own, because warps
+// do not wait for each other.
+template <class P, class G, int d, int MODE, class T, class R>
+__device__ __forceinline__ void write_rows(const R* v, T* row, bool valid, const Place& at, R* tile) {
+  R* const own = tile + at.worker * (G::LANES * numbers_per_thread<P>());
+  write_tile<G, d>(v, at, own);
+  T* const to = row + Index(at.chunk) * (G::CHUNK * d);
+  __syncwarp();
+  if (valid) {
+    EQTP_LOOP
+    for (int q = at.lane; q < channels_of<G>(at) * d; q += G::LANES) {
+      if constexpr (MODE == EDGES) atomicAdd(to + q, own[q]);
+      else write(to + q, own[q]);
+    }
+  }
+  __syncwarp();
 }
 
 // ----------------------------------------------------------------------------------------------------------------
-//   operands of an edge
-template <class P, class T>
-__device__ __forceinline__ void read_y(const T* y, Real<T>* v) {
+//   operands
+// A tensor [rows, .] and the distance of its rows
+template <class T>
+struct StridedRows {
+  const T* p;
+  Index stride;
+  __device__ __forceinline__ const T* row(Index n) const { return p + n * stride; }
+};
+// What the kernels take, by value: CONV_PARAMS of eqtp/backends/jit/channelwise.py has the same fields. A null pointer:
+// absent, or not wanted.
+template <class T>
+struct ConvParams {
+  StridedRows<T> x, w, g;  // [num_src, DIM1], [e, NUMEL], [num_dst, DIM3]
+  StridedRows<T> tx, tw;  // the direction of x and w
+  StridedRows<Real<T>> y, ty;  // [e, DIM2] and its direction
+  // GRAPH: the row that edge e leads to, and the CSR of the rows that are summed. EDGES: the row that is read, and in
+  // ptr the row that is added to
+  const Index *neighbour, *ptr, *order;  // [e], [rows + 1], [e]
+  T *out, *gx, *gw;  // [num_dst, DIM3], [num_src, DIM1], [e, NUMEL]
+  // parts of the gradient of y [e, blocks of units, DIM2]; the gradient of x of each edge [e, DIM1], planar
+  Real<T>*gy, *gxe;
+  Index rows;  // that are summed; ROWS, EDGES: edges
+};
+
+// The operands of an edge in registers; the second half is the direction. x [NX, CPL], w [NP, CPL], g [NO, CPL].
+template <class P, class G, bool TANGENT, class R>
+struct Operands {
+  static constexpr bool SHARED = false;
+  R x[G::NX * G::CPL], w[G::NP * G::CPL], y[P::DIM2], tx[TANGENT ? G::NX * G::CPL : 1],
+      tw[TANGENT ? G::NP * G::CPL : 1], ty[TANGENT ? P::DIM2 : 1];
+  __device__ __forceinline__ void weights(int p, R* v) const { copy<G::CPL>(w + (p - G::PATH) * G::CPL, v); }
+  __device__ __forceinline__ void weights_along(int p, R* v) const { copy<G::CPL>(tw + (p - G::PATH) * G::CPL, v); }
+  __device__ __forceinline__ void columns(int, R* v) const { copy<P::DIM2>(y, v); }
+  __device__ __forceinline__ void columns_along(int, R* v) const { copy<P::DIM2>(ty, v); }
+  template <int N>
+  static __device__ __forceinline__ void copy(const R* from, R* to) {
+    EQTP_UNROLL
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+  }
+};
+template <class P, class R>
+__device__ __forceinline__ void read_y(const R* y, R* v) {
   each<0, P::DIM2 / P::VEC_Y>([&](auto q) { read_pack<P::VEC_Y>(y + q * P::VEC_Y, v + q * P::VEC_Y); });
 }
-// Blocks of a row into registers [d, CPL]; planar rows are [d, mul] per block
-template <class P, class G, bool PLANAR, class T>
+// Blocks [mul, d] of a row of x or g -> registers [d, CPL]
+template <class P, class G, class T>
 __device__ __forceinline__ void read_in(const T* row, const Place& at, Real<T>* v) {
   each<G::IN, G::IN_END>([&](auto Q) {
     constexpr int q = Q;
     each<0, P::IN_D[q]>([&](auto I) {
       constexpr int i = I;
-      constexpr int step = PLANAR ? 1 : P::IN_D[q], first = P::IN_OFFSET[q] + i * (PLANAR ? G::MUL : 1);
-      read_channels<G::CPL, step>(row + first, at.u, v + Int<P::IN_AT[q] + i>::value * G::CPL);
+      read_apart<G::CPL, P::IN_D[q]>(row + Int<P::IN_OFFSET[q] + i>::value, at.u,
+                                     v + Int<P::IN_AT[q] + i>::value * G::CPL);
     });
   });
 }
-template <class P, class G, bool PLANAR, class T>
+template <class P, class G, class T>
 __device__ __forceinline__ void read_out(const T* row, const Place& at, Real<T>* v) {
   each<G::OUT, G::OUT_END>([&](auto Q) {
     constexpr int q = Q;
     each<0, P::OUT_D[q]>([&](auto K) {
       constexpr int k = K;
-      constexpr int step = PLANAR ? 1 : P::OUT_D[q], first = P::OUT_OFFSET[q] + k * (PLANAR ? G::MUL : 1);
-      read_channels<G::CPL, step>(row + first, at.u, v + Int<P::OUT_AT[q] + k>::value * G::CPL);
+      read_apart<G::CPL, P::OUT_D[q]>(row + Int<P::OUT_OFFSET[q] + k>::value, at.u,
+                                      v + Int<P::OUT_AT[q] + k>::value * G::CPL);
+    });
+  });
+}
+// Registers [d, CPL] per block of x -> a planar row, [d, mul] per block
+template <class P, class G, class R>
+__device__ __forceinline__ void write_in(const R* v, R* row, const Place& at) {
+  row = opaque(row + at.u);
+  each<G::IN, G::IN_END>([&](auto Q) {
+    constexpr int q = Q;
+    each<0, P::IN_D[q]>([&](auto I) {
+      constexpr int i = I;
+      write_pack<G::CPL, false>(row + Int<P::IN_OFFSET[q] + i * G::MUL>::value,
+                                v + Int<P::IN_AT[q] + i>::value * G::CPL);
     });
   });
 }

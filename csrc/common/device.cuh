@@ -9,9 +9,11 @@
 
 #ifdef __CUDACC__
 #define EQTP_UNROLL _Pragma("unroll")
+#define EQTP_UNROLL_8 _Pragma("unroll 8")
 #define EQTP_LOOP _Pragma("unroll 1")
 #else
 #define EQTP_UNROLL
+#define EQTP_UNROLL_8
 #define EQTP_LOOP
 #endif
 
@@ -138,6 +140,37 @@ __device__ __forceinline__ void each(F&& f, Ints<I...>) {
 template <int BEGIN, int END, class F>
 __device__ __forceinline__ void each(F&& f) {
   each<BEGIN>(f, typename Count<(END > BEGIN ? END - BEGIN : 0)>::type{});
+}
+
+// The address, of which the compiler knows nothing: what is added to it is added in the access, not kept in registers
+// as a sum with what stays the same in a loop
+template <class T>
+__device__ __forceinline__ T* opaque(T* p) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+l"(p));
+#endif
+  return p;
+}
+// *p, read again even if it has been read before
+template <class T>
+__device__ __forceinline__ T read_again(const T* p) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  union {
+    unsigned short half;
+    unsigned word;
+    unsigned long long words;
+    T t;
+  } v;
+  if constexpr (sizeof(T) == 2) v.half = *reinterpret_cast<const volatile unsigned short*>(p);
+  else if constexpr (sizeof(T) == 4) v.word = *reinterpret_cast<const volatile unsigned*>(p);
+  else v.words = *reinterpret_cast<const volatile unsigned long long*>(p);
+  return v.t;
+}
+// The compiler moves no access to memory across this: what is read is used before more is read
+__device__ __forceinline__ void keep_order() {
+#ifdef __CUDA_ARCH__
+  asm volatile("" ::: "memory");
+#endif
 }
 
 // ----------------------------------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from functools import lru_cache
 
 import torch
 
-# In the order that auto tries on a GPU, which follows from what the kernels do and not from measurements
-# (docs/backends.md says what was measured). "reference" is the op's own formula in plain torch.
+# "reference" is the op's own formula in plain torch
 FAMILIES = ("jit", "native", "triton", "reference")
-ORDER = {"cpu": ("native", "reference")}  # what auto tries on a device; on others all families
+# The order in which auto tries them on a device, for an engine. On GPUs that of the channelwise products is measured
+# (docs/benchmarks.md): native has the plan in tables, and takes three times as long as Triton or more.
+ORDER = {"cpu": ("native", "reference"), ("cuda", "channelwise"): ("jit", "triton", "native", "reference")}
 _default: str | None = None
 
 
@@ -121,9 +122,9 @@ def _known(name: str) -> str:
     return name
 
 
-def candidates(device: torch.device) -> tuple[str, ...]:
-    """Families that `auto` tries on this device, in order."""
-    return ORDER.get(device.type, FAMILIES)
+def candidates(device: torch.device, engine: str | None) -> tuple[str, ...]:
+    """Families that `auto` tries for an engine on this device, in order."""
+    return ORDER.get((device.type, engine)) or ORDER.get(device.type, FAMILIES)
 
 
 def why_not(family: str, op: str, plan, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -147,9 +148,8 @@ def _resolve(name: str, op: str, plan, device: str, dtype: torch.dtype) -> str:
         if reason:
             raise RuntimeError(f"backend {name!r} cannot run this: {reason}")
         return name
-    return next(
-        f for f in candidates(torch.device(device)) if why_not(f, op, plan, torch.device(device), dtype) is None
-    )
+    order = candidates(torch.device(device), engine_of(op))
+    return next(f for f in order if why_not(f, op, plan, torch.device(device), dtype) is None)
 
 
 def resolve(backend: str, op: str, plan, device: torch.device, dtype: torch.dtype) -> str:

@@ -189,7 +189,7 @@ def _family(op: str, plan, like: torch.Tensor) -> tuple[str | None, str | None]:
         return family, None
     reasons = [
         registry.why_not(f, op, plan, like.device, like.dtype)
-        for f in registry.candidates(like.device)
+        for f in registry.candidates(like.device, registry.engine_of(op))
         if f != "reference"
     ]
     return None, "; ".join(r for r in reasons if r) or "the reference backend was asked for"

@@ -58,6 +58,44 @@ inline int __any_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__any
 inline int __all_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__all_sync", mask, !vote) == 0; }
 
 // ----------------------------------------------------------------------------------------------------------------
+//   asynchronous copies: they happen when they are waited for; until then there is NaN where they go, written at once, so
+//   that the race checker sees what the copy would overwrite
+namespace eqtp {
+namespace cpu {
+inline void copy_async(void* to, const void* from, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    throw std::runtime_error("an asynchronous copy is not aligned to its " + std::to_string(bytes) + " bytes");
+  if (bytes == 2) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  std::memset(to, 0xff, bytes);
+  [[maybe_unused]] Quiet quiet;
+  current->fiber->copies.push_back({to, from, bytes});
+}
+inline void end_copies() {
+  [[maybe_unused]] Quiet quiet;
+  Fiber& f = *current->fiber;
+  f.groups.push_back(f.copies.size());
+}
+inline void wait_copies(size_t groups) {
+  Fiber& f = self();
+  size_t done = 0;
+  {
+    [[maybe_unused]] Quiet quiet;
+    if (f.groups.size() <= groups) return;
+    done = f.groups[f.groups.size() - groups - 1];
+  }
+  for (size_t n = 0; n < done; ++n) std::memcpy(f.copies[n].to, f.copies[n].from, f.copies[n].bytes);
+  [[maybe_unused]] Quiet quiet;
+  f.copies.erase(f.copies.begin(), f.copies.begin() + done);
+  f.groups.erase(f.groups.begin(), f.groups.end() - groups);
+  for (size_t& end : f.groups) end -= done;
+}
+}  // namespace cpu
+}  // namespace eqtp
+
+// ----------------------------------------------------------------------------------------------------------------
 //   memory
 namespace eqtp {
 namespace cpu {

@@ -53,7 +53,9 @@ CACHE_FORMAT = 1  # of the files in the cache, part of every key
 NOTICE_SECONDS = 1.0  # of compiling or waiting, after which a line on stderr says so
 POLL_SECONDS = 0.05  # between two attempts to take a lock
 MAX_GRID = (2**31 - 1, 65535, 65535)  # blocks of threads in x, y, z
-DEFAULT_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may use without opting in to more
+DEFAULT_SHARED = (
+    48 * 1024
+)  # bytes of shared memory, static and dynamic, that a kernel may use without opting in to more
 log = logging.getLogger("eqtp")
 
 
@@ -254,7 +256,7 @@ class Kernel:
         self.name = name
         self.function = function  # cupy.cuda.function.Function, which keeps its module loaded
         self.device = device
-        self.shared = DEFAULT_SHARED  # bytes of dynamic shared memory that it may use
+        self.shared = 0  # bytes of dynamic shared memory that it has been allowed to use
 
 
 _loaded: dict[tuple, dict[str, Kernel]] = {}
