@@ -4,7 +4,6 @@ refusals, files that load without the model's code."""
 import os
 import subprocess
 import sys
-from functools import cache
 
 import pytest
 import torch
@@ -12,7 +11,9 @@ import torch
 import eqtp
 from eqtp import testing
 from eqtp.compiled import package
+from eqtp.compiled.case import case_of
 from eqtp.compiled.signature import Input, Signature
+from eqtp.compiled.trace import trace
 
 PLAN = eqtp.TensorProductPlan("4x0e", "0e + 1o", "4x0e + 4x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
 NAMES = ("positions", "x", "edge_index")
@@ -27,7 +28,7 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def no_compiler(monkeypatch):
+def no_compiler(compiled, monkeypatch):
     """Compiling, tracing included, is an error from here on."""
 
     def refuse(*_, **__):
@@ -50,13 +51,14 @@ def forces(positions, x, edge_index):
     return {"energy": energy, "forces": -torch.autograd.grad(energy, positions)[0]}
 
 
-def inputs(nodes, edges, dtype=torch.float64):
+def inputs(nodes, edges):
     index = torch.randint(nodes, (2, edges), generator=torch.Generator().manual_seed(nodes))
-    return testing.random(nodes, 3, seed=1, dtype=dtype), testing.random(nodes, 4, seed=2, dtype=dtype), index
+    return testing.random(nodes, 3, seed=1), testing.random(nodes, 4, seed=2), index
 
 
-@cache
-def compiled_forces():
+@pytest.fixture(scope="module")
+def compiled():
+    """`forces`, compiled for five nodes and twenty edges and any other number."""
     return eqtp.compile(forces, inputs(5, 20))
 
 
@@ -64,17 +66,17 @@ SIZES = [(7, 31), (2, 2), (40, 300)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_callable_at_other_sizes(size, no_compiler):
+def test_a_callable_at_other_sizes(compiled, size, no_compiler):
     a = inputs(*size)
-    compiled_forces_result, expected = compiled_forces()(*a), forces(*a)
-    assert set(compiled_forces_result) == set(expected)
+    got, expected = compiled(*a), forces(*a)
+    assert set(got) == set(expected)
     for name, t in expected.items():
-        testing.assert_close(compiled_forces_result[name], t)
+        testing.assert_close(got[name], t)
 
 
-def test_sizes_get_names_and_conditions():
+def test_sizes_get_names_and_conditions(compiled):
     """Sizes that must be equal have one name, those that the function fixes are numbers."""
-    signature = compiled_forces().signature
+    signature = compiled.signature
     assert [given.name for given in signature.inputs] == list(NAMES)
     positions, x, index = (given.shape for given in signature.inputs)
     assert positions[1] == 3 and x[1] == 4 and isinstance(x[0], str) and isinstance(index[1], str)
@@ -94,18 +96,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
+def test_bad_input(compiled, name):
     change, error, message = BAD[name]
     with pytest.raises(error, match=message):
-        compiled_forces()(*change(*inputs(6, 40)))
+        compiled(*change(*inputs(6, 40)))
 
 
-def test_strides_and_gradients_of_the_input():
+def test_strides_and_gradients_of_the_input(compiled):
     """Slices are taken as they are, an input that requires gradients gives outputs without."""
     a = inputs(9, 40)
     wide = [torch.stack([t, t], -1)[..., 0].requires_grad_(t.is_floating_point()) for t in a]
     assert not wide[0].is_contiguous()
-    got, expected = compiled_forces()(*wide), forces(*a)
+    got, expected = compiled(*wide), forces(*a)
     assert not got["forces"].requires_grad
     testing.assert_close(got["forces"], expected["forces"])
 
@@ -132,25 +134,25 @@ def assert_loads_elsewhere(file, arguments, expected, tolerance):
     assert done.stdout == "same True\n", done.stderr[-2000:]
 
 
-def test_saved_callable(tmp_path):
+def test_saved_callable(compiled, tmp_path):
     file = tmp_path / "forces.pt2"
-    compiled_forces().save(file)
+    compiled.save(file)
     a = inputs(8, 50)
     assert_loads_elsewhere(file, a, forces(*a), 1e-12)
     loaded = eqtp.load(file)
-    assert loaded.signature == compiled_forces().signature and "loaded" in repr(loaded)
+    assert loaded.signature == compiled.signature and "loaded" in repr(loaded)
     loaded.save(tmp_path / "again.pt2")  # what was loaded can be saved
     testing.assert_close(eqtp.load(tmp_path / "again.pt2")(*a)["forces"], forces(*a)["forces"])
 
 
-def test_files_that_are_refused(tmp_path, monkeypatch):
+def test_files_that_are_refused(compiled, tmp_path, monkeypatch):
     file = tmp_path / "forces.pt2"
     with pytest.raises(FileNotFoundError, match="there is no file"):
         eqtp.load(file)
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match="was not written by save"):
         eqtp.load(file)
-    compiled_forces().save(file)
+    compiled.save(file)
     here = package.machine()
     for what, other in (("torch", "1.0"), ("platform", "Plan9 vax"), ("instructions", "sse")):
         monkeypatch.setattr(package, "machine", lambda what=what, other=other: here | {what: other})
@@ -184,7 +186,7 @@ def test_a_cache_that_cannot_be_used(monkeypatch, tmp_path):
 
 
 # ------------------------------------------------------------------------ refusals
-def test_a_mismatch_is_refused(monkeypatch):
+def test_a_mismatch_is_refused(compiled, monkeypatch):
     """One wrong force among all is an error that names the output, not a model."""
     run_package = package.run_package
 
@@ -255,7 +257,7 @@ def test_a_condition_of_the_trace_is_kept():
     model = eqtp.compile(function, torch.linspace(0, 1, 20))
     assert model.signature.conditions
     assert torch.allclose(model(torch.ones(11)), torch.ones(11).sin())
-    with pytest.raises(ValueError, match="it was compiled for sizes with .*10.*: compile again"):
+    with pytest.raises(ValueError, match=r"it was compiled for sizes with .*10.*: compile again"):
         model(torch.ones(10))
 
 
@@ -266,3 +268,188 @@ def test_signature():
     assert len(signature.check([torch.zeros(3, dtype=torch.int64), torch.zeros(2, 3)])) == 2
     with pytest.raises(ValueError, match=r"ptr \[n \+ 1\] int64 expected \(n = 2\), got \[2\]"):
         signature.check([torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3)])
+
+
+def test_layers_share_one_graph(compiled):
+    """Three calls for the same edges, one op."""
+
+    def function(x, y, index):
+        graphs = [eqtp.Graph(index[1], index[0], x.shape[0], x.shape[0]) for _ in range(3)]
+        return sum(eqtp.segment_sum(y, graph) for graph in graphs) + x
+
+    x, _, index = inputs(5, 20)
+    case = case_of(function, (x, testing.random(20, 3), index), True)
+    module = trace(case.function, case.names, case.tensors, case.dims, case.strict).module
+    ops = [str(node.target) for node in module.graph.nodes]
+    assert ops.count("eqtp.graph_edges.default") == ops.count("eqtp.graph_csr.default") == 1
+    testing.assert_close(module(*case.tensors)[0], case.expected[0])
+
+
+# ------------------------------------------------------------------------ SevenNet
+def small_sevennet():
+    """A SevenNet of two layers with random weights, for all elements of SevenNet-0. One structure at a time."""
+    pytest.importorskip("sevenn", reason="sevenn is not installed")
+    import sevenn._keys as KEY
+    from sevenn.model_build import build_E3_equivariant_model
+    from sevenn.util import load_checkpoint
+
+    smaller = {KEY.NODE_FEATURE_MULTIPLICITY: 4, KEY.LMAX: 1, KEY.NUM_CONVOLUTION: 2, KEY.CONV_DENOMINATOR: 30.0}
+    smaller |= {KEY.CONVOLUTION_WEIGHT_NN_HIDDEN_NEURONS: [8], KEY.IRREPS_MANUAL: False}
+    torch.manual_seed(0)
+    model = build_E3_equivariant_model({**load_checkpoint("7net-0").config, **smaller})
+    with torch.no_grad():
+        for p in model.parameters():  # forces of some tenths of an eV/A
+            p.mul_(1.6)
+    model.set_is_batch_data(False)
+    return model.eval()
+
+
+def crystal(atoms):
+    """A rattled cell of at least so many atoms."""
+    from bench.sevennet import cell
+
+    return cell(atoms)
+
+
+def structure(atoms, model, dtype=torch.float32):
+    from eqtp.integrations import sevennet
+
+    return sevennet.graph_data(atoms, float(model.cutoff), dtype)
+
+
+def assert_same(compiled, model, data, tolerance=(1e-6, 1e-5, 1e-6)):
+    """Energy per atom, forces and stress; all outputs of the model are there."""
+    import sevenn._keys as KEY
+
+    expected, got = model(data.clone()), data.clone()
+    assert compiled(got) is got
+    keys = KEY.PRED_TOTAL_ENERGY, KEY.PRED_FORCE, KEY.PRED_STRESS
+    energy, *rest = [(got[key] - expected[key]).detach().abs().max().item() for key in keys]
+    assert energy / len(expected[KEY.PRED_FORCE]) <= tolerance[0]
+    assert all(a <= b for a, b in zip(rest, tolerance[1:], strict=True)), rest
+    assert torch.allclose(got[KEY.ATOMIC_ENERGY], expected[KEY.ATOMIC_ENERGY], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sevennet_pair(own_cache):
+    """(accelerated model, the same compiled)."""
+    model = small_sevennet()
+    eqtp.accelerate(model)
+    return model, eqtp.compile(model, structure(crystal(8), model))
+
+
+def test_sevennet_at_other_sizes(sevennet_pair, no_compiler):
+    model, compiled = sevennet_pair
+    assert compiled.signature.least == 0 and not compiled.signature.conditions
+    for atoms in (64, 216):
+        assert_same(compiled, model, structure(crystal(atoms), model))
+
+
+def test_sevennet_of_an_atom_and_of_a_molecule(sevennet_pair, no_compiler):
+    """Sizes 1 and 0, of which a compiler may make constants: an atom with its images, and two without edges."""
+    import ase
+
+    model, compiled = sevennet_pair
+    alone = ase.Atoms("Na", positions=[[0, 0, 0]], cell=[3, 3.1, 3.2], pbc=True)
+    apart = ase.Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 20]], cell=[30] * 3)
+    for atoms, edges in ((alone, 1), (apart, 0)):
+        data = structure(atoms, model)
+        assert (data["edge_index"].shape[1] > 0) == edges
+        assert_same(compiled, model, data)
+
+
+def test_sevennet_in_its_calculator(sevennet_pair, no_compiler):
+    from sevenn.calculator import SevenNetCalculator
+
+    model, compiled = sevennet_pair
+    found = []
+    for m in (model, compiled):
+        calculator = SevenNetCalculator(model, file_type="model_instance", device="cpu")
+        calculator.model = m
+        atoms = crystal(8)
+        atoms.calc = calculator
+        found.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+    assert abs(found[0][0] - found[1][0]) < 8e-6 and abs(found[0][1] - found[1][1]).max() < 1e-5
+    assert abs(found[0][1]).max() > 0.1 and abs(found[0][2] - found[1][2]).max() < 1e-6
+
+
+def test_sevennet_bad_input(sevennet_pair):
+    model, compiled = sevennet_pair
+    data = structure(crystal(8), model)
+    with pytest.raises(TypeError, match="the input must be a mapping with atomic_numbers, edge_index"):
+        compiled(torch.zeros(3))
+    with pytest.raises(ValueError, match="the input has no 'edge_vec'; needed are atomic_numbers, edge_index"):
+        compiled({key: data[key] for key in ("atomic_numbers", "edge_index")})
+    with pytest.raises(TypeError, match="edge_vec must be float32, got float64"):
+        compiled(structure(crystal(8), model, torch.float64))
+    data["edge_vec"] = data["edge_vec"][1:]
+    with pytest.raises(ValueError, match=r"edge_vec \[edges, 3\] float32 expected \(atoms = 8, edges = "):
+        compiled(data)
+
+
+def test_sevennet_that_is_not_compiled(sevennet_pair):
+    import copy
+
+    model, _ = sevennet_pair
+    data = structure(crystal(8), model)
+    training = copy.deepcopy(model).train()
+    with pytest.raises(ValueError, match=r"AtomGraphSequential: the model is in training mode: call model.eval"):
+        eqtp.compile(training, data)
+    without = copy.deepcopy(model)
+    without.delete_module_by_key("force_output")
+    with pytest.raises(ValueError, match="only models with forces from edges"):
+        eqtp.compile(without, data)
+    with pytest.raises(TypeError, match="dynamic must be True or False for a AtomGraphSequential"):
+        eqtp.compile(model, data, dynamic=("atoms",))
+    one = data.clone()
+    one["atomic_numbers"] = one["atomic_numbers"][:1]
+    one["edge_index"], one["edge_vec"] = one["edge_index"][:, :4] * 0, one["edge_vec"][:4]
+    with pytest.raises(ValueError, match="the example must have at least 2 atoms, got 1"):
+        eqtp.compile(model, one)
+
+
+def test_saved_sevennet(sevennet_pair, tmp_path):
+    """It runs where neither sevenn nor e3nn is imported, on a plain dict."""
+    model, compiled = sevennet_pair
+    data = structure(crystal(27), model)
+    expected = model(data.clone())
+    expected = {
+        name: expected[name].detach() for name in ("inferred_total_energy", "inferred_force", "inferred_stress")
+    }
+    compiled.save(tmp_path / "model.pt2")
+    given = ({name: data[name] for name in ("atomic_numbers", "edge_index", "edge_vec", "cell_volume")},)
+    assert_loads_elsewhere(tmp_path / "model.pt2", given, expected, 1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_trained_sevennet(dtype, accelerated):
+    """SevenNet-0, accelerated or not, at three sizes that were not traced."""
+    from eqtp.integrations import sevennet
+
+    model = sevennet.load("7net-0", dtype)
+    if accelerated:
+        eqtp.accelerate(model)
+    compiled = eqtp.compile(model, structure(crystal(8), model, dtype))
+    tolerance = (1e-10,) * 3 if dtype == torch.float64 else (1e-6, 1e-5, 1e-6) if accelerated else (2e-6, 1e-5, 1e-6)
+    for atoms in (27, 64, 216):
+        assert_same(compiled, model, structure(crystal(atoms), model, dtype), tolerance)
+
+
+@pytest.mark.long
+def test_batches_of_structures():
+    """Three structures at a time, compiled for two."""
+    from torch_geometric.data import Batch
+
+    model = small_sevennet()
+    model.set_is_batch_data(True)
+    eqtp.accelerate(model)
+
+    def batch(*sizes):
+        structures = [structure(crystal(n), model) for n in sizes]
+        for data in structures:
+            data["cell_volume"] = data["cell_volume"].reshape(1)
+        return Batch.from_data_list(structures)
+
+    assert_same(eqtp.compile(model, batch(8, 8)), model, batch(8, 64, 27))

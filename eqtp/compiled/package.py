@@ -69,7 +69,7 @@ def compile_package(traced: Traced, example: list[torch.Tensor], path: Path) -> 
         made = os.path.join(folder, "package.pt2")
         with torch.no_grad():
             program = torch.export.export(traced.module, tuple(example), dynamic_shapes=_dynamic(traced.signature))
-            torch._inductor.aoti_compile_and_package(program, package_path=made, inductor_configs=SETTINGS)
+            torch._inductor.aoti_compile_and_package(program, package_path=made, inductor_configs=dict(SETTINGS))
         os.replace(made, path)
 
 
@@ -129,10 +129,12 @@ def run_package(path: Path) -> Callable:
 
 
 def write_record(path: Path, record: dict) -> None:
-    """Adds the entry `eqtp.json`, with the machine, to a package without one."""
+    """Adds the entry `eqtp.json`, with the machine, to a package that has none yet."""
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
-        root = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{root}/extra/{ENTRY}", json.dumps({"format": FORMAT, "machine": machine()} | record))
+        names = archive.namelist()
+        entry = f"{names[0].split('/')[0]}/extra/{ENTRY}"
+        if entry not in names:
+            archive.writestr(entry, json.dumps({"format": FORMAT, "machine": machine()} | record))
 
 
 def read_record(path: Path) -> dict:
