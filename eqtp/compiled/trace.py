@@ -83,8 +83,6 @@ def _equate(fakes, dims) -> None:
 # ------------------------------------------------------------------------ sizes
 def _signature(shapes, names, tensors, fakes, dims, strict: bool) -> Signature:
     """The sizes that are free after tracing, by name, and the conditions that tracing found."""
-    import sympy
-
     free: dict = {}  # symbol -> name
     found = []
     for name, fake, named in zip(names, fakes, dims, strict=True):
@@ -95,9 +93,9 @@ def _signature(shapes, names, tensors, fakes, dims, strict: bool) -> Signature:
                     f"compile: the model does not leave the number of {dim} free (it made {size} of it, in {name}); "
                     "give an example of another size"
                 )
-            if isinstance(size, sympy.Symbol):
+            if getattr(size, "is_Symbol", False):
                 free.setdefault(size, dim)
-    symbols = {symbol: sympy.Symbol(name, integer=True, nonnegative=True) for symbol, name in free.items()}
+    symbols = {symbol: _symbol(symbol, name) for symbol, name in free.items()}
 
     def shape(sizes) -> tuple:
         numbers = (s if isinstance(s, int) else s.xreplace(symbols) for s in sizes)
@@ -110,15 +108,18 @@ def _signature(shapes, names, tensors, fakes, dims, strict: bool) -> Signature:
     return Signature(inputs, 2, tuple(_conditions(shapes, symbols)))
 
 
+def _symbol(like, name: str):
+    """A sympy symbol, 0 or more."""
+    return type(like)(name, integer=True, nonnegative=True)
+
+
 def _conditions(shapes, symbols: dict) -> list[str]:
     """The guards of the trace, but for those that hold for all sizes from 2 on."""
-    import sympy
-
-    larger = {symbol: sympy.Symbol(f"{symbol}_", integer=True, nonnegative=True) + 2 for symbol in symbols}
+    larger = {symbol: _symbol(symbol, f"{symbol}_") + 2 for symbol in symbols}
     conditions = []
     for guard in shapes.guards:
         expression = shapes.replace(guard.expr)
-        if expression.xreplace(larger) != sympy.true:
+        if str(expression.xreplace(larger)) != "True":
             conditions.append(_text(expression.xreplace(symbols)))
     return list(dict.fromkeys(conditions))
 
