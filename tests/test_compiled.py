@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -274,7 +275,8 @@ def test_layers_share_one_graph(compiled):
     """Three calls for the same edges, one op."""
 
     def function(x, y, index):
-        graphs = [eqtp.Graph(index[1], index[0], x.shape[0], x.shape[0]) for _ in range(3)]
+        nodes = [x, 2 * x, 3 * x]
+        graphs = [eqtp.Graph(index[1], index[0], t.shape[0], t.shape[0]) for t in nodes]
         return sum(eqtp.segment_sum(y, graph) for graph in graphs) + x
 
     x, _, index = inputs(5, 20)
@@ -358,6 +360,13 @@ def test_sevennet_of_an_atom_and_of_a_molecule(sevennet_pair, no_compiler):
         assert_same(compiled, model, data)
 
 
+def test_sevennet_on_two_threads(sevennet_pair, no_compiler):
+    """Compiled on one thread, called on two."""
+    model, compiled = sevennet_pair
+    torch.set_num_threads(2)
+    assert_same(compiled, model, structure(crystal(64), model))
+
+
 def test_sevennet_in_its_calculator(sevennet_pair, no_compiler):
     from sevenn.calculator import SevenNetCalculator
 
@@ -435,6 +444,35 @@ def test_trained_sevennet(dtype, accelerated):
     tolerance = (1e-10,) * 3 if dtype == torch.float64 else (1e-6, 1e-5, 1e-6) if accelerated else (2e-6, 1e-5, 1e-6)
     for atoms in (27, 64, 216):
         assert_same(compiled, model, structure(crystal(atoms), model, dtype), tolerance)
+
+
+@pytest.mark.long
+def test_dynamics_stay_together():
+    """200 steps of 2 fs at constant energy from 300 K: compiled and eager end at the same place."""
+    from ase import units
+    from ase.md.verlet import VelocityVerlet
+    from sevenn.calculator import SevenNetCalculator
+
+    from eqtp.integrations import sevennet
+
+    model = sevennet.load("7net-0")
+    eqtp.accelerate(model)
+    compiled = eqtp.compile(model, structure(crystal(8), model))
+    ends = []
+    for m in (model, compiled):
+        calculator = SevenNetCalculator(model, file_type="model_instance", device="cpu")
+        calculator.model = m
+        atoms = crystal(8)
+        atoms.calc = calculator
+        thermal = np.sqrt(300 * units.kB * atoms.get_masses())[:, None]  # [n, 1]
+        atoms.set_momenta(thermal * np.random.default_rng(0).standard_normal((len(atoms), 3)))
+        before = atoms.get_total_energy()
+        VelocityVerlet(atoms, 2 * units.fs).run(200)
+        assert abs(atoms.get_total_energy() - before) / len(atoms) < 1e-3
+        ends.append((atoms.positions, atoms.get_total_energy() / len(atoms)))
+    (positions, energy), (compiled_positions, compiled_energy) = ends
+    assert abs(positions - crystal(8).positions).max() > 0.1
+    assert abs(positions - compiled_positions).max() < 1e-3 and abs(energy - compiled_energy) < 1e-5
 
 
 @pytest.mark.long

@@ -159,9 +159,9 @@ def share_graphs(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or not _is_pure(node, integers_change):
             continue
-        arguments = node.args
-        if node.target is torch.ops.aten.new_empty.default:  # whatever it is made from
-            arguments = (node.meta["val"].dtype, node.meta["val"].device, *node.args[1:])
+        arguments, value = node.args, node.meta.get("val")
+        if node.target is torch.ops.aten.new_empty.default:  # whatever it is made from, wherever the size is from
+            arguments = (value.dtype, value.device, value.shape)
         same = known.setdefault((node.target, str(arguments), str(node.kwargs)), node)
         if same is not node:
             node.replace_all_uses_with(same)
