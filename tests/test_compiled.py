@@ -12,9 +12,11 @@ import torch
 import eqtp
 from eqtp import testing
 from eqtp.compiled import package
-from eqtp.compiled.case import case_of
+from eqtp.compiled.case import Case, case_of
+from eqtp.compiled.compare import Mismatch, differences
 from eqtp.compiled.signature import Input, Signature
 from eqtp.compiled.trace import trace
+from eqtp.integrations.adapter import Tolerance
 
 PLAN = eqtp.TensorProductPlan("4x0e", "0e + 1o", "4x0e + 4x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
 NAMES = ("positions", "x", "edge_index")
@@ -80,8 +82,8 @@ def test_sizes_get_names_and_conditions(compiled):
     signature = compiled.signature
     assert [given.name for given in signature.inputs] == list(NAMES)
     positions, x, index = (given.shape for given in signature.inputs)
-    assert positions[1] == 3 and x[1] == 4 and isinstance(x[0], str) and isinstance(index[1], str)
-    assert signature.least == 2 and len({x[0], index[1]}) == 2
+    assert positions == ("positions_0", 3) and x == ("x_0", 4) and index == ("edge_index_0", "edge_index_1")
+    assert signature.least == 2 and not signature.conditions
 
 
 BAD = {
@@ -91,7 +93,7 @@ BAD = {
     "meta": (lambda p, x, i: (p, x.to("meta"), i), TypeError, "x must be on cpu, got meta"),
     "dimensions": (lambda p, x, i: (p, x[0], i), ValueError, r"x \[\w+, 4\] float64 expected, got \[4\]"),
     "columns": (lambda p, x, i: (p, x[:, :3], i), ValueError, r"x \[\w+, 4\] float64 expected .*, got \[6, 3\]"),
-    "small": (lambda p, x, i: (p, x, i[:, :1]), ValueError, "must be at least 2, got 1"),
+    "small": (lambda p, x, i: (p, x, i[:, :1]), ValueError, "edge_index_1 must be at least 2, got 1"),
     "index": (lambda p, x, i: (p, x, i + 1), ValueError, r"Graph: \w+ must be in \[0, 6\), got 6 at edge"),
 }
 
@@ -203,6 +205,30 @@ def test_a_mismatch_is_refused(compiled, monkeypatch):
     monkeypatch.setattr(package, "run_package", wrong)
     with pytest.raises(RuntimeError, match=r"output\['forces'\] differs from that of the model by 1.0e-06, allowed"):
         eqtp.compile(forces, inputs(5, 20))
+
+
+def test_tolerances():
+    """Energies per atom, forces per component, in their units; last digits of large numbers; NaN where NaN was."""
+    outputs = {"energy": Tolerance(1e-6, "atoms"), "forces": Tolerance(1e-5)}
+    atoms, labels = torch.zeros(50, 3), [("atoms", None)]
+    case = Case(["x"], [atoms], labels, labels, True, None, [], outputs, None, [])
+
+    def differ(energy, force, nan=0.0, dtype=torch.float32, size=1.0):
+        right = torch.tensor(size, dtype=dtype), torch.full((50, 3), nan, dtype=dtype)
+        wrong = right[0] + energy, right[1] + force
+        return differences(case, [atoms], right, wrong)
+
+    assert differ(4e-5, 8e-6) == pytest.approx({"energy": 8e-7, "forces": 8e-6}, rel=0.1)
+    assert differ(3.2e-2, 0, size=2.5e5)["energy"] > 1e-6  # two units of the last place
+    for arguments, message in (
+        ((6e-5, 0), "energy differs from that of the model by 1.2e-06, allowed are 1.0e-06"),
+        ((0, 1.2e-5), "forces differs from that of the model by 1.2e-05, allowed are 1.0e-05"),
+        ((0, 2e-10, 0.0, torch.float64), "forces differs from that of the model by 2.0e-10, allowed are 1.0e-10"),
+        ((0, float("nan")), "forces is not NaN or infinite where that of the model is"),
+    ):
+        with pytest.raises(Mismatch, match=message):
+            differ(*arguments)
+    assert differ(0, 0, nan=float("nan"))["forces"] == 0
 
 
 ARGUMENTS = {
@@ -444,6 +470,19 @@ def test_trained_sevennet(dtype, accelerated):
     tolerance = (1e-10,) * 3 if dtype == torch.float64 else (1e-6, 1e-5, 1e-6) if accelerated else (2e-6, 1e-5, 1e-6)
     for atoms in (27, 64, 216):
         assert_same(compiled, model, structure(crystal(atoms), model, dtype), tolerance)
+
+
+@pytest.mark.long
+def test_sevennet_of_one_size():
+    """dynamic=False: the atoms and edges of the example, other positions."""
+    model = small_sevennet()
+    data = structure(crystal(8), model)
+    compiled = eqtp.compile(model, data, dynamic=False)
+    moved = data.clone()
+    moved["edge_vec"] = data["edge_vec"] * 1.01
+    assert_same(compiled, model, moved)
+    with pytest.raises(ValueError, match=r"atomic_numbers \[8\] int64 expected, got \[64\]"):
+        compiled(structure(crystal(64), model))
 
 
 @pytest.mark.long

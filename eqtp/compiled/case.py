@@ -18,6 +18,7 @@ class Case(NamedTuple):
     names: list[str]  # of the tensors that it takes
     tensors: list[torch.Tensor]  # of the example
     dims: list[tuple]  # for each tensor, a name for each free dimension, None for each fixed one
+    labels: list[tuple]  # the same, with names of fixed dimensions, too
     strict: bool  # whether the free dimensions are known to be free
     function: Callable  # (*tensors) -> tuple of tensors, for tracing
     expected: list[torch.Tensor]  # what the model returns for the example
@@ -61,10 +62,11 @@ def _known(model, example, dynamic, adapter: Adapter) -> Case:
     fields, outputs = adapter.inputs(model), adapter.outputs(model)
     names = list(fields)
     tensors = [_copied(name, t) for name, t in zip(names, read(example, names, "compile: example"), strict=True)]
-    dims = [fields[name] if dynamic else (None,) * len(fields[name]) for name in names]
+    labels = list(fields.values())
+    dims = labels if dynamic else [(None,) * len(label) for label in labels]
 
-    def evaluate(called, given) -> tuple:
-        out = adapter.call(called, dict(zip(names, given, strict=True)))
+    def function(*given) -> tuple:
+        out = adapter.call(prepared, dict(zip(names, given, strict=True)))
         return tuple(out[name].detach() for name in outputs)
 
     with torch.enable_grad():
@@ -72,8 +74,7 @@ def _known(model, example, dynamic, adapter: Adapter) -> Case:
         expected = [out[name].detach() for name in outputs]
     small = adapter.small(dict(zip(names, tensors, strict=True))) if dynamic else []
     small = [[data[name] for name in names] for data in small]
-    function = lambda *given: evaluate(prepared, given)  # noqa: E731
-    return Case(names, tensors, dims, True, function, expected, outputs, None, small)
+    return Case(names, tensors, dims, labels, True, function, expected, outputs, None, small)
 
 
 def _copied_mapping(data):
@@ -114,7 +115,7 @@ def _callable(model, example, dynamic) -> Case:
     expected = [t.detach().clone() for t in leaves]
     tree = _pytree.treespec_dumps(tree)
     strict = dynamic is not True
-    return Case(names, tensors, dims, strict, function, expected, outputs, tree, [])
+    return Case(names, tensors, dims, dims, strict, function, expected, outputs, tree, [])
 
 
 def _argument_names(model, count: int) -> list[str]:
@@ -149,7 +150,8 @@ def _free(dynamic, names: list[str], tensors: list[torch.Tensor]) -> list[tuple]
                 raise ValueError(f"compile: dynamic of {name} must have {t.ndim} names or None, got {dims!r}")
         return [tuple(dims) for dims in dynamic]
     found = []
-    for k, t in enumerate(tensors):
+    for name, t in zip(names, tensors, strict=True):
         free = {0, t.ndim - 1} if not t.is_floating_point() else {0}
-        found.append(tuple(f"n{k}_{d}" if d in free and t.shape[d] >= 2 else None for d in range(t.ndim)))
+        name = name.replace(" ", "")
+        found.append(tuple(f"{name}_{d}" if d in free and t.shape[d] >= 2 else None for d in range(t.ndim)))
     return found

@@ -19,11 +19,11 @@ class Mismatch(Exception):
 def differences(case: Case, inputs, expected, got) -> dict[str, float]:
     """Output -> largest difference, of atoms' sums per atom. Raises Mismatch, which names output and difference."""
     found = {}
-    sizes = {dim: n for t, dims in zip(inputs, case.dims, strict=True) for dim, n in zip(dims, t.shape, strict=True)}
+    sizes = {dim: n for t, dims in zip(inputs, case.labels, strict=True) for dim, n in zip(dims, t.shape, strict=True)}
     for (name, tolerance), a, b in zip(case.outputs.items(), got, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise Mismatch(f"{name} is {_kind(a)}, that of the model is {_kind(b)}")
-        per = max(sizes.get(tolerance.per, 1), 1) if tolerance else 1
+        per = max(sizes[tolerance.per], 1) if tolerance and tolerance.per else 1
         found[name] = _largest(name, a, b) / per
         allowed = _allowed(tolerance, b, per)
         if not found[name] <= allowed:
