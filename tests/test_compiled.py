@@ -231,6 +231,19 @@ def test_tolerances():
     assert differ(0, 0, nan=float("nan"))["forces"] == 0
 
 
+def test_what_torch_cannot_compile(monkeypatch, tmp_path):
+    """An error in the words of torch, and nothing in the cache."""
+
+    def fail(*_, **__):
+        raise OSError("no compiler")
+
+    monkeypatch.setenv("EQTP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    with pytest.raises(RuntimeError, match="compile: torch cannot compile it: OSError: no compiler"):
+        eqtp.compile(lambda x: x.sin(), torch.ones(3))
+    assert not list((tmp_path / "compiled").iterdir())
+
+
 ARGUMENTS = {
     "model": (lambda: eqtp.compile(3, inputs(5, 20)), TypeError, "model must be callable, got int"),
     "example": (lambda: eqtp.compile(forces, (1, 2, 3)), TypeError, "positions of the example must be a tensor"),

@@ -62,14 +62,20 @@ def _constants(module: torch.fx.GraphModule) -> list[tuple[str, torch.Tensor]]:
 
 
 def compile_package(traced: Traced, example: list[torch.Tensor], path: Path) -> None:
-    """Exports and compiles the program into a package at this path, at once or not at all."""
+    """Exports and compiles the program into a package at this path, at once or not at all.
+
+    Raises RuntimeError, with torch's words, if torch cannot.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = os.path.join(folder, "package.pt2")
-        with torch.no_grad():
-            program = torch.export.export(traced.module, tuple(example), dynamic_shapes=_dynamic(traced.signature))
-            torch._inductor.aoti_compile_and_package(program, package_path=made, inductor_configs=dict(SETTINGS))
+        try:
+            with torch.no_grad():
+                program = torch.export.export(traced.module, tuple(example), dynamic_shapes=_dynamic(traced.signature))
+                torch._inductor.aoti_compile_and_package(program, package_path=made, inductor_configs=dict(SETTINGS))
+        except Exception as error:
+            raise RuntimeError(f"compile: torch cannot compile it: {type(error).__name__}: {error}") from error
         os.replace(made, path)
 
 
