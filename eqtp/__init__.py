@@ -11,6 +11,7 @@ import sys
 from eqtp import nn
 from eqtp.backends import registry
 from eqtp.backends.registry import backends, explain, set_backend
+from eqtp.compiled.model import CompiledModel, compile, load
 from eqtp.integrations import e3nn
 from eqtp.integrations.accelerate import Report, accelerate
 from eqtp.math import so3
@@ -39,6 +40,7 @@ for _module in (so3, e3nn, problems):  # public modules that stand in a room: im
     sys.modules[f"eqtp.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
+    "CompiledModel",
     "Graph",
     "Irrep",
     "Irreps",
@@ -48,12 +50,14 @@ __all__ = [
     "backends",
     "cg_paths",
     "cg_tensor_product",
+    "compile",
     "explain",
     "expressivity",
     "gaunt_convolution",
     "gaunt_many_body",
     "gaunt_tensor_product",
     "interactability",
+    "load",
     "matrix_tensor_product",
     "nn",
     "rank_weights",

@@ -31,6 +31,7 @@ ROOMS = {
     "nn": {"ops", "plans", "math"},
     "testing": {"ops", "backends", "plans", "math"},
     "integrations": {"nn", "ops", "backends", "plans", "math"},
+    "compiled": {"integrations", "nn", "ops", "backends", "plans", "math"},
 }
 WITHOUT_TORCH = {"math", "plans"}
 # files of a family that serve several engines

@@ -1,7 +1,7 @@
 """How a class of another library is replaced: a `Seam`, found by library and class name.
 
 A file of this folder that says `LIBRARY` (the package) and `SEAMS` (class name -> `Seam`) is a model library that eqtp
-knows; nothing else lists it.
+knows; nothing else lists it. `ADAPTERS` may stand there, too (`eqtp.integrations.adapter`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ def own_forward(module) -> str | None:
 
 
 @lru_cache
-def seams() -> dict[tuple[str, str], Seam]:
-    """(library, class) -> its seam. Imports eqtp's own files only."""
+def library_files() -> list:
+    """The modules of this folder that stand for a model library. Imports eqtp's own files only."""
     names = sorted(found.name for found in pkgutil.iter_modules(eqtp.integrations.__path__))
     modules = [importlib.import_module(f"eqtp.integrations.{name}") for name in names]
-    return {(m.LIBRARY, cls): seam for m in modules if hasattr(m, "LIBRARY") for cls, seam in m.SEAMS.items()}
+    return [module for module in modules if hasattr(module, "LIBRARY")]
+
+
+@lru_cache
+def seams() -> dict[tuple[str, str], Seam]:
+    """(library, class) -> its seam. Imports eqtp's own files only."""
+    return {(m.LIBRARY, cls): seam for m in library_files() for cls, seam in getattr(m, "SEAMS", {}).items()}
 
 
 def seam_of(module) -> Seam | None:

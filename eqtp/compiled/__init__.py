@@ -1,0 +1,1 @@
+"""Whole models compiled: `eqtp.compile`, `eqtp.load`."""

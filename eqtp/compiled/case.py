@@ -1,0 +1,157 @@
+"""What is compiled: a model of a library that eqtp knows, or any callable, as a function of tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils import _pytree
+
+from eqtp.integrations.adapter import Adapter, Tolerance, adapter_of
+
+
+class Case(NamedTuple):
+    """A model and its example, taken apart."""
+
+    names: list[str]  # of the tensors that it takes
+    tensors: list[torch.Tensor]  # of the example
+    dims: list[tuple]  # for each tensor, a name for each free dimension, None for each fixed one
+    labels: list[tuple]  # the same, with names of fixed dimensions, too
+    strict: bool  # whether the free dimensions are known to be free
+    function: Callable  # (*tensors) -> tuple of tensors, for tracing
+    expected: list[torch.Tensor]  # what the model returns for the example
+    outputs: dict[str, Tolerance | None]  # names of these; None: relative to scale
+    tree: str | None  # how outputs are put together; None: they are written into the mapping that was given
+    small: list[list[torch.Tensor]]  # further inputs, of sizes 0 and 1
+
+
+def case_of(model, example, dynamic) -> Case:
+    """The model as a function of tensors, run once on the example.
+
+    Raises TypeError for a model or an example of a wrong kind, ValueError for what is missing or not supported.
+    """
+    if not callable(model):
+        raise TypeError(f"compile: model must be callable, got {type(model).__name__}")
+    adapter = adapter_of(model)
+    return _callable(model, example, dynamic) if adapter is None else _known(model, example, dynamic, adapter)
+
+
+# ------------------------------------------------------------------------ models that are called with a mapping
+def read(data, names: Sequence[str], who: str) -> list[torch.Tensor]:
+    """The tensors of a mapping. Raises TypeError if it is none, ValueError if one is missing."""
+    if not hasattr(data, "__getitem__") or isinstance(data, (torch.Tensor, list, tuple)):
+        raise TypeError(f"{who} must be a mapping with {', '.join(names)}, got {type(data).__name__}")
+    found = []
+    for name in names:
+        try:
+            found.append(data[name])
+        except KeyError:
+            raise ValueError(f"{who} has no {name!r}; needed are {', '.join(names)}") from None
+    return found
+
+
+def _known(model, example, dynamic, adapter: Adapter) -> Case:
+    if not isinstance(dynamic, bool):
+        raise TypeError(f"compile: dynamic must be True or False for a {type(model).__name__}, got {dynamic!r}")
+    try:
+        prepared = adapter.prepare(model)
+    except ValueError as error:
+        raise ValueError(f"compile: {type(model).__name__}: {error}") from None
+    fields, outputs = adapter.inputs(model), adapter.outputs(model)
+    names = list(fields)
+    tensors = [_copied(name, t) for name, t in zip(names, read(example, names, "compile: example"), strict=True)]
+    labels = list(fields.values())
+    dims = labels if dynamic else [(None,) * len(label) for label in labels]
+
+    def function(*given) -> tuple:
+        out = adapter.call(prepared, dict(zip(names, given, strict=True)))
+        return tuple(out[name].detach() for name in outputs)
+
+    with torch.enable_grad():
+        out = model(_copied_mapping(example))
+        expected = [out[name].detach() for name in outputs]
+    small = adapter.small(dict(zip(names, tensors, strict=True))) if dynamic else []
+    small = [[data[name] for name in names] for data in small]
+    return Case(names, tensors, dims, labels, True, function, expected, outputs, None, small)
+
+
+def _copied_mapping(data):
+    if not isinstance(data, dict):
+        return data.clone()  # torch_geometric's
+    return {name: t.detach().clone() if isinstance(t, torch.Tensor) else t for name, t in data.items()}
+
+
+def _copied(name: str, t) -> torch.Tensor:
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"compile: {name} of the example must be a tensor, got {type(t).__name__}")
+    return t.detach().clone(memory_format=torch.contiguous_format).requires_grad_(t.requires_grad)
+
+
+# ------------------------------------------------------------------------ any callable
+def _callable(model, example, dynamic) -> Case:
+    example = example if isinstance(example, tuple) else (example,)
+    names = _argument_names(model, len(example))
+    tensors = [_copied(name, t) for name, t in zip(names, example, strict=True)]
+    dims = _free(dynamic, names, tensors)
+    versions = [t._version for t in tensors]
+    with torch.enable_grad():
+        leaves, tree = _pytree.tree_flatten(model(*tensors))
+    for t in leaves:
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"compile: the model must return tensors, got {type(t).__name__}")
+    if not leaves:
+        raise TypeError("compile: the model returned no tensor for the example")
+    for name, t, version in zip(names, tensors, versions, strict=True):
+        if t._version != version:
+            raise ValueError(f"compile: the model writes to its input {name}; let it write to a copy")
+
+    def function(*given) -> tuple:
+        given = [t.detach().requires_grad_(like.requires_grad) for t, like in zip(given, tensors, strict=True)]
+        return tuple(t.detach() for t in _pytree.tree_leaves(model(*given)))
+
+    outputs = dict.fromkeys(_paths(leaves, tree))
+    expected = [t.detach().clone() for t in leaves]
+    tree = _pytree.treespec_dumps(tree)
+    strict = dynamic is not True
+    return Case(names, tensors, dims, dims, strict, function, expected, outputs, tree, [])
+
+
+def _argument_names(model, count: int) -> list[str]:
+    """Names of the first arguments, where they have names."""
+    try:
+        call = model.forward if isinstance(model, torch.nn.Module) else model
+        found = [p.name for p in inspect.signature(call).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    except (TypeError, ValueError):
+        found = []
+    return found[:count] + [f"argument {n}" for n in range(len(found[:count]), count)]
+
+
+def _paths(leaves, tree) -> list[str]:
+    paths, _ = _pytree.tree_flatten_with_path(_pytree.tree_unflatten(leaves, tree))
+    return [f"output{_pytree.keystr(path)}" for path, _ in paths]
+
+
+def _free(dynamic, names: list[str], tensors: list[torch.Tensor]) -> list[tuple]:
+    """Names for the free dimensions of each tensor. Of True: the first one, and the last one of integers, from size 2
+    on; of names, those of the caller."""
+    if dynamic is False:
+        return [(None,) * t.ndim for t in tensors]
+    if dynamic is not True:
+        if not isinstance(dynamic, (list, tuple)) or len(dynamic) != len(tensors):
+            raise TypeError(
+                f"compile: dynamic must be True, False or a tuple of {len(tensors)} tuples, one for each tensor, with "
+                f"a name for each free dimension and None for each fixed one, got {dynamic!r}"
+            )
+        for name, dims, t in zip(names, dynamic, tensors, strict=True):
+            right = isinstance(dims, (list, tuple)) and len(dims) == t.ndim
+            if not right or not all(d is None or (isinstance(d, str) and d.isidentifier()) for d in dims):
+                raise ValueError(f"compile: dynamic of {name} must have {t.ndim} names or None, got {dims!r}")
+        return [tuple(dims) for dims in dynamic]
+    found = []
+    for name, t in zip(names, tensors, strict=True):
+        free = {0, t.ndim - 1} if not t.is_floating_point() else {0}
+        name = name.replace(" ", "")
+        found.append(tuple(f"{name}_{d}" if d in free and t.shape[d] >= 2 else None for d in range(t.ndim)))
+    return found

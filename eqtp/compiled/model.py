@@ -1,0 +1,187 @@
+"""`eqtp.compile`: a model with its forces as one compiled program; `eqtp.load`: such a program from a file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils import _pytree
+
+from eqtp.compiled import package
+from eqtp.compiled.case import Case, case_of, read
+from eqtp.compiled.compare import Mismatch, differences
+from eqtp.compiled.signature import Signature
+from eqtp.compiled.trace import trace
+
+
+class CompileReport(NamedTuple):
+    """How a model was compiled. ``print(report)`` says it in four lines.
+
+    differences: output -> largest difference from the eager model on the example, in the output's unit.
+    """
+
+    trace_seconds: float
+    compile_seconds: float  # or loading it from disk
+    from_disk: bool
+    ops: int
+    differences: dict[str, float]
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        how = "found compiled on disk, loaded" if self.from_disk else "compiled"
+        return (
+            f"eqtp.compile: {self.ops} ops in one graph\n"
+            f"  traced in {self.trace_seconds:.1f} s\n"
+            f"  {how} in {self.compile_seconds:.1f} s\n"
+            f"  differences from the eager model on the example: {found}"
+        )
+
+
+class CompiledModel:
+    """A compiled program that is called as the model was.
+
+    A model of a library is called with a mapping, reads what it needs, and writes its outputs into it, as SevenNet
+    does; another one with tensors. Outputs have no gradients: those that the model takes are inside.
+
+    Any sizes where ``signature`` has a name; no call compiles anything. report: `CompileReport`. Raises TypeError for a
+    wrong kind, dtype or device of an input, ValueError for a wrong shape or a missing one.
+    """
+
+    def __init__(self, path: Path, run: Callable, record: dict, report: CompileReport):
+        self.signature: Signature = package.signature_of(record)
+        self.report = report
+        self._path, self._run, self._record = path, run, record
+        self._tree = None if record["tree"] is None else _pytree.treespec_loads(record["tree"])
+
+    def __call__(self, *inputs):
+        names = [given.name for given in self.signature.inputs]
+        if len(inputs) != (1 if self._tree is None else len(names)):
+            expected = "one mapping" if self._tree is None else f"{len(names)} tensors ({', '.join(names)})"
+            raise TypeError(f"compiled model: {expected} expected, got {len(inputs)} arguments")
+        tensors = read(inputs[0], names, "compiled model: the input") if self._tree is None else inputs
+        outputs = self._outputs(self.signature.check(tensors))
+        if self._tree is not None:
+            return _pytree.tree_unflatten(outputs, self._tree)
+        for name, t in zip(self._record["outputs"], outputs, strict=True):
+            inputs[0][name] = t
+        return inputs[0]
+
+    def _outputs(self, tensors: list[torch.Tensor]):
+        try:
+            with torch.no_grad():
+                return self._run(*tensors)
+        except RuntimeError as error:  # of an op of eqtp, through the program: "ValueError: Graph: src must be ..."
+            kind, _, said = str(error).partition("\n")[0].partition(": ")
+            if kind != "ValueError":
+                raise
+            raise ValueError(f"compiled model: {said}") from None
+
+    def save(self, path) -> None:
+        """Writes the program, with all weights, to a file for `eqtp.load`.
+
+        The file is an AOTInductor package (torch's .pt2), compiled for this version of torch and this processor. A
+        program that loads it needs `import eqtp`, since it calls eqtp's ops and these are registered in Python; it does
+        not need the model's code or library. Raises FileNotFoundError if the cache folder was emptied since.
+        """
+        if not self._path.exists():
+            raise FileNotFoundError(f"save: {self._path} was deleted since the model was compiled; compile it again")
+        shutil.copyfile(self._path, path)
+        package.write_record(Path(path), self._record)
+
+    def __repr__(self) -> str:
+        given = ", ".join(map(str, self.signature.inputs))
+        how = "loaded" if self.report.from_disk else "compiled"
+        seconds = self.report.trace_seconds + self.report.compile_seconds
+        return f"CompiledModel({given} -> {', '.join(self._record['outputs'])}; {how} in {seconds:.1f} s)"
+
+
+def compile(model, example, *, cuda_graphs="auto", dynamic=True) -> CompiledModel:
+    """Energy, forces and stress of a model, or any function of tensors, as one compiled program.
+
+    The model is traced with the derivatives that it takes into one graph of ops, for any number of atoms and edges,
+    and compiled by AOTInductor (the C++ compiler of torch.compile is needed). Weights are those of now: compile again
+    after training. Compiled programs are kept on disk, in EQTP_CACHE_DIR: the second process traces, and loads.
+
+    model
+        a SevenNet in evaluation mode, accelerated (`eqtp.accelerate`) or not; or any callable f(*tensors) that returns
+        tensors, or tuples and dicts of them, and may take derivatives by `torch.autograd.grad` inside.
+    example
+        an input, with at least two of all that may vary: atoms, edges. For a callable a tensor, or a tuple of them. It
+        is not changed.
+    cuda_graphs
+        "auto": as is best on the device; on a CPU there are none. False: none. True is not there yet.
+    dynamic
+        True: any number of atoms and edges; of a callable, any size of first dimensions, and of last ones of integer
+        tensors, as far as the function leaves them free. False: the sizes of the example. For a callable also a tuple
+        with a tuple per tensor: a name for each free dimension (equal names, equal sizes), None for each fixed one.
+
+    Returns a `CompiledModel`. Its result for the example, and for an atom alone, is compared with that of the model
+    before: 1e-6 eV/atom, 1e-5 eV/A, 1e-6 eV/A^3 in float32, 1e-10 in float64, or the last two digits of larger numbers;
+    of other callables 1e-5 and 1e-10, relative to scale. Raises RuntimeError, with output and difference, on a
+    mismatch, and for a model that cannot be traced or compiled; TypeError or ValueError for arguments of a wrong kind.
+    """
+    case = case_of(model, example, dynamic)
+    _check_cuda_graphs(cuda_graphs, case.tensors[0].device)
+    with torch.inference_mode(False):
+        start = time.perf_counter()
+        traced = trace(case.function, case.names, case.tensors, case.dims, case.strict)
+        between = time.perf_counter()
+        path, run, from_disk = package.cached_package(traced, [t.detach() for t in case.tensors])
+        end = time.perf_counter()
+        found, signature = _compare(case, traced.signature, run)
+    ops = sum(node.op == "call_function" for node in traced.module.graph.nodes)
+    report = CompileReport(between - start, end - between, from_disk, ops, found)
+    record = {"signature": signature._asdict(), "outputs": list(case.outputs), "tree": case.tree}
+    return CompiledModel(path, run, record | {"report": report._asdict()}, report)
+
+
+def load(path) -> CompiledModel:
+    """The compiled model that `CompiledModel.save` wrote, without the model's code or library.
+
+    Raises FileNotFoundError; ValueError for another kind of file; RuntimeError, which says what differs, if it was
+    compiled for another version of torch or another processor.
+    """
+    path = Path(path)
+    record = package.read_record(path)
+    start = time.perf_counter()
+    run = package.run_package(path)
+    report = CompileReport(**record["report"])._replace(
+        trace_seconds=0.0, compile_seconds=time.perf_counter() - start, from_disk=True
+    )
+    return CompiledModel(path, run, record, report)
+
+
+def _check_cuda_graphs(cuda_graphs, device: torch.device) -> None:
+    if cuda_graphs is not True and cuda_graphs is not False and cuda_graphs != "auto":
+        raise ValueError(f"compile: cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
+    if cuda_graphs is True:
+        if device.type != "cuda":
+            raise ValueError(f"compile: cuda_graphs=True needs a model on a GPU, this one is on {device}")
+        raise NotImplementedError("compile: cuda_graphs=True, buckets of padded sizes, is not there yet: use 'auto'")
+
+
+def _compare(case: Case, signature: Signature, run: Callable) -> tuple[dict[str, float], Signature]:
+    """Differences on the example, and the signature, with sizes 0 and 1 allowed if these are right as well.
+
+    Raises RuntimeError if the compiled program gives other numbers for the example.
+    """
+    sizes = dict.fromkeys(size for given in signature.inputs for size in given.shape if isinstance(size, str))
+    try:
+        found = differences(case, case.tensors, case.expected, run(*signature.check(case.tensors)))
+    except Mismatch as error:
+        raise RuntimeError(f"compile: {error}; the compiled model is not returned") from None
+    if case.small and sizes:
+        smallest = signature._replace(least=0)
+        try:
+            for tensors in case.small:
+                with torch.enable_grad():
+                    expected = [t.detach() for t in case.function(*tensors)]
+                differences(case, tensors, expected, run(*smallest.check(tensors)))
+        except (Mismatch, RuntimeError, ValueError):
+            return found, signature
+        return found, smallest
+    return found, signature
