@@ -58,7 +58,7 @@ def assert_same(found, expected):
 def test_every_op_is_here():
     """The functions that take tensors."""
     others = ["accelerate", "backends", "cg_paths", "explain", "expressivity", "interactability", "rank_weights"]
-    others += ["set_backend", "so2_path_weights", "so2_paths", "so2_weights"]
+    others += ["compile", "load", "set_backend", "so2_path_weights", "so2_paths", "so2_weights"]
     named = {name for name in eqtp.__all__ if callable(getattr(eqtp, name)) and name[0].islower()}
     assert named - set(others) == set(OPS)
 
