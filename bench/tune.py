@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,9 @@ from eqtp.backends.jit.toolchain import GPU, SHARED, source
 from eqtp.plans.calls import EdgeKind, Edges, Operands, Outputs, Pass
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
+from eqtp.testing.checks import relative_error
 
-REPEAT, FLUSH = 7, 300 << 20  # timed calls; bytes that empty the second-level cache
+REPEAT = 7  # timed calls
 PASSES = {"fwd": Pass.FWD, "bwd": Pass.BWD, "bwdbwd": Pass.BWDBWD}
 FORWARD = [Tuning(*t) for t in ((3, 4, 4, 8), (3, 4, 3, 8), (3, 4, 2, 8), (3, 2, 4, 16), (2, 4, 4, 8))]
 BY_SOURCE = [Tuning(*t) for t in ((2, 2, 4, 16), (3, 2, 3, 16), (2, 4, 2, 8), (2, 4, 3, 8), (2, 2, 4, 32))]
@@ -60,15 +62,12 @@ def candidates(plan: TensorProductPlan, dtype: torch.dtype, limit: int, chosen: 
         + [{"second": t} for t in SECOND],
     }
 
-    def used(pass_, tuning):
-        return tables.shared_bytes(plan, pass_, dtype, tuning) + tables.tile_bytes(plan, pass_, dtype, tuning) + 1024
-
     found = {}
     for name, choices in every.items():
         different = {}
         for c in choices:
             kernels = {p: t for p, t in c.items() if p != "second" or t.by_destination}
-            if all(used(p, t) <= limit for p, t in kernels.items()):
+            if all(tables.block_bytes(plan, p, dtype, t) <= limit for p, t in kernels.items()):
                 made = [channelwise.kernels_of(plan.key, p, dtype, "GRAPH", t) for p, t in kernels.items()]
                 different.setdefault(tuple((k.main, k.tables.text) for k in made), c)
         found[name] = list(different.values())
@@ -118,23 +117,10 @@ def operands(plan: TensorProductPlan, graph, dtype: torch.dtype) -> dict[str, tu
 
 def milliseconds(call) -> float:
     """Median of REPEAT replays of a CUDA graph of the call, each with an empty second-level cache."""
-    graph, flush, times = torch.cuda.CUDAGraph(), torch.empty(FLUSH, dtype=torch.uint8, device="cuda"), []
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    for _ in range(REPEAT + 2):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times[2:])[REPEAT // 2]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """|a - b| / |b|; NaN does not pass any bound."""
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+    return statistics.median(harness.clock(graph.replay, REPEAT + 2, "cuda")[2:])
 
 
 def time_plan(name: str, graph, dtype: torch.dtype, backend: str, chosen: bool) -> list[dict]:
@@ -151,7 +137,7 @@ def time_plan(name: str, graph, dtype: torch.dtype, backend: str, chosen: bool) 
             call()
             results = [t.clone() for t in outputs if t is not None]
             first = first or results
-            error = max(map(distance, results, first))
+            error = max(map(relative_error, results, first))
             row = {"problem": name, "pass": pass_, "dtype": str(dtype)[6:], "backend": backend, "error": error}
             row |= {"tuning": {p: list(t) for p, t in candidate.items()}}
             rows.append(row | {"ms": milliseconds(call)})

@@ -39,6 +39,26 @@ def target(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """An empty cache of compiled models, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQTP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Compiling, tracing included, is an error from here on."""
+
+    def refuse(*_, **__):
+        raise AssertionError("something was compiled")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
+    monkeypatch.setattr(torch.export, "export", refuse)
+    monkeypatch.setattr(torch._dynamo, "optimize", refuse)
+
+
 @pytest.fixture
 def model():
     """A small model with modules of e3nn."""

@@ -1,13 +1,9 @@
 """eqtp.compile and eqtp.load: the numbers of the model at sizes that were not traced, no compilation after the first,
 refusals, files that load without the model's code."""
 
-import os
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
+from compiled_elsewhere import assert_loads_elsewhere
 
 import eqtp
 from eqtp import testing
@@ -20,26 +16,7 @@ from eqtp.integrations.adapter import Tolerance
 
 PLAN = eqtp.TensorProductPlan("4x0e", "0e + 1o", "4x0e + 4x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)])
 NAMES = ("positions", "x", "edge_index")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    """An empty cache of compiled models, for all tests of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EQTP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def no_compiler(compiled, monkeypatch):
-    """Compiling, tracing included, is an error from here on."""
-
-    def refuse(*_, **__):
-        raise AssertionError("something was compiled")
-
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
-    monkeypatch.setattr(torch.export, "export", refuse)
-    monkeypatch.setattr(torch._dynamo, "optimize", refuse)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ------------------------------------------------------------------------ a callable
@@ -60,7 +37,7 @@ def inputs(nodes, edges):
 
 
 @pytest.fixture(scope="module")
-def compiled():
+def compiled(own_cache):
     """`forces`, compiled for five nodes and twenty edges and any other number."""
     return eqtp.compile(forces, inputs(5, 20))
 
@@ -116,27 +93,6 @@ def test_strides_and_gradients_of_the_input(compiled):
 
 
 # ------------------------------------------------------------------------ files
-LOAD = """
-import sys, torch, eqtp
-inputs, expected = torch.load(sys.argv[2])
-model = eqtp.load(sys.argv[1])
-got = model(*inputs)
-for name, t in expected.items():
-    assert (got[name] - t).abs().max() <= float(sys.argv[3]) * t.abs().max(), name
-assert not {"sevenn", "e3nn", "torch._dynamo", "torch._inductor.compile_fx"} & set(sys.modules)
-print("same", model.report.from_disk)
-"""
-
-
-def assert_loads_elsewhere(file, arguments, expected, tolerance):
-    """In a new process, which imports no model library and no compiler."""
-    data = file.with_suffix(".data")
-    torch.save((arguments, expected), data)
-    command = [sys.executable, "-c", LOAD, str(file), str(data), str(tolerance)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "same True\n", done.stderr[-2000:]
-
-
 def test_saved_callable(compiled, tmp_path):
     file = tmp_path / "forces.pt2"
     compiled.save(file)
@@ -163,7 +119,7 @@ def test_files_that_are_refused(compiled, tmp_path, monkeypatch):
             eqtp.load(file)
 
 
-def test_the_second_process_does_not_compile(no_compiler):
+def test_the_second_process_does_not_compile(compiled, no_compiler):
     """The package is found on disk by what the program is, and what it holds."""
     model = eqtp.compile(forces, inputs(6, 25))
     assert model.report.from_disk and "found compiled on disk" in str(model.report)
@@ -324,222 +280,3 @@ def test_layers_share_one_graph(compiled):
     ops = [str(node.target) for node in module.graph.nodes]
     assert ops.count("eqtp.graph_edges.default") == ops.count("eqtp.graph_csr.default") == 1
     testing.assert_close(module(*case.tensors)[0], case.expected[0])
-
-
-# ------------------------------------------------------------------------ SevenNet
-def small_sevennet():
-    """A SevenNet of two layers with random weights, for all elements of SevenNet-0. One structure at a time."""
-    pytest.importorskip("sevenn", reason="sevenn is not installed")
-    import sevenn._keys as KEY
-    from sevenn.model_build import build_E3_equivariant_model
-    from sevenn.util import load_checkpoint
-
-    smaller = {KEY.NODE_FEATURE_MULTIPLICITY: 4, KEY.LMAX: 1, KEY.NUM_CONVOLUTION: 2, KEY.CONV_DENOMINATOR: 30.0}
-    smaller |= {KEY.CONVOLUTION_WEIGHT_NN_HIDDEN_NEURONS: [8], KEY.IRREPS_MANUAL: False}
-    torch.manual_seed(0)
-    model = build_E3_equivariant_model({**load_checkpoint("7net-0").config, **smaller})
-    with torch.no_grad():
-        for p in model.parameters():  # forces of some tenths of an eV/A
-            p.mul_(1.6)
-    model.set_is_batch_data(False)
-    return model.eval()
-
-
-def crystal(atoms):
-    """A rattled cell of at least so many atoms."""
-    from bench.sevennet import cell
-
-    return cell(atoms)
-
-
-def structure(atoms, model, dtype=torch.float32):
-    from eqtp.integrations import sevennet
-
-    return sevennet.graph_data(atoms, float(model.cutoff), dtype)
-
-
-def assert_same(compiled, model, data, tolerance=(1e-6, 1e-5, 1e-6)):
-    """Energy per atom, forces and stress; all outputs of the model are there."""
-    import sevenn._keys as KEY
-
-    expected, got = model(data.clone()), data.clone()
-    assert compiled(got) is got
-    keys = KEY.PRED_TOTAL_ENERGY, KEY.PRED_FORCE, KEY.PRED_STRESS
-    energy, *rest = [(got[key] - expected[key]).detach().abs().max().item() for key in keys]
-    assert energy / len(expected[KEY.PRED_FORCE]) <= tolerance[0]
-    assert all(a <= b for a, b in zip(rest, tolerance[1:], strict=True)), rest
-    assert torch.allclose(got[KEY.ATOMIC_ENERGY], expected[KEY.ATOMIC_ENERGY], atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def sevennet_pair(own_cache):
-    """(accelerated model, the same compiled)."""
-    model = small_sevennet()
-    eqtp.accelerate(model)
-    return model, eqtp.compile(model, structure(crystal(8), model))
-
-
-def test_sevennet_at_other_sizes(sevennet_pair, no_compiler):
-    model, compiled = sevennet_pair
-    assert compiled.signature.least == 0 and not compiled.signature.conditions
-    for atoms in (64, 216):
-        assert_same(compiled, model, structure(crystal(atoms), model))
-
-
-def test_sevennet_of_an_atom_and_of_a_molecule(sevennet_pair, no_compiler):
-    """Sizes 1 and 0, of which a compiler may make constants: an atom with its images, and two without edges."""
-    import ase
-
-    model, compiled = sevennet_pair
-    alone = ase.Atoms("Na", positions=[[0, 0, 0]], cell=[3, 3.1, 3.2], pbc=True)
-    apart = ase.Atoms("NaCl", positions=[[0, 0, 0], [0, 0, 20]], cell=[30] * 3)
-    for atoms, edges in ((alone, 1), (apart, 0)):
-        data = structure(atoms, model)
-        assert (data["edge_index"].shape[1] > 0) == edges
-        assert_same(compiled, model, data)
-
-
-def test_sevennet_on_two_threads(sevennet_pair, no_compiler):
-    """Compiled on one thread, called on two."""
-    model, compiled = sevennet_pair
-    torch.set_num_threads(2)
-    assert_same(compiled, model, structure(crystal(64), model))
-
-
-def test_sevennet_in_its_calculator(sevennet_pair, no_compiler):
-    from sevenn.calculator import SevenNetCalculator
-
-    model, compiled = sevennet_pair
-    found = []
-    for m in (model, compiled):
-        calculator = SevenNetCalculator(model, file_type="model_instance", device="cpu")
-        calculator.model = m
-        atoms = crystal(8)
-        atoms.calc = calculator
-        found.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    assert abs(found[0][0] - found[1][0]) < 8e-6 and abs(found[0][1] - found[1][1]).max() < 1e-5
-    assert abs(found[0][1]).max() > 0.1 and abs(found[0][2] - found[1][2]).max() < 1e-6
-
-
-def test_sevennet_bad_input(sevennet_pair):
-    model, compiled = sevennet_pair
-    data = structure(crystal(8), model)
-    with pytest.raises(TypeError, match="the input must be a mapping with atomic_numbers, edge_index"):
-        compiled(torch.zeros(3))
-    with pytest.raises(ValueError, match="the input has no 'edge_vec'; needed are atomic_numbers, edge_index"):
-        compiled({key: data[key] for key in ("atomic_numbers", "edge_index")})
-    with pytest.raises(TypeError, match="edge_vec must be float32, got float64"):
-        compiled(structure(crystal(8), model, torch.float64))
-    data["edge_vec"] = data["edge_vec"][1:]
-    with pytest.raises(ValueError, match=r"edge_vec \[edges, 3\] float32 expected \(atoms = 8, edges = "):
-        compiled(data)
-
-
-def test_sevennet_that_is_not_compiled(sevennet_pair):
-    import copy
-
-    model, _ = sevennet_pair
-    data = structure(crystal(8), model)
-    training = copy.deepcopy(model).train()
-    with pytest.raises(ValueError, match=r"AtomGraphSequential: the model is in training mode: call model.eval"):
-        eqtp.compile(training, data)
-    without = copy.deepcopy(model)
-    without.delete_module_by_key("force_output")
-    with pytest.raises(ValueError, match="only models with forces from edges"):
-        eqtp.compile(without, data)
-    with pytest.raises(TypeError, match="dynamic must be True or False for a AtomGraphSequential"):
-        eqtp.compile(model, data, dynamic=("atoms",))
-    one = data.clone()
-    one["atomic_numbers"] = one["atomic_numbers"][:1]
-    one["edge_index"], one["edge_vec"] = one["edge_index"][:, :4] * 0, one["edge_vec"][:4]
-    with pytest.raises(ValueError, match="the example must have at least 2 atoms, got 1"):
-        eqtp.compile(model, one)
-
-
-def test_saved_sevennet(sevennet_pair, tmp_path):
-    """It runs where neither sevenn nor e3nn is imported, on a plain dict."""
-    model, compiled = sevennet_pair
-    data = structure(crystal(27), model)
-    expected = model(data.clone())
-    expected = {
-        name: expected[name].detach() for name in ("inferred_total_energy", "inferred_force", "inferred_stress")
-    }
-    compiled.save(tmp_path / "model.pt2")
-    given = ({name: data[name] for name in ("atomic_numbers", "edge_index", "edge_vec", "cell_volume")},)
-    assert_loads_elsewhere(tmp_path / "model.pt2", given, expected, 1e-5)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("accelerated", [True, False])
-def test_trained_sevennet(dtype, accelerated):
-    """SevenNet-0, accelerated or not, at three sizes that were not traced."""
-    from eqtp.integrations import sevennet
-
-    model = sevennet.load("7net-0", dtype)
-    if accelerated:
-        eqtp.accelerate(model)
-    compiled = eqtp.compile(model, structure(crystal(8), model, dtype))
-    tolerance = (1e-10,) * 3 if dtype == torch.float64 else (1e-6, 1e-5, 1e-6) if accelerated else (2e-6, 1e-5, 1e-6)
-    for atoms in (27, 64, 216):
-        assert_same(compiled, model, structure(crystal(atoms), model, dtype), tolerance)
-
-
-@pytest.mark.long
-def test_sevennet_of_one_size():
-    """dynamic=False: the atoms and edges of the example, other positions."""
-    model = small_sevennet()
-    data = structure(crystal(8), model)
-    compiled = eqtp.compile(model, data, dynamic=False)
-    moved = data.clone()
-    moved["edge_vec"] = data["edge_vec"] * 1.01
-    assert_same(compiled, model, moved)
-    with pytest.raises(ValueError, match=r"atomic_numbers \[8\] int64 expected, got \[64\]"):
-        compiled(structure(crystal(64), model))
-
-
-@pytest.mark.long
-def test_dynamics_stay_together():
-    """200 steps of 2 fs at constant energy from 300 K: compiled and eager end at the same place."""
-    from ase import units
-    from ase.md.verlet import VelocityVerlet
-    from sevenn.calculator import SevenNetCalculator
-
-    from eqtp.integrations import sevennet
-
-    model = sevennet.load("7net-0")
-    eqtp.accelerate(model)
-    compiled = eqtp.compile(model, structure(crystal(8), model))
-    ends = []
-    for m in (model, compiled):
-        calculator = SevenNetCalculator(model, file_type="model_instance", device="cpu")
-        calculator.model = m
-        atoms = crystal(8)
-        atoms.calc = calculator
-        thermal = np.sqrt(300 * units.kB * atoms.get_masses())[:, None]  # [n, 1]
-        atoms.set_momenta(thermal * np.random.default_rng(0).standard_normal((len(atoms), 3)))
-        before = atoms.get_total_energy()
-        VelocityVerlet(atoms, 2 * units.fs).run(200)
-        assert abs(atoms.get_total_energy() - before) / len(atoms) < 1e-3
-        ends.append((atoms.positions, atoms.get_total_energy() / len(atoms)))
-    (positions, energy), (compiled_positions, compiled_energy) = ends
-    assert abs(positions - crystal(8).positions).max() > 0.1
-    assert abs(positions - compiled_positions).max() < 1e-3 and abs(energy - compiled_energy) < 1e-5
-
-
-@pytest.mark.long
-def test_batches_of_structures():
-    """Three structures at a time, compiled for two."""
-    from torch_geometric.data import Batch
-
-    model = small_sevennet()
-    model.set_is_batch_data(True)
-    eqtp.accelerate(model)
-
-    def batch(*sizes):
-        structures = [structure(crystal(n), model) for n in sizes]
-        for data in structures:
-            data["cell_volume"] = data["cell_volume"].reshape(1)
-        return Batch.from_data_list(structures)
-
-    assert_same(eqtp.compile(model, batch(8, 8)), model, batch(8, 64, 27))

@@ -77,7 +77,7 @@ def test_launches_are_never_too_large(size, rows):
         blocks = {"conv": -(-size // 4) if rows else size, "plan": size, "sum_": units if "units" in kernel else size}
         wanted, (width, *chunks) = blocks[kernel.split("::")[1][:4]], grid
         assert block == (128,) and width < 2**31 and len(chunks) == ("conv" in kernel)
-        if chunks:  # of the channels, 2 or 4, which lie along y or follow each other along x
+        if chunks:  # of the channels, 2 or 4, which lie along y
             assert chunks[0] <= 4 and (width * chunks[0] in (2 * wanted, 4 * wanted) or width > 2**31 - 5)
         else:
             assert width == min(wanted, 2**31 - 1)
@@ -85,6 +85,14 @@ def test_launches_are_never_too_large(size, rows):
             arguments = arguments[0].values
         numbers = [a for a in arguments if a is not None and not isinstance(a, torch.Tensor)]
         assert all(type(a) is np.int64 for a in numbers) and numbers[-1] == size
+
+
+def test_kernels_are_built_beforehand():
+    """prepare builds forward and backward of each plan, once."""
+    built = []
+    toolchain = Toolchain(lambda file, text, names, device: built.append(names), None, lambda device: None)
+    channelwise.kernel(toolchain).prepare([SMALL, SMALL], torch.device("cpu"), torch.float32)
+    assert sorted(names[0].split("::")[1][:8] for names in built) == ["conv_bwd", "conv_fwd"]
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["graph", "rows"])

@@ -7,6 +7,7 @@ import torch
 
 from bench import tune
 from eqtp.backends.jit import channelwise_tables as tables
+from eqtp.plans import channelwise
 from eqtp.testing import problems
 
 PLAN = problems.plan("sevennet-0-last")
@@ -55,4 +56,14 @@ def test_measured_plans_are_known(name):
     measured = tables._measured()[tables.shape_of(plan)]
     for pass_ in {"fwd", "bwd", "second"}:
         tuning = tables.Tuning(*measured[pass_])
-        assert tables.chosen_tuning(plan.key, pass_, torch.float32, SHARED)._replace(by_unit=True) == tuning
+        assert tables.chosen_tuning(plan.key, pass_, torch.float32, SHARED) == tuning
+
+
+@pytest.mark.parametrize("shared", [99 << 10, 48 << 10], ids=str)
+@pytest.mark.parametrize("name", [n for n in problems.TENSOR_PRODUCTS if not channelwise.why_not(problems.plan(n))])
+def test_smaller_gpus(name, shared):
+    """Every workload fits the shared memory of consumer cards; what does not fit is a sentence."""
+    plan = problems.plan(name)
+    for pass_ in tables.KERNEL_PASSES:
+        tuning = tables.chosen_tuning(plan.key, pass_, torch.float32, shared)
+        assert tables.shared_bytes(plan, pass_, torch.float32, tuning) < shared or pass_ == "second"

@@ -30,32 +30,16 @@ namespace eqtp {
 
 // ----------------------------------------------------------------------------------------------------------------
 //   a unit of a row, with a graph
-template <int N, class R>
-__device__ __forceinline__ void clear(R* v) {
-  EQTP_UNROLL
-  for (int q = 0; q < N; ++q) v[q] = 0;
-}
 // Sums of blocks of edges, of one worker each, -> blocks of a row of the output (OUT) or of the gradient of x
 template <class P, class G, bool OUT, class T>
 __device__ __forceinline__ void fold_blocks(Real<T>* v, T* row, const Place& at, Real<T>* tile,
                                             RowSums<P, Real<T>>& sums, BlockOfSum block) {
-  each<(OUT ? G::OUT : G::IN), (OUT ? G::OUT_END : G::IN_END)>([&](auto Q) {
-    constexpr int q = Q;
-    constexpr int d = OUT ? P::OUT_D[q] : P::IN_D[q], from = OUT ? P::OUT_AT[q] : P::IN_AT[q],
-                  to = OUT ? P::OUT_OFFSET[q] : P::IN_OFFSET[q],
-                  first = OUT ? sums_before<G>(P::OUT_D, G::OUT, q) : sums_before<G>(P::IN_D, G::IN, q);
-    write_block<P, G, d, first>(v + from * G::CPL, row + to, at, tile, sums, block);
+  using B = Blocks<P, G, OUT>;
+  each<B::FIRST, B::LAST>([&](auto Q) {
+    constexpr int q = Q, first = sums_before<B, G>(q);
+    write_block<P, G, B::dim(q), first>(v + Int<B::at(q)>::value * G::CPL, row + Int<B::offset(q)>::value, at, tile,
+                                        sums, block);
   });
-}
-template <class G, class O, class R>
-__device__ __forceinline__ void read_x(const O& o, R* x) {
-  EQTP_UNROLL
-  for (int i = 0; i < G::NX; ++i) o.row(i, x + i * G::CPL);
-}
-template <class G, class O, class R>
-__device__ __forceinline__ void read_x_along(const O& o, R* tx) {
-  EQTP_UNROLL
-  for (int i = 0; i < G::NX; ++i) o.row_along(i, tx + i * G::CPL);
 }
 
 template <class P, int U, bool TANGENT, class T>
@@ -72,8 +56,8 @@ __device__ __forceinline__ void fwd_row(const ConvParams<T>& a, Index row, int c
       [&](Index, bool some, const auto& o) {
         if (!some) return;
         R x[G::NX * G::CPL], tx[TANGENT ? G::NX * G::CPL : 1];
-        read_x<G>(o, x);
-        if constexpr (TANGENT) read_x_along<G>(o, tx);
+        o.read_x(x);
+        if constexpr (TANGENT) o.read_x_along(tx);
         multiply<P, G, TANGENT>(o, x, tx, acc);
       },
       [&](bool last) {
@@ -93,8 +77,8 @@ __device__ __forceinline__ void bwd_row(const ConvParams<T>& a, Index row, int c
   clear<N>(x), clear<N>(gx);
   if constexpr (TANGENT) clear<N>(tx);
   if (at.active) {  // zeros elsewhere: nothing is added to the gradient of y
-    read_in<P, G>(a.x.row(row), at, x);
-    if constexpr (TANGENT) read_in<P, G>(a.tx.row(row), at, tx);
+    read_row<P, G, false>(a.x.row(row), at, x);
+    if constexpr (TANGENT) read_row<P, G, false>(a.tx.row(row), at, tx);
   }
   bool first = true;
   walk_edges<P, G, GATHER_G, TANGENT>(
@@ -116,10 +100,11 @@ __device__ __forceinline__ void bwd_row(const ConvParams<T>& a, Index row, int c
 // Blocks of a row of the output, [mul, d], -> [NO, CHUNK] in shared memory, zeros behind the last channel
 template <class P, class G, class T, class R>
 __device__ __forceinline__ void share_out(const T* row, const Place& at, R* to) {
-  each<G::OUT, G::OUT_END>([&](auto Q) {
-    constexpr int q = Q, d = P::OUT_D[q], first = P::OUT_AT[q];
+  using B = Blocks<P, G, true>;
+  each<B::FIRST, B::LAST>([&](auto Q) {
+    constexpr int q = Q, d = B::dim(q), first = B::at(q);
     const int behind = (G::MUL - at.chunk * G::CHUNK) * d;
-    const T* const from = row + Int<P::OUT_OFFSET[q]>::value + Index(at.chunk) * (G::CHUNK * d);
+    const T* const from = row + Int<B::offset(q)>::value + Index(at.chunk) * (G::CHUNK * d);
     EQTP_UNROLL
     for (int n = int(threadIdx.x); n < G::CHUNK * d; n += THREADS)
       to[(first + n % d) * G::CHUNK + n / d] = n < behind ? read(from[n]) : R(0);
@@ -147,13 +132,13 @@ __device__ __forceinline__ void bwd_row_by_destination(const ConvParams<T>& a, I
         clear<P::DIM2>(gy);
         if (some) {
           R x[N], tx[TANGENT ? N : 1], gx[N];
-          read_x<G>(o, x), clear<N>(gx);
-          if constexpr (TANGENT) read_x_along<G>(o, tx);
+          o.read_x(x), clear<N>(gx);
+          if constexpr (TANGENT) o.read_x_along(tx);
           if constexpr (OUT) multiply<P, G, TANGENT>(o, x, tx, acc);
           differentiate<P, G, TANGENT, T>(
               o, x, tx, [&](int k, R* v) { read_pack<G::CPL>(g + k * G::CHUNK + at.lane * G::CPL, v); }, gx, gy,
               a.gw ? a.gw + e * P::NUMEL : nullptr, at);
-          if (a.gxe && at.active) write_in<P, G>(gx, a.gxe + e * P::DIM1, at);
+          if (a.gxe && at.active) write_planar<P, G>(gx, a.gxe + e * P::DIM1, at);
         }
         if (a.gy) write_part<P, G>(gy, a.gy + (e * blocks + block) * P::DIM2, some, at);
       },
@@ -183,6 +168,17 @@ struct OwnEdge {
   }
 };
 
+// Registers of all blocks -> a row of the output (OUT) or of the gradient of x for each worker
+template <class P, class G, bool OUT, int MODE, class T>
+__device__ __forceinline__ void write_own(const Real<T>* v, T* row, bool valid, const Place& at, Real<T>* tile) {
+  using B = Blocks<P, G, OUT>;
+  each<B::FIRST, B::LAST>([&](auto Q) {
+    constexpr int q = Q;
+    write_rows<P, G, B::dim(q), MODE>(v + Int<B::at(q)>::value * G::CPL, row + Int<B::offset(q)>::value, valid, at,
+                                      tile);
+  });
+}
+
 template <class P, int U, int MODE, bool TANGENT, class T>
 __device__ __forceinline__ void fwd_edges(const ConvParams<T>& a, Index group, int chunk, Real<T>* tile) {
   using G = Unit<P, U>;
@@ -193,16 +189,11 @@ __device__ __forceinline__ void fwd_edges(const ConvParams<T>& a, Index group, i
   clear<G::NO * G::CPL>(acc);
   if (edge.valid) {
     auto& o = edge.o;
-    read_in<P, G>(a.x.row(edge.read), at, o.x);
-    if constexpr (TANGENT) read_in<P, G>(a.tx.row(edge.read), at, o.tx);
+    read_row<P, G, false>(a.x.row(edge.read), at, o.x);
+    if constexpr (TANGENT) read_row<P, G, false>(a.tx.row(edge.read), at, o.tx);
     multiply<P, G, TANGENT>(o, o.x, o.tx, acc);
   }
-  each<G::OUT, G::OUT_END>([&](auto Q) {
-    constexpr int q = Q;
-    write_rows<P, G, P::OUT_D[q], MODE>(acc + Int<P::OUT_AT[q]>::value * G::CPL,
-                                        a.out + edge.add * P::DIM3 + Int<P::OUT_OFFSET[q]>::value, edge.valid, at,
-                                        tile);
-  });
+  write_own<P, G, true, MODE>(acc, a.out + edge.add * P::DIM3, edge.valid, at, tile);
 }
 
 template <class P, int U, int MODE, bool TANGENT, class T>
@@ -220,10 +211,10 @@ __device__ __forceinline__ void bwd_edges(const ConvParams<T>& a, Index group, i
     clear<N>(o.x);
     if constexpr (TANGENT) clear<N>(o.tx);
     if (at.active) {  // zeros elsewhere: nothing is added to the gradient of y
-      read_in<P, G>(a.x.row(edge.add), at, o.x);
-      if constexpr (TANGENT) read_in<P, G>(a.tx.row(edge.add), at, o.tx);
+      read_row<P, G, false>(a.x.row(edge.add), at, o.x);
+      if constexpr (TANGENT) read_row<P, G, false>(a.tx.row(edge.add), at, o.tx);
     }
-    read_out<P, G>(a.g.row(edge.read), at, g);
+    read_row<P, G, true>(a.g.row(edge.read), at, g);
     differentiate<P, G, TANGENT, T>(
         o, o.x, o.tx,
         [&](int k, R* v) {
@@ -233,29 +224,22 @@ __device__ __forceinline__ void bwd_edges(const ConvParams<T>& a, Index group, i
         gx, gy, a.gw ? a.gw + edge.e * P::NUMEL : nullptr, at);
   }
   if (a.gy) write_part<P, G>(gy, a.gy + (edge.e * blocks + block) * P::DIM2, edge.valid, at);
-  if (a.gx)
-    each<G::IN, G::IN_END>([&](auto Q) {
-      constexpr int q = Q;
-      write_rows<P, G, P::IN_D[q], MODE>(gx + Int<P::IN_AT[q]>::value * G::CPL,
-                                         a.gx + edge.add * P::DIM1 + Int<P::IN_OFFSET[q]>::value, edge.valid, at, tile);
-    });
+  if (a.gx) write_own<P, G, false, MODE>(gx, a.gx + edge.add * P::DIM1, edge.valid, at, tile);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
 //   kernels
 // Calls f(unit, row, chunk, block of units) for all blocks of work: rows (of edges, unless GRAPH: groups of WORKERS)
-// and the chunks of all units. BY_UNIT: chunks along y, so one unit follows the other; the instructions of one are in
-// use at a time, and the columns of the rows that are gathered. Else the chunks of a row follow each other along x, and
-// what they share is in the cache.
+// along x, chunks of all units along y. So one unit follows the other: the instructions of one are in use at a time,
+// and the columns of the rows that are gathered.
 template <class P, int MODE, class F>
 __device__ __forceinline__ void all_units(Index rows, F&& f) {
-  constexpr int CHUNKS = first_block<P, P::UNITS>(), STEP = P::BY_UNIT ? 1 : CHUNKS;
-  const int which = P::BY_UNIT ? int(blockIdx.y) : int(blockIdx.x % STEP);
+  const int which = int(blockIdx.y);
   each<0, P::UNITS>([&](auto N) {
     constexpr int u = N, first = first_block<P, u>(), groups = MODE != GRAPH ? Unit<P, u>::WORKERS : 1;
     if (which < first || which >= first + Unit<P, u>::CHUNKS) return;
     EQTP_LOOP
-    for (Index row = blockIdx.x / STEP; row * groups < rows; row += gridDim.x / STEP) f(N, row, which - first, which);
+    for (Index row = blockIdx.x; row * groups < rows; row += gridDim.x) f(N, row, which - first, which);
   });
 }
 

@@ -69,8 +69,7 @@ __device__ constexpr int sums_held(int n, int h) { return h == 0 ? n : sums_held
 template <int D1, int CPL, bool TANGENT, class R>
 __device__ __forceinline__ void pull_back(const R* x, const R* tx, const R* w, const R* tw, const R* s, const R* ts,
                                           R* gx, R* sum) {
-  EQTP_UNROLL
-  for (int c = 0; c < CPL; ++c) sum[c] = 0;
+  clear<CPL>(sum);
   EQTP_UNROLL
   for (int q = 0; q < D1 * CPL; ++q) {
     const int c = q % CPL;
@@ -84,15 +83,13 @@ __device__ __forceinline__ void pull_back(const R* x, const R* tx, const R* w, c
   }
 }
 
-// One edge: gradients of x are added to gx; those of w go to memory; those of y are left in gy [DIM2], to be summed
-// over lanes. o: weights and y; x, tx [NX, CPL]; g(k, v) reads component k of the unit, CPL numbers.
+// One edge: gradients of x are added to gx; those of w go to memory; those of y are added to gy [DIM2], to be
+// summed over lanes. o: weights and y; x, tx [NX, CPL]; g(k, v) reads component k of the unit, CPL numbers.
 template <class P, class G, bool TANGENT, class T, class O, class R, class F>
 __device__ __forceinline__ void differentiate(const O& o, const R* x, const R* tx, F&& g, R* gx, R* gy, T* gw,
                                               const Place& at) {
   constexpr int CPL = G::CPL;
   if constexpr (O::SHARED) gw = gw ? opaque(gw + at.u) : gw;
-  EQTP_UNROLL
-  for (int j = 0; j < P::DIM2; ++j) gy[j] = 0;
   each<G::PATH, G::PATH_END>([&](auto N) {
     constexpr int p = N, D1 = P::D1[p];
     R w[CPL], tw[CPL], y[P::DIM2], ty[P::DIM2];

@@ -48,24 +48,14 @@ template <class P, class S, class U, Gathered FROM, class T>
 __device__ __forceinline__ void copy_row(SharedAddress slot, int to, const T* row, const Place& at) {
   constexpr int BYTES = U::CPL * int(sizeof(T));
   row = opaque(row + at.u), to += at.lane * BYTES;
-  if constexpr (FROM == GATHER_X)
-    each<U::IN, U::IN_END>([&](auto Q) {
-      constexpr int q = Q;
-      each<0, P::IN_D[q]>([&](auto I) {
-        constexpr int i = I;
-        copy_async<BYTES>(slot, to + Int<P::IN_AT[q] + i>::value * S::LINE,
-                          row + Int<P::IN_OFFSET[q] + i * U::MUL>::value);
-      });
+  using B = Blocks<P, U, FROM == GATHER_G>;
+  each<B::FIRST, B::LAST>([&](auto Q) {
+    constexpr int q = Q;
+    each<0, B::dim(q)>([&](auto I) {
+      constexpr int i = I;
+      copy_async<BYTES>(slot, to + Int<B::at(q) + i>::value * S::LINE, row + Int<B::offset(q) + i * U::MUL>::value);
     });
-  else
-    each<U::OUT, U::OUT_END>([&](auto Q) {
-      constexpr int q = Q;
-      each<0, P::OUT_D[q]>([&](auto K) {
-        constexpr int k = K;
-        copy_async<BYTES>(slot, to + Int<P::OUT_AT[q] + k>::value * S::LINE,
-                          row + Int<P::OUT_OFFSET[q] + k * U::MUL>::value);
-      });
-    });
+  });
 }
 
 // The operands of an edge in a slot. Weights and columns of y are read path by path, so that neither they nor what is
@@ -78,9 +68,17 @@ struct SharedOperands {
   const unsigned char *slot, *own;  // all of it; from the first number of this lane
   __device__ __forceinline__ SharedOperands(const unsigned char* slot, const Place& at)
       : slot(slot), own(slot + at.lane * (U::CPL * int(sizeof(T)))) {}
-  // component i of the gathered row, and along the direction
+  // component i of the gathered row
   __device__ __forceinline__ void row(int i, R* v) const { line(S::ROW + i * S::LINE, v); }
-  __device__ __forceinline__ void row_along(int i, R* v) const { line(S::HALF + S::ROW + i * S::LINE, v); }
+  // all of x, where it is gathered: x [NX, CPL], and tx along the direction
+  __device__ __forceinline__ void read_x(R* x) const {
+    EQTP_UNROLL
+    for (int i = 0; i < U::NX; ++i) row(i, x + i * U::CPL);
+  }
+  __device__ __forceinline__ void read_x_along(R* tx) const {
+    EQTP_UNROLL
+    for (int i = 0; i < U::NX; ++i) line(S::HALF + S::ROW + i * S::LINE, tx + i * U::CPL);
+  }
   // weights of path p; a path without has 1, and 0 along the direction
   template <int p>
   __device__ __forceinline__ void weights(Int<p>, R* v) const {
@@ -154,6 +152,7 @@ __device__ __forceinline__ void walk_edges(const ConvParams<T>& a, Index begin, 
                                            unsigned char* rings, F&& use, E&& fold) {
   using S = Slot<P, U, FROM, TANGENT, T>;
   constexpr int STAGES = P::STAGES;
+  static_assert(U::WORKERS * STAGES * S::SIZE <= P::RINGS, "ring_bytes of channelwise_tables.py");
   const int count = int(end - begin);
   if (count > 0) {
     unsigned char* const ring = rings + at.worker * (STAGES * S::SIZE);

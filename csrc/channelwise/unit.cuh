@@ -1,9 +1,11 @@
 // A unit of a specialised plan (channelwise.cuh): where its threads stand, what they read and write, and the
-// coefficients as constants.  P: DIM1, DIM2, DIM3, NUMEL row lengths; STAGES of rings (ring.cuh); BY_UNIT (all_units);
-// UNITS, and per unit MUL, CPL, LANES, the ranges IN, OUT, PATH of its blocks and paths; per block of x IN_OFFSET
-// (mul_ir row), IN_D, IN_AT (first register); per block of the output the same; per path W (first weight, -1: none), X,
-// O (first registers), Y (first column of y), D1, D2, ENTRY; per entry of M its I, K and TERM; per term J (column of y)
-// and C. VEC_Y: numbers of a row of y in one load.
+// coefficients as constants.
+//
+// P: DIM1, DIM2, DIM3, NUMEL row lengths; STAGES and RINGS, slots and bytes (ring.cuh); UNITS, and per unit MUL, CPL,
+// LANES, the ranges IN, OUT, PATH of its blocks and paths; per block of x IN_OFFSET (mul_ir row), IN_D, IN_AT (first
+// register); per block of the output the same; per path W (first weight, -1: none), X, O (first registers), Y (first
+// column of y), D1, D2, ENTRY; per entry of M its I, K and TERM; per term J (column of y) and C. VEC_Y: numbers of a
+// row of y in one load.
 #pragma once
 #include "common/long_sums.cuh"
 
@@ -75,6 +77,11 @@ __device__ __forceinline__ void write_pack(T* p, const Real<T>* v) {
   if constexpr (STREAMING) store_streaming(at, a);
   else *at = a;
 }
+template <int N, class R>
+__device__ __forceinline__ void clear(R* v) {
+  EQTP_UNROLL
+  for (int i = 0; i < N; ++i) v[i] = 0;
+}
 // N numbers from the u-th on that are STEP apart
 template <int N, int STEP, class T>
 __device__ __forceinline__ void read_apart(const T* p, int u, Real<T>* v) {
@@ -94,6 +101,14 @@ struct Unit {
   static constexpr int LANES = P::LANES[U], WORKERS = THREADS / LANES, CHUNK = LANES * CPL;
   static constexpr int CHUNKS = (MUL + CHUNK - 1) / CHUNK;
   static constexpr bool FULL = MUL % CHUNK == 0;  // every thread has channels
+};
+// Blocks of x (OUT: of the output) of a unit: q = FIRST .. LAST - 1
+template <class P, class G, bool OUT>
+struct Blocks {
+  static constexpr int FIRST = OUT ? G::OUT : G::IN, LAST = OUT ? G::OUT_END : G::IN_END;
+  static __device__ constexpr int dim(int q) { return OUT ? P::OUT_D[q] : P::IN_D[q]; }
+  static __device__ constexpr int offset(int q) { return OUT ? P::OUT_OFFSET[q] : P::IN_OFFSET[q]; }  // mul_ir row
+  static __device__ constexpr int at(int q) { return OUT ? P::OUT_AT[q] : P::IN_AT[q]; }  // first register
 };
 template <class P, int U>
 __device__ constexpr int first_block() {  // blocks of the units before U
@@ -132,11 +147,11 @@ __device__ __forceinline__ R sum_strided(const R* p) {
   else return sum_strided<N / 2, STEP>(p) + sum_strided<N - N / 2, STEP>(p + N / 2 * STEP);
 }
 
-// Sums of a thread in blocks first .. q - 1 of dimensions d, [CHUNK, d] each: every block begins with the first thread
-template <class G>
-__device__ constexpr int sums_before(const int* d, int first, int q) {
+// Sums of a thread in the blocks before q, [CHUNK, d] each: every block begins with the first thread
+template <class B, class G>
+__device__ constexpr int sums_before(int q) {
   int sums = 0;
-  for (; first < q; ++first) sums += (G::CHUNK * d[first] + THREADS - 1) / THREADS;
+  for (int n = B::FIRST; n < q; ++n) sums += (G::CHUNK * B::dim(n) + THREADS - 1) / THREADS;
   return sums;
 }
 template <class P, int U = 0>
@@ -145,8 +160,8 @@ __device__ constexpr int sums_per_thread() {  // in the unit that has most
     return 1;
   } else {
     using G = Unit<P, U>;
-    constexpr int in = sums_before<G>(P::IN_D, G::IN, G::IN_END), out = sums_before<G>(P::OUT_D, G::OUT, G::OUT_END),
-                  others = sums_per_thread<P, U + 1>();
+    constexpr int in = sums_before<Blocks<P, G, false>, G>(G::IN_END),
+                  out = sums_before<Blocks<P, G, true>, G>(G::OUT_END), others = sums_per_thread<P, U + 1>();
     return in > out ? (in > others ? in : others) : out > others ? out : others;
   }
 }
@@ -248,38 +263,27 @@ __device__ __forceinline__ void read_y(const R* y, R* v) {
   each<0, P::DIM2 / P::VEC_Y>([&](auto q) { read_pack<P::VEC_Y>(y + q * P::VEC_Y, v + q * P::VEC_Y); });
 }
 // Blocks [mul, d] of a row of x or g -> registers [d, CPL]
-template <class P, class G, class T>
-__device__ __forceinline__ void read_in(const T* row, const Place& at, Real<T>* v) {
-  each<G::IN, G::IN_END>([&](auto Q) {
+template <class P, class G, bool OUT, class T>
+__device__ __forceinline__ void read_row(const T* row, const Place& at, Real<T>* v) {
+  using B = Blocks<P, G, OUT>;
+  each<B::FIRST, B::LAST>([&](auto Q) {
     constexpr int q = Q;
-    each<0, P::IN_D[q]>([&](auto I) {
+    each<0, B::dim(q)>([&](auto I) {
       constexpr int i = I;
-      read_apart<G::CPL, P::IN_D[q]>(row + Int<P::IN_OFFSET[q] + i>::value, at.u,
-                                     v + Int<P::IN_AT[q] + i>::value * G::CPL);
-    });
-  });
-}
-template <class P, class G, class T>
-__device__ __forceinline__ void read_out(const T* row, const Place& at, Real<T>* v) {
-  each<G::OUT, G::OUT_END>([&](auto Q) {
-    constexpr int q = Q;
-    each<0, P::OUT_D[q]>([&](auto K) {
-      constexpr int k = K;
-      read_apart<G::CPL, P::OUT_D[q]>(row + Int<P::OUT_OFFSET[q] + k>::value, at.u,
-                                      v + Int<P::OUT_AT[q] + k>::value * G::CPL);
+      read_apart<G::CPL, B::dim(q)>(row + Int<B::offset(q) + i>::value, at.u, v + Int<B::at(q) + i>::value * G::CPL);
     });
   });
 }
 // Registers [d, CPL] per block of x -> a planar row, [d, mul] per block
 template <class P, class G, class R>
-__device__ __forceinline__ void write_in(const R* v, R* row, const Place& at) {
+__device__ __forceinline__ void write_planar(const R* v, R* row, const Place& at) {
+  using B = Blocks<P, G, false>;
   row = opaque(row + at.u);
-  each<G::IN, G::IN_END>([&](auto Q) {
+  each<B::FIRST, B::LAST>([&](auto Q) {
     constexpr int q = Q;
-    each<0, P::IN_D[q]>([&](auto I) {
+    each<0, B::dim(q)>([&](auto I) {
       constexpr int i = I;
-      write_pack<G::CPL, false>(row + Int<P::IN_OFFSET[q] + i * G::MUL>::value,
-                                v + Int<P::IN_AT[q] + i>::value * G::CPL);
+      write_pack<G::CPL, false>(row + Int<B::offset(q) + i * G::MUL>::value, v + Int<B::at(q) + i>::value * G::CPL);
     });
   });
 }

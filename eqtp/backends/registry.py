@@ -23,7 +23,7 @@ import torch
 # "reference" is the op's own formula in plain torch
 FAMILIES = ("jit", "native", "triton", "reference")
 # The order in which auto tries them on a device, for an engine. On GPUs that of the channelwise products is measured
-# (docs/benchmarks.md): native has the plan in tables, and takes three times as long as Triton or more.
+# (docs/benchmarks.md): native has the plan in tables, and takes two to five times as long as Triton.
 ORDER = {"cpu": ("native", "reference"), ("cuda", "channelwise"): ("jit", "triton", "native", "reference")}
 _default: str | None = None
 

@@ -58,8 +58,8 @@ inline int __any_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__any
 inline int __all_sync(unsigned mask, int vote) { return eqtp::cpu::ballot("__all_sync", mask, !vote) == 0; }
 
 // ----------------------------------------------------------------------------------------------------------------
-//   asynchronous copies: they happen when they are waited for; until then there is NaN where they go, written at once, so
-//   that the race checker sees what the copy would overwrite
+//   asynchronous copies: they happen when they are waited for; until then there is NaN where they go, written at
+//   once, so that the race checker sees what the copy would overwrite
 namespace eqtp {
 namespace cpu {
 inline void copy_async(void* to, const void* from, size_t bytes) {

@@ -66,19 +66,20 @@ class Channelwise:
             inputs = inputs._replace(y=y, cy=ty)
         inputs, tangent = inputs.map(_aligned_rows), pass_ == Pass.BWDBWD
         gradients = any(t is not None for t in outputs[1:])
-        if tangent and outputs.out is not None and gradients:
-            p = self._kernels(key, "second", inputs)
-            if p.by_destination:
-                return self._backward_by_destination(key, p, inputs, outputs)
+        if tangent and outputs.out is not None and gradients and self._tuning(key, "second", inputs).by_destination:
+            return self._backward_by_destination(key, self._kernels(key, "second", inputs), inputs, outputs)
         if outputs.out is not None:
             self._forward(key, self._kernels(key, "fwd_tangent" if tangent else "fwd", inputs), inputs, outputs.out)
         if gradients:
             p = self._kernels(key, "bwd_tangent" if tangent else "bwd", inputs)
             (self._backward_by_destination if p.by_destination else self._backward)(key, p, inputs, outputs)
 
+    def _tuning(self, key: str, pass_: str, inputs: Operands) -> Tuning:
+        return self.tuning(key, pass_, inputs.x.dtype, MODES[inputs.edges.kind], inputs.x.device)
+
     def _kernels(self, key: str, pass_: str, inputs: Operands) -> PlanKernels:
-        dtype, mode = inputs.x.dtype, MODES[inputs.edges.kind]
-        return kernels_of(key, pass_, dtype, mode, self.tuning(key, pass_, dtype, mode, inputs.x.device))
+        tuning = self._tuning(key, pass_, inputs)
+        return kernels_of(key, pass_, inputs.x.dtype, MODES[inputs.edges.kind], tuning)
 
     def tuning(self, key: str, pass_: str, dtype: torch.dtype, mode: str, device: torch.device) -> Tuning:
         """How the kernels of this plan are made for a pass, dtype, mode and device."""
@@ -98,7 +99,7 @@ class Channelwise:
         if p.mode == "GRAPH":
             x, tx = self._planar(built, p, x, key, True), self._planar(built, p, tx, key, True)
         params = _params(inputs._replace(x=x, cx=tx), _gather_indices(edges, forward=True), rows, Outputs(out=out))
-        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.shared, params)
+        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.tables.shared, params)
 
     def _backward(self, key: str, p: PlanKernels, inputs: Operands, outputs: Outputs) -> None:
         x, y, _, g, *_ = inputs
@@ -115,7 +116,7 @@ class Channelwise:
         partial_gy = _parts(gy, p)
         indices = _gather_indices(edges, forward=False)
         params = _params(inputs._replace(g=g), indices, rows, Outputs(gx=gx, gy=partial_gy, gw=gw))
-        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.shared, params)
+        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.tables.shared, params)
         self._sum_units(built, p, partial_gy, gy)
 
     def _backward_by_destination(self, key: str, p: PlanKernels, inputs: Operands, outputs: Outputs) -> None:
@@ -131,7 +132,7 @@ class Channelwise:
         partial_gy = _parts(gy, p)
         results, indices = Outputs(out=out, gy=partial_gy, gw=gw), _gather_indices(edges, forward=True)
         params = _params(inputs._replace(x=x, cx=tx), indices, rows, results, gxe)
-        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.shared, params)
+        self.toolchain.launch(built[p.main], p.grid(rows), (THREADS,), p.tables.shared, params)
         self._sum_units(built, p, partial_gy, gy)
         if gx is not None and gx.numel():
             columns, n = _planar_columns(key, True, x.device), len(gx)
@@ -194,20 +195,11 @@ class PlanKernels(NamedTuple):
         """Whether `main` is a backward pass that walks destinations."""
         return self.sum_sources is not None
 
-    @property
-    def shared(self) -> int:
-        """Bytes of dynamic shared memory of `main`."""
-        return self.tables.shared if self.mode == "GRAPH" else 0
-
     def grid(self, rows: int) -> tuple[int, int]:
-        """Blocks of threads for this many rows: along the rows, along the chunks of all units (all_units of
-        csrc/channelwise/channelwise.cuh)."""
+        """Blocks of threads for this many rows: along the rows, along the chunks of all units."""
         if self.mode != "GRAPH":
             rows = max((-(-rows // workers) for workers in self.tables.workers), default=0)
-        if self.tables.by_unit:
-            return min(rows, MAX_BLOCKS), self.tables.blocks
-        blocks = max(1, self.tables.blocks)
-        return min(rows, max(1, MAX_BLOCKS // blocks)) * self.tables.blocks, 1
+        return min(rows, MAX_BLOCKS), self.tables.blocks
 
 
 @lru_cache(maxsize=1024)

@@ -28,16 +28,15 @@ TANGENT_PASSES = ("fwd_tangent", "bwd_tangent", "second")
 class Tuning(NamedTuple):
     """How the kernels of a pass are made. Results do not depend on it but for rounding."""
 
-    stages: int = 3  # slots of a worker's ring (csrc/channelwise/ring.cuh)
+    stages: int = 3  # slots of a worker's ring (csrc/channelwise/ring.cuh); 0: no graph, see ROWS
     channels: int = 4  # of a thread, at most
     resident: int = 3  # blocks on a multiprocessor, at least: of REGISTERS / THREADS, a thread has its share
     lanes: int = 8  # threads across the channels of an edge, at least; less than 32 where a unit has few channels
     by_destination: bool = False  # a backward pass walks destinations, not sources
-    by_unit: bool = True  # one unit follows the other, not one row
 
 
-# Where each edge is a row of its own, or in any order: nothing is on its way, and more registers help nobody
-ROWS = Tuning(stages=2, channels=2, resident=3, lanes=32)
+# Where each edge is a row of its own, or in any order: there is no ring
+ROWS = Tuning(stages=0, channels=2, resident=3, lanes=32)
 ROWS_FLOAT64 = ROWS._replace(resident=2)
 
 
@@ -95,7 +94,7 @@ def _registers(plan: TensorProductPlan, unit: Unit, pass_: str, channels: int, t
     """About how many a thread needs, in numbers; fitted to what ptxas reports."""
     nx, no = _components(plan, unit)
     directions, depth = 2 if pass_ in TANGENT_PASSES else 1, max(2 * plan.paths[n].l1 + 1 for n in unit.paths)
-    if tuning in (ROWS, ROWS_FLOAT64):  # all operands of an edge
+    if tuning.stages == 0:  # all operands of an edge
         sums = 0 if pass_.startswith("fwd") else nx
         operands = channels * (nx + len(unit.paths)) + plan.dim_in2
         return channels * (no + sums) + operands * directions + 60 + 18 * max(0, len(units(plan)) - 4)
@@ -167,6 +166,11 @@ def tile_bytes(plan: TensorProductPlan, pass_: str, dtype: torch.dtype, tuning: 
     return THREADS * most * max(4, dtype.itemsize)
 
 
+def block_bytes(plan: TensorProductPlan, pass_: str, dtype: torch.dtype, tuning: Tuning) -> int:
+    """All shared memory of a block, with what the system keeps for itself."""
+    return shared_bytes(plan, pass_, dtype, tuning) + tile_bytes(plan, pass_, dtype, tuning) + 1024
+
+
 # Tunings of plans that have been measured, and where (python -m bench.tune). For others what did well on most of these:
 # by pass, in order of preference, the first that fits.
 TUNINGS = File(__file__).with_name("channelwise_tunings.json")
@@ -177,8 +181,7 @@ SMALLEST = Tuning(2, 1, 1, 32)
 SECOND = tuple(Tuning(*t, by_destination=True) for t in ((2, 4, 3, 8), (2, 2, 3, 16)))
 # Rows of the output that are this many times as long as those of x make it cheaper to gather those of x
 LONGER = 7
-# Coefficients up to which, in plans that have not been measured, one kernel for all of the second order is faster than
-# two, and in all plans backward passes row by row than unit by unit: their instructions fit the cache
+# Coefficients up to which one kernel for all of the second order is faster than two
 FEW = 150
 
 
@@ -193,13 +196,9 @@ def _measured() -> dict[str, dict]:
     return json.loads(TUNINGS.read_text(encoding="utf-8"))["plans"] if TUNINGS.exists() else {}
 
 
-def _few(plan: TensorProductPlan) -> bool:
-    return sum(map(_entries, plan.paths)) <= FEW
-
-
 def _preferred(plan: TensorProductPlan, pass_: str) -> tuple[Tuning, ...]:
     if pass_ == "second":
-        return SECOND if _few(plan) else ()
+        return SECOND if sum(map(_entries, plan.paths)) <= FEW else ()
     if pass_.startswith("fwd"):
         return (*(FORWARD if pass_ == "fwd" else FORWARD[1:]), SMALLEST)
     longer = plan.dim_out >= LONGER * plan.dim_in1
@@ -213,22 +212,18 @@ def chosen_tuning(key: str, pass_: str, dtype: torch.dtype, shared: int) -> Tuni
     multiprocessor hardly has more. One for "second" that is not by destination: two kernels do it. Raises RuntimeError
     for a plan that is too large."""
     plan = TensorProductPlan.from_key(key)
-
-    def used(tuning):
-        return shared_bytes(plan, pass_, dtype, tuning) + tile_bytes(plan, pass_, dtype, tuning) + 1024
-
-    by_unit = pass_ != "bwd" or not _few(plan)
     measured = _measured().get(shape_of(plan), {}) if dtype == torch.float32 else {}
     if pass_ in measured:
-        tuning = Tuning(*measured[pass_])._replace(by_unit=by_unit)
-        if used(tuning) <= shared:
+        tuning = Tuning(*measured[pass_])
+        if block_bytes(plan, pass_, dtype, tuning) <= shared:
             return tuning
     for tuning in _preferred(plan, pass_):
-        if tuning.resident * used(tuning) <= shared:
-            return tuning._replace(by_unit=by_unit)
+        used = block_bytes(plan, pass_, dtype, tuning)
+        if tuning.resident * used <= shared:
+            return tuning
     if pass_ == "second":
         return Tuning()
-    raise RuntimeError(f"a unit of this plan needs {used(tuning)} bytes of shared memory, a block here has {shared}")
+    raise RuntimeError(f"a unit of this plan needs {used} bytes of shared memory, a block here has {shared}")
 
 
 class SpecialisedPlan(NamedTuple):
@@ -238,8 +233,7 @@ class SpecialisedPlan(NamedTuple):
     blocks: int  # blocks of threads per row
     workers: list[int]  # threads of a block that have the same channels, by unit
     idle: dict[str, list[slice]]  # columns of "x" and "out" without a path
-    shared: int  # bytes of dynamic shared memory with a graph
-    by_unit: bool  # as in Tuning
+    shared: int  # bytes of dynamic shared memory
 
 
 def _array(name: str, values, kind: str = "int") -> str:
@@ -305,7 +299,6 @@ def tables(key: str, pass_: str, dtype: torch.dtype, tuning: Tuning) -> Speciali
         "UNITS": len(chosen),
         "VEC_Y": vec_y,
         "STAGES": tuning.stages,
-        "BY_UNIT": int(tuning.by_unit),
         "RINGS": ring_bytes(plan, pass_, dtype, tuning),
         "RESIDENT": tuning.resident,
     }
@@ -330,4 +323,4 @@ def tables(key: str, pass_: str, dtype: torch.dtype, tuning: Tuning) -> Speciali
     text = f"namespace eqtp {{\nstruct Plan {{\n{text}}};\n}}\n"
     shared = shared_bytes(plan, pass_, dtype, tuning)
     workers = [THREADS // s.lanes for s in mappings]
-    return SpecialisedPlan(text, sum(s.chunks for s in mappings), workers, idle, shared, tuning.by_unit)
+    return SpecialisedPlan(text, sum(s.chunks for s in mappings), workers, idle, shared)
