@@ -1,5 +1,5 @@
-"""Builds eqtp._native with CMake. Needs a C++20 compiler, and nvcc for the CUDA kernels; torch is not needed to
-build."""
+"""Builds eqtp._native and libeqtp_torch.so with CMake. Needs a C++20 compiler, and nvcc for the CUDA kernels; torch is
+not needed to build."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+OPS = "libeqtp_torch"  # the ops in C++
 sys.path.insert(0, str(ROOT))  # an isolated build does not look next to this file
 
 import cmake_arguments  # noqa: E402
@@ -36,7 +37,13 @@ def jobs() -> str:
 
 
 class CMakeBuild(build_ext):
+    def get_ext_filename(self, name):
+        """libeqtp_torch.so is no module of Python: torch loads it, or a C++ program."""
+        return f"eqtp/{OPS}.so" if name.endswith(OPS) else super().get_ext_filename(name)
+
     def build_extension(self, ext):
+        if ext.name.endswith(OPS):
+            return  # CMake builds both at once
         if missing := cmake_arguments.missing():
             sys.exit(f"eqtp: {missing}")
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -73,6 +80,6 @@ class BuildWithSources(build_py):
 
 
 setup(
-    ext_modules=[Extension("eqtp._native", sources=[])],
+    ext_modules=[Extension("eqtp._native", sources=[]), Extension(f"eqtp.{OPS}", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithSources},
 )

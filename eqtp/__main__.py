@@ -16,7 +16,7 @@ import torch
 import eqtp
 from eqtp.backends import registry
 from eqtp.backends.jit import nvrtc
-from eqtp.backends.native import library
+from eqtp.backends.native import library, operators
 
 SIMD = {1: "plain C++", 3: "AVX2 and FMA", 4: "AVX-512"}
 # variable -> what it may say
@@ -26,6 +26,7 @@ VARIABLES = {
     "EQTP_HUGEPAGES": "0: never ask the system for huge pages",
     "EQTP_CACHE_DIR": "folder of the kernels compiled at run time",
     "EQTP_LOCK_SECONDS": "how long to wait for another process that compiles the same kernels: 60",
+    "EQTP_CPP_OPS": "0: all ops in Python, as with a torch before 2.10",
     "EQTP_QUIET": "1: no line on stderr while kernels are compiled",
 }
 # distribution -> what it is for
@@ -80,6 +81,12 @@ def compiled() -> str:
     if not library._native.has_cuda:
         return "for the CPU only; for GPUs too: install nvcc (the CUDA toolkit) and eqtp again with EQTP_CUDA=1"
     return f"for the CPU and for GPUs: sm_{library._native.cuda_architectures.replace(' ', ', sm_')}"
+
+
+def registered() -> str:
+    """Where the ops are registered."""
+    reason = operators.why_not()
+    return f"in Python: {reason}" if reason else f"on the CPU in C++: {operators.PATH.name}"
 
 
 def run_time() -> list[tuple[str, str]]:
@@ -158,7 +165,7 @@ def main() -> int:
         "versions": versions,
         "devices": devices,
         "gpus": gpus,
-        "kernels": lambda: [("native", compiled()), *run_time()],
+        "kernels": lambda: [("native", compiled()), ("ops", registered()), *run_time()],
     }
     sections |= {
         "families on the cpu": families,

@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 
+import torch
+
 from eqtp.backends import registry
+from eqtp.backends.native import operators
+from eqtp.ops import autograd
 from eqtp.plans.calls import ROWS, EdgeKind, Edges, Operands, Outputs, Pass
 
 PASSES = {3: Pass.FWD, 4: Pass.BWD, 7: Pass.BWDBWD}  # by the number of operands
@@ -36,15 +40,31 @@ def wrap(monkeypatch, engine: str, wrapper, family: str = "native") -> None:
     kernel = registry.kernel(family, engine)
     wrapped = dataclasses.replace(kernel, run=functools.partial(wrapper, kernel.run))
     monkeypatch.setitem(registry._kernels, (family, engine), wrapped)
+    monkeypatch.setitem(globals(), "python", python_ops())
+
+
+python = None  # registrations last as long as their library
+
+
+def python_ops() -> torch.library.Library | None:
+    """On the CPU, ops run their kernels in Python while this lives, also where C++ has the op."""
+    if not operators.loaded():
+        return None
+    library = torch.library.Library("eqtp", "IMPL")
+    for name, kernel in autograd.IN_CPP.items():
+        library.impl(name, kernel, "CPU", allow_override=True)
+    return library
 
 
 def count_calls(monkeypatch, engine: str, family: str = "native") -> list:
-    """The (descriptor, pass) of each call of the kernels from now on."""
-    calls = []
+    """The (op, pass) of each plain call of ops that run on these kernels, from now on."""
+    calls, call = [], autograd._below_autograd
 
-    def counted(run, descriptor, pass_, inputs, outputs):
-        calls.append((descriptor, pass_))
-        run(descriptor, pass_, inputs, outputs)
+    def counted(op, args):
+        name, _, pass_ = op.name().removeprefix("eqtp::").partition("_bwd")
+        if registry.ops().get(name) == engine and args[-1] == family:
+            calls.append((name, f"bwd{pass_}" if op.name().count("_bwd") else "fwd"))
+        return call(op, args)
 
-    wrap(monkeypatch, engine, counted, family)
+    monkeypatch.setattr(autograd, "_below_autograd", counted)
     return calls

@@ -1,6 +1,7 @@
 """Graph: the CSR by destination, its transpose, index types, ranges, CSR given, padding, ghost rows.
 tests/test_graph_state.py: what is kept between calls."""
 
+import calls
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,12 @@ def assert_is_csr(graph):
     for n in range(graph.num_dst):
         into = graph.order[graph.ptr[n] : graph.ptr[n + 1]].tolist()
         assert into == torch.nonzero(graph.dst == n).flatten().tolist()  # in the order they were given
+
+
+def pretend(monkeypatch):
+    """Graphs are made as on other devices, in plain torch."""
+    monkeypatch.setattr(library, "why_not", lambda *a: "pretend")
+    monkeypatch.setattr(calls, "python", calls.python_ops())
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -51,7 +58,7 @@ def test_a_graph_keeps_its_own_indices():
 def test_without_the_kernels(monkeypatch, random_graph):
     """The plain torch route for other devices gives the same CSR."""
     expected = random_graph(4, 7, 33)
-    monkeypatch.setattr(library, "why_not", lambda *a: "pretend")
+    pretend(monkeypatch)
     ours = random_graph(4, 7, 33)
     assert torch.equal(ours.ptr, expected.ptr) and torch.equal(ours.order, expected.order)
     for bad in (7, -1):
@@ -133,7 +140,7 @@ def test_a_cpu_always_checks(check):
 
 def test_checks_of_other_devices(monkeypatch):
     """The plain torch route: True raises, "async" asserts (on a CPU at once), False trusts."""
-    monkeypatch.setattr(library, "why_not", lambda *a: "pretend")
+    pretend(monkeypatch)
     ends = torch.tensor([0, 4]), torch.tensor([0, 1])
     with pytest.raises(ValueError, match=r"Graph: src must be in \[0, 2\), got 4 at edge 1"):
         eqtp.Graph(*ends, 2, 2)

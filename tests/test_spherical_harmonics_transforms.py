@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 import eqtp
 from eqtp import testing
+from eqtp.ops.spherical_harmonics import _table
 
 # registered ops
 
@@ -45,7 +46,7 @@ def test_kernels_run(monkeypatch):
 
 def test_opcheck():
     xyz, c = vectors(5).requires_grad_(), testing.random(5, 3, seed=2)
-    constants = ([2, 0, 1], True, "component", "native")
+    constants = ([2, 0, 1], True, _table((2, 0, 1), "component"), "native")
     g = testing.random(5, 9, seed=1).requires_grad_()
     ops = torch.ops.eqtp
     torch.library.opcheck(ops.spherical_harmonics.default, (xyz, *constants))

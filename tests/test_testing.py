@@ -8,7 +8,8 @@ import torch
 
 import eqtp
 from eqtp import testing
-from eqtp.backends.native import channelwise
+from eqtp.ops import tensor_product as rows_op
+from eqtp.plans.channelwise import record
 from eqtp.plans.plan import TensorProductPlan
 from eqtp.testing import problems
 
@@ -21,14 +22,14 @@ def wrong_scale(number):
     instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.scale**2) for p in PLAN.paths]
     instructions[number] = (*instructions[number][:5], (path.scale * 1.01) ** 2)
     plan = TensorProductPlan(PLAN.irreps_in1, PLAN.irreps_in2, PLAN.irreps_out, instructions, "none", "none")
-    return channelwise.plan(plan.key)
+    return record(plan.key)
 
 
 @pytest.mark.parametrize("number", range(len(PLAN.paths)))
 @pytest.mark.parametrize("check", [testing.check_tensor_product, testing.check_tensor_product_conv])
 def test_one_wrong_path_is_caught(monkeypatch, check, number):
     wrong = wrong_scale(number)
-    monkeypatch.setattr(channelwise, "plan", lambda key: wrong)
+    monkeypatch.setattr(rows_op, "record", lambda key: wrong)
     with pytest.raises(AssertionError, match=rf"slot {PLAN.paths[number].io} .*path {number}\b"):
         check(PLAN)
 
@@ -72,6 +73,12 @@ def test_an_element_that_is_not_written_is_caught(monkeypatch):
         testing.check_tensor_product_conv(PLAN)
 
 
+def softmax_of_one_of_two():
+    """[2]: of an op that is told of a segment of one row, and writes no other."""
+    dst, ptr, order = torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0, 1])
+    return torch.ops.eqtp.segment_softmax(torch.ones(2, 1), dst, ptr, order, False, "native")[:, 0]
+
+
 def test_poison_reaches_every_allocation_and_ends():
     like = torch.zeros(3)
     with testing.poisoned():
@@ -85,6 +92,8 @@ def test_poison_reaches_every_allocation_and_ends():
         with pytest.raises(KeyError), testing.poisoned():
             raise KeyError
         assert torch.empty(3).isnan().all()
+        assert softmax_of_one_of_two()[1].isnan()
+    assert softmax_of_one_of_two()[0] == 1
     assert not torch.are_deterministic_algorithms_enabled()
 
 

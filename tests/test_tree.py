@@ -35,7 +35,7 @@ ROOMS = {
 }
 WITHOUT_TORCH = {"math", "plans"}
 # files of a family that serve several engines
-SHARED = {"__init__", "library", "samples", "long_sums", "runtime", "nvrtc", "toolchain"}
+SHARED = {"__init__", "library", "samples", "long_sums", "runtime", "nvrtc", "toolchain", "operators"}
 OTHERS = {
     "e3nn",
     "sevenn",

@@ -216,31 +216,13 @@ EQTP_INSTANTIATE_KERNEL(segment_softmax_bwd, SegmentArgs);
 }  // namespace eqtp::EQTP_SIMD
 
 #else  // ---- bindings
-#include <cstring>
-#include <numeric>
-#include <vector>
-
 #include "common/module.h"
+#include "segments/graph.h"
 
 namespace eqtp {
 
 using P = uintptr_t;  // address of a tensor's first element; 0: absent
 
-// Copies of src and dst [e] as int64. An edge that does not count (valid [e], null: all do) gets source 0 and
-// destination num_dst. Returns 2 e, or 2 e + 1, for the first edge whose source, or destination, is out of range;
-// else -1.
-template <class I>
-static int64_t copy_edges(const I* src, const I* dst, const bool* valid, int64_t e, int64_t num_src, int64_t num_dst,
-                          int64_t* to_src, int64_t* to_dst) {
-  for (int64_t i = 0; i < e; ++i) {
-    const bool counts = !valid || valid[i];
-    if (counts && (src[i] < 0 || src[i] >= num_src)) return 2 * i;
-    if (counts && (dst[i] < 0 || dst[i] >= num_dst)) return 2 * i + 1;
-    to_src[i] = counts ? int64_t(src[i]) : 0;
-    to_dst[i] = counts ? int64_t(dst[i]) : num_dst;
-  }
-  return -1;
-}
 static int64_t edges(P src, P dst, bool is64, P valid, int64_t e, int64_t num_src, int64_t num_dst, P to_src,
                      P to_dst) {
   const auto copy = [&](auto type) {
@@ -251,21 +233,9 @@ static int64_t edges(P src, P dst, bool is64, P valid, int64_t e, int64_t num_sr
   return is64 ? copy(int64_t()) : copy(int32_t());
 }
 
-// CSR of index [n] with values in [0, num]; those that are num are in no segment. ptr [num + 1] and order [n], stable:
-// the segments one after the other, then what is in none.
-static void csr(P index_address, int64_t n, int64_t num, P ptr_address, P order_address) {
-  const auto* index = reinterpret_cast<const int64_t*>(index_address);
-  auto *ptr = reinterpret_cast<int64_t*>(ptr_address), *order = reinterpret_cast<int64_t*>(order_address);
-  std::memset(ptr, 0, sizeof(int64_t) * size_t(num + 1));
-  bool sorted = true;
-  for (int64_t e = 0; e < n; ++e) {
-    sorted &= e == 0 || index[e - 1] <= index[e];
-    if (index[e] < num) ++ptr[index[e] + 1];
-  }
-  for (int64_t i = 0; i < num; ++i) ptr[i + 1] += ptr[i];
-  if (sorted) return std::iota(order, order + n, int64_t(0));
-  std::vector<int64_t> next(ptr, ptr + num + 1);
-  for (int64_t e = 0; e < n; ++e) order[next[size_t(index[e])]++] = e;
+static void csr(P index, int64_t n, int64_t num, P ptr, P order) {
+  sort_by(reinterpret_cast<const int64_t*>(index), n, num, reinterpret_cast<int64_t*>(ptr),
+          reinterpret_cast<int64_t*>(order));
 }
 
 // The operands as Python has them: what SegmentArgs says, by address

@@ -72,6 +72,13 @@ def columns(degrees) -> list[int]:
 
 
 @lru_cache(maxsize=256)
+def table_columns(degrees: tuple[int, ...], normalization: str) -> tuple[list[list[int]], np.ndarray]:
+    """What csrc/harmonics/harmonics.h is made of: [lmax, number of columns], `columns`, and `constants`, flat."""
+    lmax = max(degrees, default=0)
+    return [[lmax, sum(2 * l + 1 for l in degrees)], columns(degrees)], constants(lmax, normalization).ravel()
+
+
+@lru_cache(maxsize=256)
 def tables(degrees, normalization: str) -> tuple[np.ndarray, list[int], list[int]]:
     """constants [(lmax+1)(lmax+2)/2, 4] float64; start [(lmax+1)^2 + 1], column [columns]: component k is in the
     columns column[start[k]:start[k+1]]."""

@@ -3,8 +3,8 @@
 `define` makes a kernel a torch op with a fake (shapes); `differentiable` gives it a backward, a forward-mode rule and a
 vmap rule. torch has two mechanisms and neither covers everything: registered ops work under torch.compile and
 torch.export but give silent zeros in forward mode and fail in torch.func; autograd.Function with setup_context works in
-torch.func and forward mode but is silently wrong under torch.compile(torch.func.grad). So each op gets both, and its
-callable picks.
+torch.func and forward mode but is silently wrong under torch.compile(torch.func.grad). So each op gets both, and a
+third, quick one for plain calls, and its callable picks.
 
 `register_multilinear` closes every derivative order of a product. With the form
 
@@ -23,19 +23,59 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.autograd import forward_ad
 
+from eqtp.backends.native import operators
 from eqtp.ops.precision import without_autocast
 from eqtp.plans.calls import Pass
 
-LIBRARY = torch.library.Library("eqtp", "DEF")
+LIBRARY = torch.library.Library("eqtp", "FRAGMENT")  # its ops on the CPU may be there already, from C++
+IN_CPP: dict[str, Callable] = {}  # those, and their kernels in Python
 
 
 def define(name: str, schema: str, kernel: Callable, fake: Callable):
-    """Registers eqtp::name with its kernel, which serves every device, and its fake; returns the op."""
-    LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA", "XPU"):
-        LIBRARY.impl(name, kernel, key)
+    """Registers eqtp::name with its kernel, which serves every device, and its fake; returns the op.
+
+    Where csrc/<engine>/ops.cpp has the op, it serves the family native on the CPU; what else runs there it asks of
+    eqtp::python_name."""
+    in_cpp = operators.loaded() and hasattr(torch.ops.eqtp, name)
+    if not in_cpp:
+        LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    else:
+        LIBRARY.define(f"python_{name}{schema}")
+        IN_CPP[name] = kernel
+    for key, op in (("CPU", f"python_{name}" if in_cpp else name), ("CUDA", name), ("XPU", name)):
+        LIBRARY.impl(op, kernel, key)
     torch.library.register_fake(f"eqtp::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.eqtp, name).default
+
+
+class _Context:
+    """What a Function keeps between the forward and the backward of an op: arguments and, if asked, outputs."""
+
+    def __init__(self, op, outputs: bool):
+        tensor = torch._C.TensorType.get()
+        self.places = [n for n, a in enumerate(op._schema.arguments) if a.type.isSubtypeOf(tensor)]
+        self.outputs = outputs
+
+    def keep(self, ctx, inputs, output) -> None:
+        """torch's setup_context."""
+        ctx.set_materialize_grads(False)
+        tensors = [inputs[n] for n in self.places]
+        ctx.constants = list(inputs)
+        for n in self.places:
+            ctx.constants[n] = None
+        if hasattr(ctx, "save_for_forward"):
+            ctx.save_for_forward(*tensors)
+        if self.outputs:
+            tensors += [output] if isinstance(output, torch.Tensor) else output
+        ctx.save_for_backward(*tensors)
+
+    def kept(self, ctx) -> list:
+        """[the arguments], or [the arguments, a tuple of the outputs]."""
+        tensors = ctx.saved_tensors  # once: torch.utils.checkpoint gives them away
+        arguments, count = ctx.constants.copy(), len(self.places)
+        for n, t in zip(self.places, tensors[:count], strict=True):
+            arguments[n] = t
+        return [arguments, tensors[count:]] if self.outputs else [arguments]
 
 
 def differentiable(
@@ -48,31 +88,25 @@ def differentiable(
     jvp(args, tangents) -> tangent(s) of the output(s); tangents: one per argument, None where there is none.
     vmap(info, in_dims, *args) as in torch.autograd.Function; by default one call per element of the batch.
     """
-
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.is_tensor = [isinstance(a, torch.Tensor) for a in inputs]
-        ctx.constants = [None if isinstance(a, torch.Tensor) else a for a in inputs]
-        tensors = [a for a in inputs if isinstance(a, torch.Tensor)]
-        if hasattr(ctx, "save_for_forward"):
-            ctx.save_for_forward(*tensors)
-        if outputs:
-            tensors += [output] if isinstance(output, torch.Tensor) else output
-        ctx.save_for_backward(*tensors)
-
-    def saved(ctx):
-        """The arguments, and the outputs (as a tuple) if they are saved."""
-        tensors = ctx.saved_tensors  # once: torch.utils.checkpoint gives them away
-        rest = iter(tensors)
-        arguments = [next(rest) if t else c for t, c in zip(ctx.is_tensor, ctx.constants, strict=True)]
-        return arguments, *([tuple(rest)] if outputs else [])
+    context, name = _Context(op, outputs), op.name()
 
     def run_backward(ctx, *grads):
         if all(g is None for g in grads):
-            return tuple(None for _ in ctx.is_tensor)
-        arguments, *results = saved(ctx)
+            return (None,) * len(ctx.constants)
+        arguments, *results = context.kept(ctx)
         with without_autocast(next(g for g in grads if g is not None).device.type):
             return tuple(backward(arguments, ctx.needs_input_grad, grads, *results))
+
+    class Plain(torch.autograd.Function):
+        """For plain calls: without the parts for transforms, which take time."""
+
+        @staticmethod
+        def forward(ctx, *args):
+            output = _below_autograd(op, args)
+            context.keep(ctx, args, output)
+            return output
+
+        backward = staticmethod(run_backward)
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -81,37 +115,36 @@ def differentiable(
 
         @staticmethod
         def jvp(ctx, *tangents):
-            return jvp(saved(ctx)[0], tangents)
+            return jvp(context.kept(ctx)[0], tangents)
 
-    Function.setup_context = staticmethod(setup_context)
-    Function.backward = staticmethod(run_backward)
+        setup_context = staticmethod(context.keep)
+        backward = staticmethod(run_backward)
+
     Function.vmap = staticmethod(vmap or _loop_over_batch(lambda *args: call(*args)))
-    torch.library.register_autograd(op, run_backward, setup_context=setup_context, lib=LIBRARY)
-
-    name = op.name()
+    torch.library.register_autograd(op, run_backward, setup_context=context.keep, lib=LIBRARY)
 
     def call(*args):
+        if _is_plain(args):
+            wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+            return Plain.apply(*args) if wanted else _below_autograd(op, args)
         return Function.apply(*args) if _transform_active(name) else op(*args)
 
     return call
 
 
-def _loop_over_batch(call: Callable) -> Callable:
-    """vmap rule: a call for each element of the batch. Without elements, a call on their sums, which are zeros, tells
-    the shapes of the outputs."""
+_PLAIN = {torch.Tensor, torch.nn.Parameter, str, bool, int, list, tuple}
 
-    def rule(info, in_dims, *args):
-        size = info.batch_size
 
-        def element(a, d, n):
-            return a if not isinstance(d, int) else a.select(d, n) if size else a.sum(d, dtype=a.dtype)
-
-        each = [call(*(element(a, d, n) for a, d in zip(args, in_dims, strict=True))) for n in range(max(size, 1))]
-        if isinstance(each[0], torch.Tensor):
-            return torch.stack(each)[:size], 0
-        return tuple(torch.stack(o)[:size] for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
-
-    return rule
+def _is_plain(args) -> bool:
+    """Whether a call is made outside of everything that traces or transforms it, with tensors of no subclass. It then
+    goes past the derivative that torch keeps for the op, whose way takes several times as long."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ) and _PLAIN.issuperset(map(type, args))
 
 
 def _transform_active(name: str) -> bool:
@@ -131,6 +164,34 @@ def _transform_active(name: str) -> bool:
     if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
         raise NotImplementedError(f"{name}: forward mode inside forward mode is not supported; nest reverse mode in it")
     return True
+
+
+def _below_autograd(op, args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def run(op, *args):
+    """op(*args), of which no derivative is wanted."""
+    return _below_autograd(op, args) if _is_plain(args) else op(*args)
+
+
+def _loop_over_batch(call: Callable) -> Callable:
+    """vmap rule: a call for each element of the batch. Without elements, a call on their sums, which are zeros, tells
+    the shapes of the outputs."""
+
+    def rule(info, in_dims, *args):
+        size = info.batch_size
+
+        def element(a, d, n):
+            return a if not isinstance(d, int) else a.select(d, n) if size else a.sum(d, dtype=a.dtype)
+
+        each = [call(*(element(a, d, n) for a, d in zip(args, in_dims, strict=True))) for n in range(max(size, 1))]
+        if isinstance(each[0], torch.Tensor):
+            return torch.stack(each)[:size], 0
+        return tuple(torch.stack(o)[:size] for o in zip(*each, strict=True)), tuple(0 for _ in each[0])
+
+    return rule
 
 
 def new_outputs(tensors, wanted) -> list[torch.Tensor | None]:
@@ -246,7 +307,7 @@ def _close_derivatives(n: int, product_op, bwd_op, bwdbwd_op, part: Callable, fo
         given = [s for s in range(n) if wanted[s] and cotangents[s] is not None]
         if len(given) > 1 and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
             full = [cotangents[s] if s in given else torch.zeros_like(operands[s]) for s in range(n)]
-            fused = bwdbwd_op(g, *operands, *full, list(needs[: n + 1]), *rest)
+            fused = run(bwdbwd_op, g, *operands, *full, list(needs[: n + 1]), *rest)
             return [r if want else None for r, want in zip(fused, needs, strict=False)] + [None] * (len(args) - n - 1)
         gg, parts = [], [[] for _ in range(n)]
         for s in given:

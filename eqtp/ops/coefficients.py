@@ -61,7 +61,7 @@ def upcast_for_kernels(
 ) -> list[torch.Tensor | None]:
     """The operands of kernels: upcast on the CPU; GPU kernels read half precision themselves (backend: also those that
     are run on the CPU for tests)."""
-    on_cpu = x.device.type == "cpu" and backend in ("auto", "native", "reference")
+    on_cpu = x.dtype in HALVES and x.device.type == "cpu" and backend in ("auto", "native", "reference")
     return upcast_half(x, *others) if on_cpu else [x, *others]
 
 

@@ -45,30 +45,28 @@ def _edges(src, dst, valid, num_src: int, num_dst: int, check: str):
     source 0 to destination num_dst."""
     if src.dtype != dst.dtype:
         src, dst = src.long(), dst.long()
-    with torch.inference_mode(False):  # a graph may be made in inference mode and used in training
-        if _has_kernels(src):
-            *copies, bad = library.edges(src, dst, valid, num_src, num_dst)
-            if bad >= 0:
-                _raise_out_of_range(bad // 2, bad % 2 == 1, (src, dst)[bad % 2], (num_src, num_dst)[bad % 2])
-            return tuple(copies)
-        capturing = src.is_cuda and torch.cuda.is_current_stream_capturing()
-        _check_edges(src, dst, valid, num_src, num_dst, "async" if check == "now" and capturing else check)
-        copies = [t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst)]
-        if valid is not None:
-            copies = [t.masked_fill_(~valid, n) for t, n in zip(copies, (0, num_dst), strict=True)]
+    if _has_kernels(src):
+        *copies, bad = library.edges(src, dst, valid, num_src, num_dst)
+        if bad >= 0:
+            _raise_out_of_range(bad // 2, bad % 2 == 1, (src, dst)[bad % 2], (num_src, num_dst)[bad % 2])
         return tuple(copies)
+    capturing = src.is_cuda and torch.cuda.is_current_stream_capturing()
+    _check_edges(src, dst, valid, num_src, num_dst, "async" if check == "now" and capturing else check)
+    copies = [t.to(torch.int64, memory_format=torch.contiguous_format, copy=True) for t in (src, dst)]
+    if valid is not None:
+        copies = [t.masked_fill_(~valid, n) for t, n in zip(copies, (0, num_dst), strict=True)]
+    return tuple(copies)
 
 
 def _csr(index, num: int):
     """ptr [num + 1] and order [e], by a stable sort, of an index [e] with values in [0, num]; num: in no segment."""
-    with torch.inference_mode(False):
-        if _has_kernels(index):
-            return library.csr(index, num)
-        # a radix sort of narrow keys has half the passes
-        keys = index.to(torch.int32) if num < 2**31 else index
-        ordered, order = torch.sort(keys, stable=True)
-        bounds = torch.arange(num + 1, dtype=keys.dtype, device=index.device)
-        return torch.searchsorted(ordered, bounds), order
+    if _has_kernels(index):
+        return library.csr(index, num)
+    # a radix sort of narrow keys has half the passes
+    keys = index.to(torch.int32) if num < 2**31 else index
+    ordered, order = torch.sort(keys, stable=True)
+    bounds = torch.arange(num + 1, dtype=keys.dtype, device=index.device)
+    return torch.searchsorted(ordered, bounds), order
 
 
 # Numbers of nodes come to the ops as tensors [n, 0]: torch.jit.trace would make constants of integers
@@ -86,9 +84,17 @@ _csr_op = define(
 )
 
 
+def _call(op, *args):
+    """The columns that an op makes: in inference mode, too, of use in training."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return op(*args)
+    return op(*args)
+
+
 def _sort(index: torch.Tensor, num: int):
     """ptr [num + 1] and order [e] of an index [e]."""
-    return _csr_op(index, index.new_empty(num, 0))
+    return _call(_csr_op, index, index.new_empty(num, 0))
 
 
 def transposed_csr(src: torch.Tensor, dst: torch.Tensor, num_src: int, num_dst: int, padded: bool):
@@ -217,7 +223,13 @@ class Graph:
 
     def _set_edges(self, src: torch.Tensor, dst: torch.Tensor, check: str) -> None:
         nodes = [src.new_empty(n, 0) for n in (self.num_src, self.num_dst)]
-        self.src, self.dst = _edges_op(src, dst, self.valid, *nodes, check)
+        try:
+            self.src, self.dst = _call(_edges_op, src, dst, self.valid, *nodes, check)
+        except RuntimeError as error:  # an op in C++ has no other kind
+            kind, _, said = str(error).partition("\n")[0].partition(": ")
+            if kind != "ValueError":
+                raise
+            raise ValueError(said) from None
 
     @classmethod
     def from_csr(

@@ -29,6 +29,8 @@ def float32_under_autocast(op: Callable) -> Callable:
 
     @functools.wraps(op)
     def call(*args, **named):
+        if not (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()):
+            return op(*args, **named)
         tensor = next((a for a in (*args, *named.values()) if isinstance(a, torch.Tensor)), None)
         if tensor is None or not _autocast_is_on(tensor.device.type):
             return op(*args, **named)

@@ -14,16 +14,19 @@ gradient and the second order in one pass each.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from eqtp.backends import registry
-from eqtp.math.harmonics import NORMALIZATIONS, constants
+from eqtp.math.harmonics import NORMALIZATIONS, constants, table_columns
 from eqtp.math.irreps import Irreps
-from eqtp.ops.autograd import define, differentiable, empty_for_none, new_outputs
+from eqtp.ops.autograd import define, differentiable, empty_for_none, new_outputs, run
 from eqtp.ops.coefficients import as_integer, as_rows, upcast_for_kernels, upcast_half
 from eqtp.ops.constants import constants as tables
 from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import Harmonics, Pass
+from eqtp.plans.record import key_of, record
 
 # Beyond this degree harmonics are computed in float64. Near the poles Y_l changes by l^2 / 2 times the rounding of a
 # vector: in float32 by 7.5e-6 of its largest value at l = 10, by 5.7e-4 at l = 100; from l = 180 on P_lm overflows
@@ -73,8 +76,21 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     return torch.stack(out, -1) if out else xyz.new_zeros(len(xyz), 0)
 
 
-def _run(pass_: Pass, xyz, g, c, outputs, degrees, normalize, normalization, family):
-    what = Harmonics(tuple(degrees), normalize, normalization)
+@lru_cache(maxsize=256)
+def _record(degrees: tuple[int, ...], normalization: str) -> str:
+    return record(normalization, *table_columns(degrees, normalization))
+
+
+def _table(degrees: tuple[int, ...], normalization: str) -> str:
+    """The normalization, and the constants of the kernels in C++."""
+    return _record(degrees, normalization)
+
+
+_table._dynamo_marked_constant = True
+
+
+def _run(pass_: Pass, xyz, g, c, outputs, degrees, normalize, table, family):
+    what = Harmonics(tuple(degrees), normalize, key_of(table))
     registry.kernel(family, "harmonics").run(what, pass_, (xyz, g, c), outputs)
 
 
@@ -96,7 +112,7 @@ def _bwdbwd(g, xyz, c, wanted, *constants):
     return empty_for_none(xyz, *outputs)
 
 
-_CONSTANTS = "int[] degrees, bool normalize, str normalization, str family"
+_CONSTANTS = "int[] degrees, bool normalize, str table, str family"
 _op = define(
     "spherical_harmonics",
     f"(Tensor xyz, {_CONSTANTS}) -> Tensor",
@@ -119,27 +135,28 @@ _bwdbwd_op = define(
 )
 
 
-def _directional_derivative(g, xyz, c, degrees, normalize, normalization, family):
+def _directional_derivative(g, xyz, c, degrees, normalize, table, family):
     """Derivatives along c of the harmonics and of their gradient gxyz for the cotangent g (g None: no gradient).
 
     Consists of differentiable ops. With n = xyz / |xyz|, P = (1 - n n^T) / |xyz|, q = grad <g, S>(n): gxyz = P q.
     """
-    D = tables("gradient_map", *degrees, like=xyz, text=normalization)  # [3, columns, lmax^2]
+    D = tables("gradient_map", *degrees, like=xyz, text=key_of(table))  # [3, columns, lmax^2]
     lower = list(range(max([*degrees, 1])))
+    solid = _table(tuple(lower), "integral")
     n, inverse = _direction(xyz) if normalize else (xyz, None)
 
     def project(v):
         return (v - n * (n * v).sum(-1, keepdim=True)) * inverse
 
     pc = project(c) if normalize else c  # [n, 3] derivative of the argument
-    along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, "integral", family))
+    along = torch.einsum("za,acj,zj->zc", pc, D, _call(n, lower, False, solid, family))
     if g is None:
         return along, None
     # [n, 3] Hessian times pc
-    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, "integral", family)
+    h = _call_bwd(torch.einsum("za,zc,acj->zj", pc, g, D), n, lower, False, solid, family)
     if not normalize:
         return along, h
-    q = _call_bwd(g, n, degrees, False, normalization, family)  # [n, 3]
+    q = _call_bwd(g, n, degrees, False, table, family)  # [n, 3]
 
     def dot(a, b):
         return (a * b).sum(-1, keepdim=True)
@@ -161,7 +178,7 @@ def _bwd_backward(args, needs, grads):
     (c,) = grads
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return [*_directional_derivative(g, xyz, c, *rest), *[None] * 4]
-    second = _bwdbwd_op(g, xyz, c, list(needs[:2]), *rest)
+    second = run(_bwdbwd_op, g, xyz, c, list(needs[:2]), *rest)
     return [*(t if want else None for t, want in zip(second, needs, strict=False)), *[None] * 4]
 
 
@@ -255,5 +272,5 @@ def spherical_harmonics(
     if family == "reference":
         out = reference(degrees, *upcast_half(points), bool(normalize), normalization)
     else:
-        out = _call(points, list(degrees), bool(normalize), normalization, family)
+        out = _call(points, list(degrees), bool(normalize), _table(degrees, normalization), family)
     return (out if xyz.ndim == 2 else out.reshape(*xyz.shape[:-1], out.shape[-1])).to(xyz.dtype)

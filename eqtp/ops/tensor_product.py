@@ -19,7 +19,9 @@ from eqtp.ops.coefficients import upcast_for_kernels, upcast_half
 from eqtp.ops.constants import constants
 from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import ROWS, Edges, Operands, Outputs, Pass
+from eqtp.plans.channelwise import record
 from eqtp.plans.plan import MODES, TensorProductPlan, dims
+from eqtp.plans.record import key_of
 
 registry.register_op("tensor_product", engine="channelwise")
 
@@ -60,7 +62,7 @@ def run(pass_: Pass, operands, outputs, edges: Edges, plan: str, family: str) ->
     """A pass of the channelwise product over `edges`; arguments as for `eqtp.ops.autograd.passes`."""
     none = [None] * (4 - len(outputs))  # of (out, gx, gy, gw) FWD has the first, BWD the others, BWDBWD all
     filled = Outputs(*outputs, *none) if pass_ == Pass.FWD else Outputs(*none, *outputs)
-    registry.kernel(family, "channelwise").run(plan, pass_, Operands(*operands, edges=edges), filled)
+    registry.kernel(family, "channelwise").run(key_of(plan), pass_, Operands(*operands, edges=edges), filled)
 
 
 def _run(pass_: Pass, operands, outputs, plan: str, family: str) -> None:
@@ -68,7 +70,7 @@ def _run(pass_: Pass, operands, outputs, plan: str, family: str) -> None:
 
 
 def _fake(x1, x2, w, plan, family):
-    return x1.new_empty(x1.shape[0], dims(plan).out)
+    return x1.new_empty(x1.shape[0], dims(key_of(plan)).out)
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +86,12 @@ def _weighted_paths_key(key: str) -> str:
 def part(s: int, constants: tuple) -> tuple:
     """Constants (plan and family come last) of the part of a product that depends on operand s (x1, x2, w)."""
     *graph, plan, family = constants
-    return (*graph, _weighted_paths_key(plan), family) if s == 2 else constants
+    return (*graph, constant(_weighted_paths_key(key_of(plan)), family), family) if s == 2 else constants
+
+
+def constant(key: str, family: str) -> str:
+    """How the ops take the plan with this key: kernels of C++ need its numbers, too."""
+    return record(key) if family == "native" else key
 
 
 _op = register_multilinear(
@@ -150,4 +157,4 @@ def tensor_product(
     family = registry.resolve(backend, "tensor_product", plan, x1.device, x1.dtype)
     if family == "reference":
         return reference(*upcast_half(x1, x2, w), plan).to(dtype)
-    return _op(x1, x2, per_row(w, x1.shape[0]), plan.key, family).to(dtype)
+    return _op(x1, x2, per_row(w, x1.shape[0]), constant(plan.key, family), family).to(dtype)

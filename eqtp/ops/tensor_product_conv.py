@@ -20,6 +20,7 @@ from eqtp.ops.graph import Graph, transposed_csr
 from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import EdgeKind, Edges, Pass
 from eqtp.plans.plan import TensorProductPlan, dims
+from eqtp.plans.record import key_of
 
 registry.register_op("tensor_product_conv", engine="channelwise")
 
@@ -45,7 +46,7 @@ def _run(pass_: Pass, operands, outputs, src, dst, ptr, order, tptr, torder, pad
 
 
 def _fake(x, y, w, src, dst, ptr, order, tptr, torder, padded, plan, family):
-    return x.new_empty(ptr.shape[0] - 1, dims(plan).out)
+    return x.new_empty(ptr.shape[0] - 1, dims(key_of(plan)).out)
 
 
 def _with_transpose(operands, constants: tuple) -> tuple:
@@ -113,4 +114,11 @@ def tensor_product_conv(
     family = registry.resolve(backend, "tensor_product_conv", plan, x.device, x.dtype)
     if family == "reference":
         return reference(*upcast_half(x, y, w), plan, graph).to(dtype)
-    return _op(x, y, rows.per_row(w, graph.num_edges), *_columns(graph, family, x.dtype), plan.key, family).to(dtype)
+    return _op(
+        x,
+        y,
+        rows.per_row(w, graph.num_edges),
+        *_columns(graph, family, x.dtype),
+        rows.constant(plan.key, family),
+        family,
+    ).to(dtype)

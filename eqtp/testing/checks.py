@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from eqtp.backends.native import operators
 from eqtp.math.irreps import Irreps
 from eqtp.math.so3 import wigner_3j
 from eqtp.ops import tensor_product as rows_op
@@ -41,6 +42,7 @@ def poisoned() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    operators.poison(True)
     try:
         if not torch.empty(3, device="cpu").isnan().all():
             raise RuntimeError("poisoned: this torch does not fill uninitialised memory")
@@ -48,6 +50,7 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
+        operators.poison(before[0] and fill)
 
 
 class Block(NamedTuple):

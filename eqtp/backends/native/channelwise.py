@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from eqtp.backends import registry
@@ -24,15 +23,8 @@ def _why_not(plan: TensorProductPlan | None, device: torch.device, dtype: torch.
 @lru_cache(maxsize=256)
 def plan(key: str):
     """A channelwise plan in C++ (csrc/channelwise/plan.h)."""
-    p = TensorProductPlan.from_key(key)
-    in2 = p.irreps_in2.slices()
-    slots = [
-        [x for s, (mul, ir) in zip(irreps.slices(), irreps, strict=True) for x in (s.start, mul, ir.dim)]
-        for irreps in (p.irreps_in1, p.irreps_out)
-    ]
-    columns = [x for q in p.paths for x in (q.i1, in2[q.i2].start, 2 * q.l2 + 1, q.io, q.weight_offset)]
-    coefficients = np.concatenate([np.zeros(0), *(p.coefficients(q).ravel() for q in p.paths)])
-    return library._native.Plan(*slots, columns, coefficients.tolist(), *dims(key))
+    (*columns, sizes), coefficients = channelwise.columns(key)
+    return library._native.Plan(*columns, coefficients.tolist(), *sizes)
 
 
 def run(key: str, pass_: Pass, inputs: Operands, outputs: Outputs) -> None:

@@ -21,10 +21,8 @@ def _why_not(plan: None, device: torch.device, dtype: torch.dtype) -> str | None
 @lru_cache(maxsize=256)
 def _harmonics(degrees: tuple[int, ...], normalization: str):
     """Constants of the kernel (csrc/harmonics/harmonics.h)."""
-    lmax, columns = max(degrees, default=0), sum(2 * l + 1 for l in degrees)
-    return library._native.Harmonics(
-        lmax, columns, harmonics.columns(degrees), harmonics.constants(lmax, normalization).ravel().tolist()
-    )
+    (sizes, columns), constants = harmonics.table_columns(degrees, normalization)
+    return library._native.Harmonics(*sizes, columns, constants.tolist())
 
 
 @lru_cache(maxsize=256)
