@@ -123,10 +123,12 @@ def differentiable(
     Function.vmap = staticmethod(vmap or _loop_over_batch(lambda *args: call(*args)))
     torch.library.register_autograd(op, run_backward, setup_context=context.keep, lib=LIBRARY)
 
+    apply = super(torch.autograd.Function, Plain).apply  # Plain's own asks again about transforms
+
     def call(*args):
         if _is_plain(args):
             wanted = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-            return Plain.apply(*args) if wanted else _below_autograd(op, args)
+            return apply(*args) if wanted else _below_autograd(op, args)
         return Function.apply(*args) if _transform_active(name) else op(*args)
 
     return call
