@@ -1,12 +1,18 @@
 """eqtp.compile of SevenNet: energy, forces and stress at sizes that were not traced, in its calculator, in dynamics,
 from a file where sevenn is not imported."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from compiled_elsewhere import assert_loads_elsewhere
 
 import eqtp
+from eqtp.backends.native import operators
+from eqtp.integrations import sevennet
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -37,8 +43,6 @@ def crystal(atoms):
 
 
 def structure(atoms, model, dtype=torch.float32):
-    from eqtp.integrations import sevennet
-
     return sevennet.graph_data(atoms, float(model.cutoff), dtype)
 
 
@@ -110,6 +114,27 @@ def test_sevennet_in_its_calculator(sevennet_pair, no_compiler):
         found.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
     assert abs(found[0][0] - found[1][0]) < 8e-6 and abs(found[0][1] - found[1][1]).max() < 1e-5
     assert abs(found[0][1]).max() > 0.1 and abs(found[0][2] - found[1][2]).max() < 1e-6
+
+
+def test_sevennet_in_cpp(sevennet_pair, tmp_path):
+    """R17: a C++ program loads the ops and the package, without Python."""
+    import shutil
+
+    from examples import sevennet_cpp
+
+    if reason := operators.why_not():
+        pytest.skip(f"the ops are in Python: {reason}")
+    if not shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
+        pytest.skip("cmake is not installed")
+    model, compiled = sevennet_pair
+    atoms, package, written = crystal(8), tmp_path / "small.pt2", tmp_path / "crystal.txt"
+    compiled.save(package)
+    sevennet_cpp.write(atoms, float(model.cutoff), written)
+    program = sevennet_cpp.build(tmp_path / "build")
+    _, energy, forces = sevennet_cpp.run(program, package, written)
+    expected = sevennet.predict(model, structure(atoms, model))
+    assert abs(energy - expected["energy"].item()) <= 1e-6 * len(atoms)
+    assert (forces - expected["forces"]).abs().max() <= 1e-5 and forces.abs().max() > 0.1
 
 
 def test_sevennet_bad_input(sevennet_pair):

@@ -83,9 +83,9 @@ class CompiledModel:
     def save(self, path) -> None:
         """Writes the program, with all weights, to a file for `eqtp.load`.
 
-        The file is an AOTInductor package (torch's .pt2), compiled for this version of torch and this processor. A
-        program that loads it needs `import eqtp`, since it calls eqtp's ops and these are registered in Python; it does
-        not need the model's code or library. Raises FileNotFoundError if the cache folder was emptied since.
+        The file is an AOTInductor package (torch's .pt2), compiled for this version of torch and this processor. What
+        loads it must have eqtp's ops: `import eqtp` in Python, libeqtp_torch.so in C++; it does not need the model's
+        code or library. Raises FileNotFoundError if the cache folder was emptied since.
         """
         if not self._path.exists():
             raise FileNotFoundError(f"save: {self._path} was deleted since the model was compiled; compile it again")

@@ -23,7 +23,7 @@ from eqtp.backends.jit.runtime import cache_folder
 from eqtp.compiled.signature import Input, Signature
 from eqtp.compiled.trace import Traced
 
-FORMAT = 1
+FORMAT = 2
 ENTRY = "eqtp.json"
 # threads: as many as torch has at the call. freezing: weights of linear layers are laid out for the processor.
 SETTINGS = {"cpp.dynamic_threads": True, "freezing": True}
