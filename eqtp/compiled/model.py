@@ -16,7 +16,7 @@ from eqtp.compiled.buckets import GROWTH, Bucketed, without_counts
 from eqtp.compiled.case import Case, case_of, read
 from eqtp.compiled.compare import Mismatch, differences
 from eqtp.compiled.signature import Signature
-from eqtp.compiled.trace import trace
+from eqtp.compiled.trace import trace, without_stack_traces
 from eqtp.compiled.training import TrainingStep, training_case
 
 
@@ -166,7 +166,7 @@ def _compiled(case: Case, growth: float | None, cuda_graphs: bool) -> tuple[Path
     if case.adapter is not None:
         options = case.adapter.options(False)
         record |= {"options": options, "reshape": case.adapter.reshape, "writes": case.adapter.writes}
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), without_stack_traces():
         start = time.perf_counter()
         traced = trace(case.function if growth is None else case.padded, names, tensors, dims, case.strict)
         between = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Container, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,20 @@ def trace(
     share_graphs(module.graph)
     module.recompile()
     return Traced(module, _signature(shapes, names, tensors, fakes, dims, strict))
+
+
+@contextmanager
+def without_stack_traces():
+    """torch would note for each op, each time that it traces, from which line it comes."""
+    config = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", None)  # None: a version of torch without this
+    if before is not None:
+        config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.do_not_emit_stack_traces = before
 
 
 def _check_example(names, tensors, dims) -> None:

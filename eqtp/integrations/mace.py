@@ -9,7 +9,7 @@ import types
 import torch
 
 from eqtp.integrations.adapter import Adapter, Tolerance, padding
-from eqtp.integrations.e3nn_linear import Linear
+from eqtp.integrations.e3nn_linear import replace_linears
 from eqtp.integrations.seam import seam_of
 
 LIBRARY = "mace"
@@ -46,7 +46,8 @@ def _prepare(model, training: bool) -> torch.nn.Module:
     model = copy.deepcopy(model).train(training)
     if not training:
         model.requires_grad_(False)
-    _replace_scripted(model)
+    _replace_products(model)  # these and linear layers are TorchScript
+    replace_linears(model)
     # the model's own forward, but for a function in it that makes a constant of the number of structures
     forward = type(model).forward
     names = forward.__globals__ | {"prepare_graph": _prepare_graph}
@@ -55,14 +56,12 @@ def _prepare(model, training: bool) -> torch.nn.Module:
     return model
 
 
-def _replace_scripted(model: torch.nn.Module) -> None:
-    """e3nn's products and linear layers are TorchScript; here they are eqtp's and plain torch, parameters as before."""
+def _replace_products(model: torch.nn.Module) -> None:
+    """e3nn's products by eqtp's; parameters stay the same objects."""
     for parent in list(model.modules()):
         for name, module in parent.named_children():
-            seam = seam_of(module)
-            if type(module).__name__ == "Linear" and type(module).__module__.startswith("e3nn."):
-                setattr(parent, name, Linear(module))
-            elif seam is not None and type(module).__module__.startswith("e3nn."):
+            seam = seam_of(module) if type(module).__module__.split(".")[0] == "e3nn" else None
+            if seam is not None:
                 if reason := seam.reason(module):
                     raise ValueError(f"{name} ({type(module).__name__}) cannot be replaced: {reason}")
                 setattr(parent, name, seam.convert(module, "auto"))

@@ -8,6 +8,7 @@ import copy
 import torch
 
 from eqtp.integrations.adapter import Adapter, Tolerance, padding
+from eqtp.integrations.e3nn_linear import replace_linears
 from eqtp.integrations.seam import seam_of
 
 LIBRARY = "sevenn"
@@ -57,6 +58,7 @@ def _prepare(model, training: bool) -> torch.nn.Module:
             if reason := seam.reason(module):
                 raise ValueError(f"{name} ({type(module).__name__}) cannot be replaced: {reason}")
             model._modules[name] = seam.convert(module, "auto")
+    replace_linears(model)
     return model
 
 
