@@ -12,6 +12,7 @@ from eqtp import nn
 from eqtp.backends import registry
 from eqtp.backends.registry import backends, explain, set_backend
 from eqtp.compiled.model import CompiledModel, compile, load
+from eqtp.compiled.training import TrainingStep
 from eqtp.integrations import e3nn
 from eqtp.integrations.accelerate import Report, accelerate
 from eqtp.math import so3
@@ -46,6 +47,7 @@ __all__ = [
     "Irreps",
     "Report",
     "TensorProductPlan",
+    "TrainingStep",
     "accelerate",
     "backends",
     "cg_paths",

@@ -149,8 +149,8 @@ def test_a_mismatch_is_refused(compiled, monkeypatch):
     """One wrong force among all is an error that names the output, not a model."""
     run_package = package.run_package
 
-    def wrong(path):
-        run = run_package(path)
+    def wrong(path, alone):
+        run = run_package(path, alone)
 
         def changed(*tensors):
             energy, found = run(*tensors)
@@ -172,7 +172,7 @@ def test_tolerances():
     def differ(energy, force, nan=0.0, dtype=torch.float32, size=1.0):
         right = torch.tensor(size, dtype=dtype), torch.full((50, 3), nan, dtype=dtype)
         wrong = right[0] + energy, right[1] + force
-        return differences(case, [atoms], right, wrong)
+        return differences(case, [atoms.to(dtype)], right, wrong)
 
     assert differ(4e-5, 8e-6) == pytest.approx({"energy": 8e-7, "forces": 8e-6}, rel=0.1)
     assert differ(3.2e-2, 0, size=2.5e5)["energy"] > 1e-6  # two units of the last place
@@ -185,6 +185,8 @@ def test_tolerances():
         with pytest.raises(Mismatch, match=message):
             differ(*arguments)
     assert differ(0, 0, nan=float("nan"))["forces"] == 0
+    mixed = torch.tensor(1.0, dtype=torch.float64), torch.zeros(50, 3, dtype=torch.float64)  # of a model in float32
+    assert differences(case, [atoms], mixed, (mixed[0], mixed[1] + 8e-6))["forces"] > 0
 
 
 def test_what_torch_cannot_compile(monkeypatch, tmp_path):

@@ -17,14 +17,14 @@ from eqtp.integrations import sevennet
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def small_sevennet():
-    """A SevenNet of two layers with random weights, for all elements of SevenNet-0. One structure at a time."""
+def small_sevennet(layers=2):
+    """A SevenNet with random weights, for all elements of SevenNet-0. One structure at a time."""
     pytest.importorskip("sevenn", reason="sevenn is not installed")
     import sevenn._keys as KEY
     from sevenn.model_build import build_E3_equivariant_model
     from sevenn.util import load_checkpoint
 
-    smaller = {KEY.NODE_FEATURE_MULTIPLICITY: 4, KEY.LMAX: 1, KEY.NUM_CONVOLUTION: 2, KEY.CONV_DENOMINATOR: 30.0}
+    smaller = {KEY.NODE_FEATURE_MULTIPLICITY: 4, KEY.LMAX: 1, KEY.NUM_CONVOLUTION: layers, KEY.CONV_DENOMINATOR: 30.0}
     smaller |= {KEY.CONVOLUTION_WEIGHT_NN_HIDDEN_NEURONS: [8], KEY.IRREPS_MANUAL: False}
     torch.manual_seed(0)
     model = build_E3_equivariant_model({**load_checkpoint("7net-0").config, **smaller})

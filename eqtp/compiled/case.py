@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,28 +19,35 @@ class Case(NamedTuple):
     tensors: list[torch.Tensor]  # of the example
     dims: list[tuple]  # for each tensor, a name for each free dimension, None for each fixed one
     labels: list[tuple]  # the same, with names of fixed dimensions, too
-    strict: bool  # whether the free dimensions are known to be free
+    strict: Container  # names of the free dimensions that are known to be free
     function: Callable  # (*tensors) -> tuple of tensors, for tracing
     expected: list[torch.Tensor]  # what the model returns for the example
     outputs: dict[str, Tolerance | None]  # names of these; None: relative to scale
     tree: str | None  # how outputs are put together; None: they are written into the mapping that was given
     small: list[list[torch.Tensor]]  # further inputs, of sizes 0 and 1
+    padded: Callable | None = None  # (counts [2], *tensors) -> as function, of the first atoms and edges only
+    adapter: Adapter | None = None  # of a model that is called with a mapping
 
 
-def case_of(model, example, dynamic) -> Case:
-    """The model as a function of tensors, run once on the example.
+def case_of(model, example, dynamic, buckets: bool = False) -> Case:
+    """The model as a function of tensors, run once on the example. buckets: with padding.
 
     Raises TypeError for a model or an example of a wrong kind, ValueError for what is missing or not supported.
     """
     if not callable(model):
         raise TypeError(f"compile: model must be callable, got {type(model).__name__}")
     adapter = adapter_of(model)
-    return _callable(model, example, dynamic) if adapter is None else _known(model, example, dynamic, adapter)
+    return _callable(model, example, dynamic) if adapter is None else _known(model, example, dynamic, adapter, buckets)
+
+
+def names_in(dims: Sequence[tuple]) -> set[str]:
+    """The names of free dimensions."""
+    return {name for of in dims for name in of if name is not None}
 
 
 # ------------------------------------------------------------------------ models that are called with a mapping
-def read(data, names: Sequence[str], who: str) -> list[torch.Tensor]:
-    """The tensors of a mapping. Raises TypeError if it is none, ValueError if one is missing."""
+def read(data, names: Sequence[str], who: str, reshape: Mapping) -> list[torch.Tensor]:
+    """The tensors of a mapping, some of them reshaped. Raises TypeError if it is none, ValueError if one is missing."""
     if not hasattr(data, "__getitem__") or isinstance(data, (torch.Tensor, list, tuple)):
         raise TypeError(f"{who} must be a mapping with {', '.join(names)}, got {type(data).__name__}")
     found = []
@@ -49,19 +56,22 @@ def read(data, names: Sequence[str], who: str) -> list[torch.Tensor]:
             found.append(data[name])
         except KeyError:
             raise ValueError(f"{who} has no {name!r}; needed are {', '.join(names)}") from None
-    return found
+    return [t.reshape(reshape[name]) if name in reshape else t for name, t in zip(names, found, strict=True)]
 
 
-def _known(model, example, dynamic, adapter: Adapter) -> Case:
+def _known(model, example, dynamic, adapter: Adapter, buckets: bool) -> Case:
     if not isinstance(dynamic, bool):
         raise TypeError(f"compile: dynamic must be True or False for a {type(model).__name__}, got {dynamic!r}")
+    if buckets and not dynamic:
+        raise ValueError("compile: buckets need dynamic=True")
     try:
-        prepared = adapter.prepare(model)
+        prepared = adapter.prepare(model, False)
     except ValueError as error:
         raise ValueError(f"compile: {type(model).__name__}: {error}") from None
     fields, outputs = adapter.inputs(model), adapter.outputs(model)
     names = list(fields)
-    tensors = [_copied(name, t) for name, t in zip(names, read(example, names, "compile: example"), strict=True)]
+    found = read(example, names, "compile: example", adapter.reshape)
+    tensors = [copied(name, t) for name, t in zip(names, found, strict=True)]
     labels = list(fields.values())
     dims = labels if dynamic else [(None,) * len(label) for label in labels]
 
@@ -69,21 +79,30 @@ def _known(model, example, dynamic, adapter: Adapter) -> Case:
         out = adapter.call(prepared, dict(zip(names, given, strict=True)))
         return tuple(out[name].detach() for name in outputs)
 
+    def padded(counts, *given) -> tuple:
+        out = adapter.padded(to_pad, dict(zip(names, given, strict=True)), counts)
+        return tuple(out[name].detach() for name in outputs)
+
+    to_pad = adapter.prepare(model, False) if buckets else None
     with torch.enable_grad():
-        out = model(_copied_mapping(example))
+        out = model(copied_mapping(example), **adapter.options(False))
         expected = [out[name].detach() for name in outputs]
     small = adapter.small(dict(zip(names, tensors, strict=True))) if dynamic else []
     small = [[data[name] for name in names] for data in small]
-    return Case(names, tensors, dims, labels, True, function, expected, outputs, None, small)
+    padded = padded if buckets else None
+    strict = names_in(dims)
+    return Case(names, tensors, dims, labels, strict, function, expected, outputs, None, small, padded, adapter)
 
 
-def _copied_mapping(data):
+def copied_mapping(data):
+    """The mapping with tensors of its own."""
     if not isinstance(data, dict):
         return data.clone()  # torch_geometric's
     return {name: t.detach().clone() if isinstance(t, torch.Tensor) else t for name, t in data.items()}
 
 
-def _copied(name: str, t) -> torch.Tensor:
+def copied(name: str, t) -> torch.Tensor:
+    """A copy. Raises TypeError if it is no tensor."""
     if not isinstance(t, torch.Tensor):
         raise TypeError(f"compile: {name} of the example must be a tensor, got {type(t).__name__}")
     return t.detach().clone(memory_format=torch.contiguous_format).requires_grad_(t.requires_grad)
@@ -92,9 +111,9 @@ def _copied(name: str, t) -> torch.Tensor:
 # ------------------------------------------------------------------------ any callable
 def _callable(model, example, dynamic) -> Case:
     example = example if isinstance(example, tuple) else (example,)
-    names = _argument_names(model, len(example))
-    tensors = [_copied(name, t) for name, t in zip(names, example, strict=True)]
-    dims = _free(dynamic, names, tensors)
+    names = argument_names(model, len(example))
+    tensors = [copied(name, t) for name, t in zip(names, example, strict=True)]
+    dims = free_dims(dynamic, names, tensors)
     versions = [t._version for t in tensors]
     with torch.enable_grad():
         leaves, tree = _pytree.tree_flatten(model(*tensors))
@@ -114,11 +133,11 @@ def _callable(model, example, dynamic) -> Case:
     outputs = dict.fromkeys(_paths(leaves, tree))
     expected = [t.detach().clone() for t in leaves]
     tree = _pytree.treespec_dumps(tree)
-    strict = dynamic is not True
+    strict = () if dynamic is True else names_in(dims)
     return Case(names, tensors, dims, dims, strict, function, expected, outputs, tree, [])
 
 
-def _argument_names(model, count: int) -> list[str]:
+def argument_names(model, count: int) -> list[str]:
     """Names of the first arguments, where they have names."""
     try:
         call = model.forward if isinstance(model, torch.nn.Module) else model
@@ -133,7 +152,7 @@ def _paths(leaves, tree) -> list[str]:
     return [f"output{_pytree.keystr(path)}" for path, _ in paths]
 
 
-def _free(dynamic, names: list[str], tensors: list[torch.Tensor]) -> list[tuple]:
+def free_dims(dynamic, names: list[str], tensors: list[torch.Tensor]) -> list[tuple]:
     """Names for the free dimensions of each tensor. Of True: the first one, and the last one of integers, from size 2
     on; of names, those of the caller."""
     if dynamic is False:

@@ -12,10 +12,12 @@ import torch
 from torch.utils import _pytree
 
 from eqtp.compiled import package
+from eqtp.compiled.buckets import GROWTH, Bucketed, without_counts
 from eqtp.compiled.case import Case, case_of, read
 from eqtp.compiled.compare import Mismatch, differences
 from eqtp.compiled.signature import Signature
-from eqtp.compiled.trace import trace
+from eqtp.compiled.trace import trace, without_stack_traces
+from eqtp.compiled.training import TrainingStep, training_case
 
 
 class CompileReport(NamedTuple):
@@ -57,16 +59,22 @@ class CompiledModel:
         self._path, self._run, self._record = path, run, record
         self._tree = None if record["tree"] is None else _pytree.treespec_loads(record["tree"])
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs, **options):
+        known = self._record["options"]
+        for name, value in options.items():
+            if value and value != known.get(name):
+                raise ValueError(f"compiled model: {name}={value!r} is not what it was compiled for; it has {known}")
         names = [given.name for given in self.signature.inputs]
         if len(inputs) != (1 if self._tree is None else len(names)):
             expected = "one mapping" if self._tree is None else f"{len(names)} tensors ({', '.join(names)})"
             raise TypeError(f"compiled model: {expected} expected, got {len(inputs)} arguments")
-        tensors = read(inputs[0], names, "compiled model: the input") if self._tree is None else inputs
-        outputs = self._outputs(self.signature.check(tensors))
         if self._tree is not None:
-            return _pytree.tree_unflatten(outputs, self._tree)
-        for name, t in zip(self._record["outputs"], outputs, strict=True):
+            return _pytree.tree_unflatten(self._outputs(self.signature.check(inputs)), self._tree)
+        tensors = read(inputs[0], names, "compiled model: the input", self._record["reshape"])
+        outputs = dict(zip(self._record["outputs"], self._outputs(self.signature.check(tensors)), strict=True))
+        if not self._record["writes"]:
+            return outputs
+        for name, t in outputs.items():
             inputs[0][name] = t
         return inputs[0]
 
@@ -99,7 +107,9 @@ class CompiledModel:
         return f"CompiledModel({given} -> {', '.join(self._record['outputs'])}; {how} in {seconds:.1f} s)"
 
 
-def compile(model, example, *, cuda_graphs="auto", dynamic=True) -> CompiledModel:
+def compile(
+    model, example, *, cuda_graphs="auto", dynamic=True, buckets=None, loss=None
+) -> CompiledModel | TrainingStep:
     """Energy, forces and stress of a model, or any function of tensors, as one compiled program.
 
     The model is traced with the derivatives that it takes into one graph of ops, for any number of atoms and edges,
@@ -107,36 +117,67 @@ def compile(model, example, *, cuda_graphs="auto", dynamic=True) -> CompiledMode
     after training. Compiled programs are kept on disk, in EQTP_CACHE_DIR: the second process traces, and loads.
 
     model
-        a SevenNet in evaluation mode, accelerated (`eqtp.accelerate`) or not; or any callable f(*tensors) that returns
-        tensors, or tuples and dicts of them, and may take derivatives by `torch.autograd.grad` inside.
+        a SevenNet in evaluation mode or a MACE, accelerated (`eqtp.accelerate`) or not; or any callable f(*tensors)
+        that returns tensors, or tuples and dicts of them, and may take derivatives by `torch.autograd.grad` inside.
     example
         an input, with at least two of all that may vary: atoms, edges. For a callable a tensor, or a tuple of them. It
-        is not changed.
+        is not changed. With a loss: (input, targets).
     cuda_graphs
-        "auto": as is best on the device; on a CPU there are none. False: none. True is not there yet.
+        True: on a GPU, one CUDA graph for each bucket. "auto", False: none.
     dynamic
         True: any number of atoms and edges; of a callable, any size of first dimensions, and of last ones of integer
         tensors, as far as the function leaves them free. False: the sizes of the example. For a callable also a tuple
         with a tuple per tensor: a name for each free dimension (equal names, equal sizes), None for each fixed one.
+    buckets
+        None: no padding, but 1.25 with cuda_graphs=True. A number above 1: inputs are padded to capacities of atoms and
+        edges, of which each is so many times the one before. Not for a callable.
+    loss
+        loss(outputs, targets) -> []: a step of training is compiled, for a SevenNet in training mode, a MACE, or any
+        torch.nn.Module. outputs: of a model of a library a dict, of another module what it returns.
 
-    Returns a `CompiledModel`. Its result for the example, and for an atom alone, is compared with that of the model
-    before: 1e-6 eV/atom, 1e-5 eV/A, 1e-6 eV/A^3 in float32, 1e-10 in float64, or the last two digits of larger numbers;
-    of other callables 1e-5 and 1e-10, relative to scale. Raises RuntimeError, with output and difference, on a
-    mismatch, and for a model that cannot be traced or compiled; TypeError or ValueError for arguments of a wrong kind.
+    Returns a `CompiledModel`, with a loss a `TrainingStep`. Its result for the example, and for an atom alone, is
+    compared with that of the model before: 1e-6 eV/atom, 1e-5 eV/A, 1e-6 eV/A^3 in float32, 1e-10 in float64, or the
+    last two digits of larger numbers; of other callables, losses and gradients 1e-5 and 1e-10, relative to scale.
+    Raises RuntimeError, with output and difference, on a mismatch, and for a model that cannot be traced or compiled;
+    TypeError or ValueError for arguments of a wrong kind.
     """
-    case = case_of(model, example, dynamic)
-    _check_cuda_graphs(cuda_graphs, case.tensors[0].device)
-    with torch.inference_mode(False):
+    growth = _growth(buckets, cuda_graphs)
+    if loss is not None:
+        if growth is not None:
+            raise ValueError("compile: a step of training has no buckets and no CUDA graphs")
+        case, names, inputs = training_case(model, example, loss, dynamic)
+        _, run, record, report = _compiled(case, None, False)
+        return TrainingStep(model, names, inputs, run, package.signature_of(record), report)
+    case = case_of(model, example, dynamic, growth is not None)
+    _check_padding(case, growth, cuda_graphs)
+    return CompiledModel(*_compiled(case, growth, cuda_graphs is True))
+
+
+def _compiled(case: Case, growth: float | None, cuda_graphs: bool) -> tuple[Path, Callable, dict, CompileReport]:
+    """Path and program of the package, padding included, what `save` writes, and the report."""
+    names, tensors, dims = case.names, [t.detach() for t in case.tensors], case.dims
+    if growth is not None:
+        sizes = {dim: size for t, of in zip(tensors, dims, strict=True) for size, dim in zip(t.shape, of, strict=True)}
+        counts = torch.tensor([sizes["atoms"], sizes["edges"]], device=tensors[0].device)  # [2]
+        names, tensors, dims = ["counts", *names], [counts, *tensors], [(None,), *dims]
+    record = {"growth": growth, "cuda_graphs": cuda_graphs, "outputs": list(case.outputs), "tree": case.tree}
+    record["options"] = {}
+    record["rows"] = [given and given.rows for given in case.outputs.values()]
+    if case.adapter is not None:
+        options = case.adapter.options(False)
+        record |= {"options": options, "reshape": case.adapter.reshape, "writes": case.adapter.writes}
+    with torch.inference_mode(False), without_stack_traces():
         start = time.perf_counter()
-        traced = trace(case.function, case.names, case.tensors, case.dims, case.strict)
+        traced = trace(case.function if growth is None else case.padded, names, tensors, dims, case.strict)
         between = time.perf_counter()
-        path, run, from_disk = package.cached_package(traced, [t.detach() for t in case.tensors])
+        path, run, from_disk = package.cached_package(traced, tensors, cuda_graphs)
         end = time.perf_counter()
-        found, signature = _compare(case, traced.signature, run)
+        signature = traced.signature if growth is None else without_counts(traced.signature)
+        run = _with_padding(run, signature, record)
+        found, signature = _compare(case, signature, run)
     ops = sum(node.op == "call_function" for node in traced.module.graph.nodes)
     report = CompileReport(between - start, end - between, from_disk, ops, found)
-    record = {"signature": signature._asdict(), "outputs": list(case.outputs), "tree": case.tree}
-    return CompiledModel(path, run, record | {"report": report._asdict()}, report)
+    return path, run, record | {"signature": signature._asdict(), "report": report._asdict()}, report
 
 
 def load(path) -> CompiledModel:
@@ -148,20 +189,38 @@ def load(path) -> CompiledModel:
     path = Path(path)
     record = package.read_record(path)
     start = time.perf_counter()
-    run = package.run_package(path)
+    run = package.run_package(path, record["cuda_graphs"])
+    run = _with_padding(run, package.signature_of(record), record)
     report = CompileReport(**record["report"])._replace(
         trace_seconds=0.0, compile_seconds=time.perf_counter() - start, from_disk=True
     )
     return CompiledModel(path, run, record, report)
 
 
-def _check_cuda_graphs(cuda_graphs, device: torch.device) -> None:
+# ------------------------------------------------------------------------ padding
+def _growth(buckets, cuda_graphs) -> float | None:
+    """From a bucket to the next; None: there are none."""
     if cuda_graphs is not True and cuda_graphs is not False and cuda_graphs != "auto":
         raise ValueError(f"compile: cuda_graphs must be 'auto', True or False, got {cuda_graphs!r}")
-    if cuda_graphs is True:
-        if device.type != "cuda":
-            raise ValueError(f"compile: cuda_graphs=True needs a model on a GPU, this one is on {device}")
-        raise NotImplementedError("compile: cuda_graphs=True, buckets of padded sizes, is not there yet: use 'auto'")
+    if buckets is None:
+        return GROWTH if cuda_graphs is True else None
+    if isinstance(buckets, bool) or not isinstance(buckets, (int, float)) or not 1 < buckets < float("inf"):
+        raise ValueError(f"compile: buckets must be None or a number above 1, got {buckets!r}")
+    return float(buckets)
+
+
+def _check_padding(case: Case, growth: float | None, cuda_graphs) -> None:
+    device = case.tensors[0].device
+    if cuda_graphs is True and device.type != "cuda":
+        raise ValueError(f"compile: cuda_graphs=True needs a model on a GPU, this one is on {device}")
+    if growth is not None and case.padded is None:
+        raise ValueError("compile: buckets are there for models of a library that eqtp knows, not for any callable")
+
+
+def _with_padding(run: Callable, signature: Signature, record: dict) -> Callable:
+    if record["growth"] is None:
+        return run
+    return Bucketed(run, signature.inputs, record["rows"], record["growth"], record["cuda_graphs"])
 
 
 def _compare(case: Case, signature: Signature, run: Callable) -> tuple[dict[str, float], Signature]:

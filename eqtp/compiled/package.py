@@ -89,17 +89,17 @@ def _dynamic(signature: Signature) -> tuple:
     )
 
 
-def cached_package(traced: Traced, example: list[torch.Tensor]) -> tuple[Path, Callable, bool]:
+def cached_package(traced: Traced, example: list[torch.Tensor], alone: bool = False) -> tuple[Path, Callable, bool]:
     """The package of this program, the loaded program, and whether it was on disk before; a damaged one is made
-    again."""
+    again. alone: see `run_package`."""
     path = _folder() / f"{key_of(traced)}.pt2"
     if path.exists():
         try:
-            return path, run_package(path), True
+            return path, run_package(path, alone), True
         except RuntimeError:
             path.unlink()
     compile_package(traced, example, path)
-    return path, run_package(path), False
+    return path, run_package(path, alone), False
 
 
 def _folder() -> Path:
@@ -122,15 +122,16 @@ def _folder() -> Path:
 
 
 # ------------------------------------------------------------------------ loading
-def run_package(path: Path) -> Callable:
-    """The program of a package: a callable that takes tensors and returns a list of tensors.
+def run_package(path: Path, alone: bool = False) -> Callable:
+    """The program of a package: a callable that takes tensors and returns a list of tensors. alone: one call at a
+    time, without the locks and events that a CUDA graph cannot hold.
 
     Raises RuntimeError if torch cannot load it.
     """
     try:  # what aoti_load_package returns holds one; this does not import torch's compilers, which takes seconds
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", alone, 1, -1)
     except (AttributeError, TypeError):  # another torch
-        return torch._inductor.aoti_load_package(str(path))
+        return torch._inductor.aoti_load_package(str(path), run_single_threaded=alone)
     return lambda *tensors: loader.run(list(tensors))
 
 

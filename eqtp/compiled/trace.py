@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -19,12 +20,12 @@ class Traced(NamedTuple):
 
 
 def trace(
-    function: Callable, names: Sequence[str], tensors: Sequence[torch.Tensor], dims: Sequence[tuple], strict: bool
+    function: Callable, names: Sequence[str], tensors: Sequence[torch.Tensor], dims: Sequence[tuple], strict: Container
 ) -> Traced:
     """The graph of function(*tensors) -> tuple of tensors, traced with fake tensors by make_fx.
 
     dims: for each tensor its dimensions, a name where the size is free, None where it is that of the example; equal
-    names are equal sizes. strict: whether a free size that turns out to be fixed is an error, or fixed.
+    names are equal sizes. strict: the names of which it is an error if the size turns out to be fixed.
 
     Sizes are symbols of their own, so that none is confused with another or with a constant of the model that is equal
     in the example. Raises ValueError for sizes below 2, of which torch could make constants, and for a size that the
@@ -47,6 +48,20 @@ def trace(
     share_graphs(module.graph)
     module.recompile()
     return Traced(module, _signature(shapes, names, tensors, fakes, dims, strict))
+
+
+@contextmanager
+def without_stack_traces():
+    """torch would note for each op, each time that it traces, from which line it comes."""
+    config = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", None)  # None: a version of torch without this
+    if before is not None:
+        config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.do_not_emit_stack_traces = before
 
 
 def _check_example(names, tensors, dims) -> None:
@@ -81,14 +96,14 @@ def _equate(fakes, dims) -> None:
 
 
 # ------------------------------------------------------------------------ sizes
-def _signature(shapes, names, tensors, fakes, dims, strict: bool) -> Signature:
+def _signature(shapes, names, tensors, fakes, dims, strict: Container) -> Signature:
     """The sizes that are free after tracing, by name, and the conditions that tracing found."""
     free: dict = {}  # symbol -> name
     found = []
     for name, fake, named in zip(names, fakes, dims, strict=True):
         found.append([size if isinstance(size, int) else shapes.replace(size.node.expr) for size in fake.shape])
         for size, dim in zip(found[-1], named, strict=True):
-            if dim is not None and strict and not getattr(size, "free_symbols", None):
+            if dim is not None and dim in strict and not getattr(size, "free_symbols", None):
                 raise ValueError(
                     f"compile: the model does not leave the number of {dim} free (it made {size} of it, in {name}); "
                     "give an example of another size"

@@ -7,7 +7,8 @@ import copy
 
 import torch
 
-from eqtp.integrations.adapter import Adapter, Tolerance
+from eqtp.integrations.adapter import Adapter, Tolerance, padding
+from eqtp.integrations.e3nn_linear import replace_linears
 from eqtp.integrations.seam import seam_of
 
 LIBRARY = "sevenn"
@@ -31,21 +32,25 @@ def _inputs(model) -> dict[str, tuple]:
 def _outputs(model) -> dict[str, Tolerance]:
     import sevenn._keys as KEY
 
-    found = {KEY.PRED_TOTAL_ENERGY: Tolerance(ENERGY, "atoms"), KEY.ATOMIC_ENERGY: Tolerance(FORCE)}
-    found |= {KEY.PRED_FORCE: Tolerance(FORCE), KEY.PRED_STRESS: Tolerance(STRESS)}
+    of_atoms = Tolerance(FORCE, rows="atoms")
+    found = {KEY.PRED_TOTAL_ENERGY: Tolerance(ENERGY, "atoms"), KEY.ATOMIC_ENERGY: of_atoms}
+    found |= {KEY.PRED_FORCE: of_atoms, KEY.PRED_STRESS: Tolerance(STRESS)}
     if getattr(model._modules.get("force_output"), "use_atomic_virial", False):
-        found[KEY.PRED_ATOMIC_VIRIAL] = Tolerance(FORCE)
+        found[KEY.PRED_ATOMIC_VIRIAL] = of_atoms
     return found
 
 
-def _prepare(model) -> torch.nn.Module:
-    if model.training:
-        raise ValueError("the model is in training mode: call model.eval() first")
+def _prepare(model, training: bool) -> torch.nn.Module:
+    if model.training != training:
+        found, call = ("evaluation", "train") if training else ("training", "eval")
+        raise ValueError(f"the model is in {found} mode: call model.{call}() first")
     if getattr(model, "eval_modal_map", False):
         raise ValueError("models with several modalities are not supported yet")
     if type(model._modules.get("force_output")).__name__ != "ForceStressOutputFromEdge":
         raise ValueError("only models with forces from edges (ForceStressOutputFromEdge) are supported")
-    model = copy.deepcopy(model).requires_grad_(False)
+    model = copy.deepcopy(model)
+    if not training:
+        model.requires_grad_(False)
     model.eval_type_map = bool(model.eval_type_map)  # SevenNet's calculator makes it a tensor
     for name, module in model._modules.items():  # sevenn's own read numbers and sizes on the host
         seam = seam_of(module) if type(module).__module__.split(".")[0] == LIBRARY else None
@@ -53,6 +58,7 @@ def _prepare(model) -> torch.nn.Module:
             if reason := seam.reason(module):
                 raise ValueError(f"{name} ({type(module).__name__}) cannot be replaced: {reason}")
             model._modules[name] = seam.convert(module, "auto")
+    replace_linears(model)
     return model
 
 
@@ -62,6 +68,32 @@ def _call(model, tensors: dict[str, torch.Tensor]) -> dict:
     data = dict(tensors)
     data[KEY.EDGE_VEC] = data[KEY.EDGE_VEC].detach()
     return model(data)
+
+
+def _padded(model, tensors: dict[str, torch.Tensor], counts: torch.Tensor) -> dict:
+    """Atoms and edges that do not count are a structure of their own, the last of a batch."""
+    import sevenn._keys as KEY
+
+    species, index, vectors = (tensors[key] for key in (_species(model), KEY.EDGE_IDX, KEY.EDGE_VEC))
+    volume, batch = tensors[KEY.CELL_VOLUME], tensors.get(KEY.BATCH)  # [structures] or []
+    pad = padding(counts, species.shape[0], index.shape[1])
+    structures = volume.reshape(-1).shape[0]
+    known = next(iter(model.type_map)) if model.eval_type_map else 0
+    model.set_is_batch_data(True)
+    out = _call(
+        model,
+        {
+            _species(model): torch.where(pad.atoms, species, known),
+            KEY.EDGE_IDX: torch.where(pad.edges, index, pad.ends),
+            KEY.EDGE_VEC: torch.where(pad.edges.unsqueeze(1), vectors, 1.0),
+            KEY.CELL_VOLUME: torch.cat([volume.reshape(-1), volume.new_ones(1)]),
+            KEY.BATCH: torch.where(pad.atoms, torch.zeros_like(species) if batch is None else batch, structures),
+            KEY.NUM_ATOMS: species.new_zeros(structures + 1),  # only its shape is read
+        },
+    )
+    for key in (KEY.PRED_TOTAL_ENERGY, KEY.PRED_STRESS):
+        out[key] = out[key][0] if batch is None else out[key][:-1]
+    return out
 
 
 def _small(tensors: dict[str, torch.Tensor]) -> list[dict]:
@@ -80,4 +112,4 @@ def _small(tensors: dict[str, torch.Tensor]) -> list[dict]:
     return found
 
 
-ADAPTERS = {"AtomGraphSequential": Adapter(_inputs, _outputs, _prepare, _call, _small)}
+ADAPTERS = {"AtomGraphSequential": Adapter(_inputs, _outputs, _prepare, _call, _small, _padded)}
