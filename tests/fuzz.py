@@ -13,6 +13,7 @@ import multiprocessing
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -220,7 +221,9 @@ def run(cases: int, first: int) -> None:
         check(case, name)
 
     torch.set_num_threads(1)
-    every()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are checked in Python
+        every()
 
 
 CHUNK = 100  # cases of one seed

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 import eqtp
 from eqtp import testing
+from eqtp.ops import autograd
 from eqtp.ops import tensor_product as rows_op
 from eqtp.ops import tensor_product_conv as conv_op
 from eqtp.plans.channelwise import record
@@ -387,6 +388,32 @@ def test_every_registered_op_is_checked():
     )
     found = {n for n in dir(torch.ops.eqtp) if isinstance(getattr(torch.ops.eqtp, n), torch._ops.OpOverloadPacket)}
     assert {n for n in found if not n.startswith("python_")} == checked
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch, create_graph):
+    """Weights of a model have gradients; forces do not need them."""
+    asked, call = [], autograd._below_autograd
+
+    def recorded(op, args):
+        asked.extend(a for a in args if type(a) is list)
+        return call(op, args)
+
+    monkeypatch.setattr(autograd, "_below_autograd", recorded)
+    x, y, w = (t.requires_grad_() for t in operands("conv"))
+    embedding = x * torch.ones((), requires_grad=True)  # of weights alone
+    for inputs, wanted in (
+        ((y,), [False, True, False]),
+        ((y, w), [False, True, True]),
+        ((embedding,), [True, False, False]),
+    ):
+        asked.clear()
+        out = eqtp.tensor_product_conv(embedding, y, w, PLAN, GRAPH).square().sum()
+        torch.autograd.grad(out, inputs, create_graph=create_graph)
+        assert asked == [wanted]
+    asked.clear()
+    eqtp.tensor_product_conv(embedding, y, w, PLAN, GRAPH).sum().backward()
+    assert asked == [[True, True, True]]
 
 
 def test_bwd_and_bwdbwd_at_the_boundary():

@@ -77,6 +77,18 @@ class _Context:
             arguments[n] = t
         return [arguments, tensors[count:]] if self.outputs else [arguments]
 
+    def asked(self, ctx) -> list[bool]:
+        """The arguments whose gradient the running backward is asked for: of those that have one, some may only lead to
+        weights, whose gradients `torch.autograd.grad(energy, positions)` does not take."""
+        needs = list(ctx.needs_input_grad)
+        for n, (node, _) in zip(self.places, ctx.next_functions, strict=True):
+            if needs[n]:
+                try:
+                    needs[n] = torch._C._will_engine_execute_node(node)
+                except RuntimeError:  # a leaf whose gradient is asked for
+                    pass
+        return needs
+
 
 def differentiable(
     op, backward: Callable, jvp: Callable, vmap: Callable | None = None, outputs: bool = False
@@ -90,12 +102,12 @@ def differentiable(
     """
     context, name = _Context(op, outputs), op.name()
 
-    def run_backward(ctx, *grads):
+    def run_backward(ctx, *grads, needs=None):
         if all(g is None for g in grads):
             return (None,) * len(ctx.constants)
         arguments, *results = context.kept(ctx)
         with without_autocast(next(g for g in grads if g is not None).device.type):
-            return tuple(backward(arguments, ctx.needs_input_grad, grads, *results))
+            return tuple(backward(arguments, needs or ctx.needs_input_grad, grads, *results))
 
     class Plain(torch.autograd.Function):
         """For plain calls: without the parts for transforms, which take time."""
@@ -106,7 +118,9 @@ def differentiable(
             context.keep(ctx, args, output)
             return output
 
-        backward = staticmethod(run_backward)
+        @staticmethod
+        def backward(ctx, *grads):
+            return run_backward(ctx, *grads, needs=context.asked(ctx))
 
     class Function(torch.autograd.Function):
         @staticmethod
