@@ -1,6 +1,7 @@
 """eqtp.compile of SevenNet: energy, forces and stress at sizes that were not traced, in its calculator, in dynamics,
 from a file where sevenn is not imported."""
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from compiled_elsewhere import assert_loads_elsewhere
 
 import eqtp
 from eqtp.backends.native import operators
+from eqtp.compiled import model as compiled_model
+from eqtp.compiled import package
 from eqtp.integrations import sevennet
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -114,6 +117,32 @@ def test_sevennet_in_its_calculator(sevennet_pair, no_compiler):
         found.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
     assert abs(found[0][0] - found[1][0]) < 8e-6 and abs(found[0][1] - found[1][1]).max() < 1e-5
     assert abs(found[0][1]).max() > 0.1 and abs(found[0][2] - found[1][2]).max() < 1e-6
+
+
+def test_a_known_sevennet_is_not_traced(sevennet_pair, no_compiler, monkeypatch):
+    """It is recognised by weights, code and options; what does not agree with the model is traced again."""
+
+    def refuse(*_):
+        raise AssertionError("traced")
+
+    model, _ = sevennet_pair
+    monkeypatch.setattr(compiled_model, "trace", refuse)
+    again = eqtp.compile(model, structure(crystal(8), model))
+    assert again.report.trace_seconds == 0 and "not traced again" in str(again.report)
+    assert_same(again, model, structure(crystal(64), model))
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        next(changed.parameters()).add_(1e-3)
+    remembered = package.remembered
+
+    def wrong(*key):
+        found = remembered(*key)
+        return found._replace(run=lambda *inputs: [1.01 * t for t in found.run(*inputs)])
+
+    for instance, patch in ((changed, remembered), (model, wrong)):
+        monkeypatch.setattr(package, "remembered", patch)
+        with pytest.raises(AssertionError, match="traced"):
+            eqtp.compile(instance, structure(crystal(8), model))
 
 
 def test_sevennet_in_cpp(sevennet_pair, tmp_path):

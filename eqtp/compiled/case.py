@@ -27,6 +27,7 @@ class Case(NamedTuple):
     small: list[list[torch.Tensor]]  # further inputs, of sizes 0 and 1
     padded: Callable | None = None  # (counts [2], *tensors) -> as function, of the first atoms and edges only
     adapter: Adapter | None = None  # of a model that is called with a mapping
+    prepared: torch.nn.Module | None = None  # such a model as it is traced
 
 
 def case_of(model, example, dynamic, buckets: bool = False) -> Case:
@@ -91,7 +92,9 @@ def _known(model, example, dynamic, adapter: Adapter, buckets: bool) -> Case:
     small = [[data[name] for name in names] for data in small]
     padded = padded if buckets else None
     strict = names_in(dims)
-    return Case(names, tensors, dims, labels, strict, function, expected, outputs, None, small, padded, adapter)
+    return Case(
+        names, tensors, dims, labels, strict, function, expected, outputs, None, small, padded, adapter, prepared
+    )
 
 
 def copied_mapping(data):

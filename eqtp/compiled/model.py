@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils import _pytree
 
-from eqtp.compiled import package
+from eqtp.compiled import known, package
 from eqtp.compiled.buckets import GROWTH, Bucketed, without_counts
 from eqtp.compiled.case import Case, case_of, read
 from eqtp.compiled.compare import Mismatch, differences
@@ -35,9 +35,10 @@ class CompileReport(NamedTuple):
     def __str__(self) -> str:
         found = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
         how = "found compiled on disk, loaded" if self.from_disk else "compiled"
+        traced = f"traced in {self.trace_seconds:.1f} s" if self.trace_seconds else "known: not traced again"
         return (
             f"eqtp.compile: {self.ops} ops in one graph\n"
-            f"  traced in {self.trace_seconds:.1f} s\n"
+            f"  {traced}\n"
             f"  {how} in {self.compile_seconds:.1f} s\n"
             f"  differences from the eager model on the example: {found}"
         )
@@ -114,7 +115,7 @@ def compile(
 
     The model is traced with the derivatives that it takes into one graph of ops, for any number of atoms and edges,
     and compiled by AOTInductor (the C++ compiler of torch.compile is needed). Weights are those of now: compile again
-    after training. Compiled programs are kept on disk, in EQTP_CACHE_DIR: the second process traces, and loads.
+    after training. Compiled programs are kept on disk, in EQTP_CACHE_DIR: a second process only loads them.
 
     model
         a SevenNet in evaluation mode or a MACE, accelerated (`eqtp.accelerate`) or not; or any callable f(*tensors)
@@ -168,16 +169,31 @@ def _compiled(case: Case, growth: float | None, cuda_graphs: bool) -> tuple[Path
         record |= {"options": options, "reshape": case.adapter.reshape, "writes": case.adapter.writes}
     with torch.inference_mode(False), without_stack_traces():
         start = time.perf_counter()
+        key = known.key_of(case, growth, cuda_graphs)
+        program = package.remembered(key, cuda_graphs)
+        if program is not None:
+            try:
+                return _checked(case, record, program, 0.0, time.perf_counter() - start, True)
+            except RuntimeError:  # it is traced again, and compared again
+                pass
         traced = trace(case.function if growth is None else case.padded, names, tensors, dims, case.strict)
         between = time.perf_counter()
         path, run, from_disk = package.cached_package(traced, tensors, cuda_graphs)
         end = time.perf_counter()
         signature = traced.signature if growth is None else without_counts(traced.signature)
-        run = _with_padding(run, signature, record)
-        found, signature = _compare(case, signature, run)
-    ops = sum(node.op == "call_function" for node in traced.module.graph.nodes)
-    report = CompileReport(between - start, end - between, from_disk, ops, found)
-    return path, run, record | {"signature": signature._asdict(), "report": report._asdict()}, report
+        ops = sum(node.op == "call_function" for node in traced.module.graph.nodes)
+        program = package.Program(path, run, signature, ops)
+        checked = _checked(case, record, program, between - start, end - between, from_disk)
+        package.remember(key, program)
+    return checked
+
+
+def _checked(case: Case, record: dict, program: package.Program, tracing: float, compiling: float, from_disk: bool):
+    """As `_compiled`. Raises RuntimeError if the program gives other numbers than the model."""
+    run = _with_padding(program.run, program.signature, record)
+    found, signature = _compare(case, program.signature, run)
+    report = CompileReport(tracing, compiling, from_disk, program.ops, found)
+    return program.path, run, record | {"signature": signature._asdict(), "report": report._asdict()}, report
 
 
 def load(path) -> CompiledModel:

@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -100,6 +101,45 @@ def cached_package(traced: Traced, example: list[torch.Tensor], alone: bool = Fa
             path.unlink()
     compile_package(traced, example, path)
     return path, run_package(path, alone), False
+
+
+class Program(NamedTuple):
+    """A package that is loaded."""
+
+    path: Path
+    run: Callable
+    signature: Signature  # as it was traced, of what the caller gives
+    ops: int
+
+
+def remember(key: str | None, program: Program) -> None:
+    """Writes down which package a model (`eqtp.compiled.known`) has."""
+    if key is not None:
+        path = _folder() / f"{key}.json"
+        found = {"package": program.path.name, "signature": program.signature._asdict(), "ops": program.ops}
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(found))
+        os.replace(temporary, path)
+
+
+def remembered(key: str | None, alone: bool = False) -> Program | None:
+    """The package of a model, loaded; None if it has none, or that is gone or damaged."""
+    path = _folder() / f"{key}.json"
+    try:
+        found = json.loads(path.read_text()) if key is not None else None
+    except (OSError, ValueError):
+        found = None
+    if found is None or not (path.parent / found["package"]).exists():
+        return None
+    try:
+        return Program(
+            path.parent / found["package"],
+            run_package(path.parent / found["package"], alone),
+            signature_of(found),
+            found["ops"],
+        )
+    except RuntimeError:
+        return None
 
 
 def _folder() -> Path:
