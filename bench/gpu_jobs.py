@@ -8,6 +8,11 @@ from typing import NamedTuple
 FAMILIES = ("jit", "native", "triton")
 SAMPLES = ("jit", "triton")  # families with kernels for the products of signals on a GPU
 PEERS = (("e3nn", "e3nn"), ("cueq", "cuequivariance_torch"), ("cueq-irmul", "cuequivariance_torch"))
+FUSED_PEERS = (
+    ("openequivariance", "openequivariance"),
+    ("openequivariance-deterministic", "openequivariance"),
+    ("cueq-fused", "cuequivariance_ops_torch"),
+)
 TIMES = ("--repeat", "5", "--min-time", "0.1", "--warmup", "3")
 ORDERS = ("--pass", "fwd,bwd,bwdbwd,grad,gradgrad", *TIMES)
 FIRST_ORDER = ("--pass", "fwd,grad", *TIMES)
