@@ -99,7 +99,8 @@ bench: $(VENV)/bench
 	  --against e3nn,e3nn-script,e3nn-compile,cueq,cueq-irmul --json bench/results/tensor_product_conv-$(THREADS).json
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench spherical_harmonics --problem lmax3 lmax8 --threads $(THREADS) \
 	  --against e3nn,sphericart,cueq --json bench/results/spherical_harmonics-$(THREADS).json
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench.sevennet --threads $(THREADS) --json bench/results/sevennet-$(THREADS).json
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench models --model 7net-0 --atoms 64,1000 --threads $(THREADS) \
+	  --against e3nn --json bench/results/sevennet-$(THREADS).json
 	$(BIN)/python docs/plot_speedup.py
 CONVS ?= mace-medium sevennet-0 nequip-l nequip-lips sevennet-l3i5 mace-large
 
