@@ -2,7 +2,7 @@
 # Needed beforehand: Python 3.10 or newer and a C++20 compiler. Set-up runs again when pyproject.toml, setup.py, cmake_arguments.py,
 # CMakeLists.txt or csrc/ change.
 #
-#   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
+#   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate, and compiled; without: make demo ARGS=--no-compile
 #   make test    every kind of check on its smallest case, minutes      make test TESTS="tests/test_plan.py -k normalization"
 #   make test-all    and the tests marked long: the same checks on more shapes, workloads, types and architectures
 #   make lint    ruff and clang-format  make fmt applies them
