@@ -118,7 +118,7 @@ def _mace_data(model, structures: list, device: str) -> dict:
 
 def _mace_predict(model, data: dict) -> dict[str, torch.Tensor]:
     given = {key: t.clone() if torch.is_tensor(t) else t for key, t in data.items()}
-    out = model(given, compute_stress=True) if isinstance(model, torch.nn.Module) else model(given)
+    out = model(given, compute_stress=True)
     return {"energy": out["energy"][0].detach(), **{key: out[key].detach() for key in ("forces", "stress")}}
 
 

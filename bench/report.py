@@ -110,7 +110,7 @@ def tables(rows: list[dict]) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """A line per problem and pass: the quickest of our families and its fraction of the floor."""
+    """A line per problem and pass: the quickest, one of our families or a peer, and its fraction of the floor."""
     best = {}
     for row in rows:
         key = row["op"], row["problem"], _size(row), row["dtype"], row["pass"]
