@@ -24,8 +24,7 @@ class Library(NamedTuple):
 
     name: str
     load: Callable  # (model's name, device, peer or "e3nn") -> model
-    data: Callable  # (model, [ase.Atoms, ...], device) -> its input, neighbour list included
-    edges: Callable  # (input) -> number of edges
+    data: Callable  # (model, [ase.Atoms, ...], device) -> its input, with the key edge_index [2, e]
     predict: Callable  # (model, input) -> energy [] eV, forces [n, 3] eV/A, stress eV/A^3; the input is not changed
     structures: int = 1  # in the example for eqtp.compile
 
@@ -122,7 +121,56 @@ def _mace_predict(model, data: dict) -> dict[str, torch.Tensor]:
     return {"energy": out["energy"][0].detach(), **{key: out[key].detach() for key in ("forces", "stress")}}
 
 
-SEVENNET = Library("sevenn", _sevennet, _sevennet_data, lambda data: data["edge_index"].shape[1], _sevennet_predict)
-MACE = Library("mace", _mace, _mace_data, lambda data: data["edge_index"].shape[1], _mace_predict, structures=2)
-NEQUIP = Library("nequip", *[None] * 4)  # not called yet
+# ------------------------------------------------------------------------ NequIP
+NEQUIP_CUTOFF = 6.0  # A
+
+
+def _nequip(name: str, device: str, peer: str):
+    """NequIP's preset L, the architecture of OAM-L, with random weights: the trained ones are a download."""
+    from ase.data import chemical_symbols
+    from nequip.model import PresetNequIPGNNModel
+    from nequip.utils.global_state import set_global_state
+
+    if peer != "e3nn":
+        raise Missing(f"this benchmark does not call the switch of nequip for {peer}")
+    default = torch.get_default_dtype()
+    try:
+        set_global_state()  # which nequip asks for; makes float64 the default
+        model = PresetNequIPGNNModel(
+            preset="L",
+            seed=0,
+            model_dtype="float32",
+            r_max=NEQUIP_CUTOFF,
+            type_names=chemical_symbols[1:90],
+            num_bessels=8,
+            avg_num_neighbors=62.0,
+            per_type_energy_scales=1.0,
+        )
+    finally:
+        torch.set_default_dtype(default)
+    return model.to(device).eval()
+
+
+def _nequip_data(model, structures: list, device: str) -> dict:
+    from ase.data import chemical_symbols
+    from nequip.data import AtomicDataDict
+    from nequip.data.ase import from_ase
+    from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+
+    (atoms,) = structures
+    names, data = chemical_symbols[1:90], from_ase(atoms)
+    for step in (ChemicalSpeciesToAtomTypeMapper(names), NeighborListTransform(NEQUIP_CUTOFF, type_names=names)):
+        data = step(data)
+    data = {key: t.double() if t.is_floating_point() else t for key, t in data.items()}  # positions, as nequip has them
+    return AtomicDataDict.to_(data, device)
+
+
+def _nequip_predict(model, data: dict) -> dict[str, torch.Tensor]:
+    out = model({key: t.clone() for key, t in data.items()})
+    return {"energy": out["total_energy"][0, 0].detach(), **{key: out[key].detach() for key in ("forces", "stress")}}
+
+
+SEVENNET = Library("sevenn", _sevennet, _sevennet_data, _sevennet_predict)
+MACE = Library("mace", _mace, _mace_data, _mace_predict, structures=2)
+NEQUIP = Library("nequip", _nequip, _nequip_data, _nequip_predict)
 MODELS = {"7net-0": SEVENNET, "7net-l3i5": SEVENNET, "mace-medium": MACE, "nequip-l": NEQUIP}

@@ -25,6 +25,8 @@ compiled program was on disk), de_ev_per_atom, df_ev_per_a.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -179,6 +181,14 @@ def gate(library: Library, name: str, found: dict[str, Contestant], data, expect
     return off, wrong
 
 
+def versions(library: Library, device: str) -> dict[str, str]:
+    """Of eqtp, the peers, and the library of the model."""
+    found, name = {"eqtp": eqtp.__version__, **peers.versions(device)}, {"mace": "mace-torch"}.get(library.name)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found[name or library.name] = importlib.metadata.version(name or library.name)
+    return found
+
+
 def records(library: Library, name: str, size: dict, timings, found, off, missing, options, rates) -> list[dict]:
     """One object per contestant, as the JSON file gets it."""
     rows = []
@@ -194,15 +204,16 @@ def records(library: Library, name: str, size: dict, timings, found, off, missin
             "start_s": found[who].start_s, "from_disk": found[who].from_disk,
             "de_ev_per_atom": off[who]["energy"], "df_ev_per_a": off[who]["forces"],
             "repeats": len(timing.calls), "missing": missing, "size": size,
-            "machine": rates.row(), "versions": {"eqtp": eqtp.__version__, **peers.versions(options.device)},
+            "machine": rates.row(), "versions": versions(library, options.device),
         })  # fmt: skip
     return rows
 
 
 def table(name: str, rows: list[dict], missing: dict[str, str]) -> str:
     """One size of one model, and who is missing and why."""
-    size = rows[0]["size"]
+    size, versions = rows[0]["size"], rows[0]["versions"]
     lines = ["", f"{name}  {size['nodes']:,} atoms, {size['edges']:,} edges  energy, forces, stress  float32"]
+    lines.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     columns = f"{'ms':>10} {'p20 - p80':>19} {'atoms/s':>9} {'peak MB':>9} {'start-up s':>11}"
     lines.append(f"  {'':18}{columns} {'dE eV/atom':>11} {'dF eV/A':>9} {'ratio':>7}")
     for row in rows:
@@ -221,8 +232,6 @@ def time_model(name: str, options, rates: machine.Machine, write) -> None:
     library = MODELS[name]
     if importlib.util.find_spec(library.name) is None:
         raise Missing(f"the package {library.name} is not installed")
-    if library.load is None:
-        raise Missing(f"this benchmark does not call {library.name} yet")
     plain = library.load(name, options.device, "e3nn")
     found = {}
     for count in options.atoms:
@@ -243,7 +252,7 @@ def time_model(name: str, options, rates: machine.Machine, write) -> None:
         )
         print(file=sys.stderr)
         options.failed += [f"{name}: {who}: {why}" for who, why in failed.items() if who in OURS]
-        size = {"nodes": len(atoms), "edges": library.edges(data)}
+        size = {"nodes": len(atoms), "edges": data["edge_index"].shape[1]}
         missing = absent | wrong | failed
         rows = records(library, name, size, timings, found, off, missing, options, rates)
         write(table(name, rows, missing) if rows else f"\n{name}: nothing to time: {missing}", rows)
@@ -254,8 +263,7 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore")  # of sevenn, mace and e3nn, many
     torch.set_num_threads(options.threads)
     rates = machine.measure(torch.float32, device=options.device)
-    versions = ", ".join(f"{name} {version}" for name, version in peers.versions(options.device).items())
-    print(f"{rates}\neqtp {eqtp.__version__}, {versions}", flush=True)
+    print(rates, flush=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text("")
