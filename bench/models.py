@@ -237,7 +237,10 @@ def time_model(name: str, options, rates: machine.Machine, write) -> None:
     for count in options.atoms:
         atoms = crystal(count)
         data = library.data(plain, [atoms], options.device)
-        expected = predict(library, plain, data)
+        try:
+            expected = predict(library, plain, data)
+        except Exception as error:  # too large for the memory, for one
+            raise Missing(f"the plain model of {len(atoms):,} atoms: {harness.reason_of(error)}") from None
         if not found:
             found, absent = contestants(library, name, options, data)
         off, wrong = gate(library, name, found, data, expected)

@@ -141,6 +141,21 @@ def test_what_cannot_be_compiled_is_named(run, springs, error, code, said):
     assert [line["backend"] for line in lines] == ["eqtp", "e3nn", "cueq"] * 2
 
 
+def test_a_plain_model_that_cannot_run_ends_its_sizes(run, springs, monkeypatch):
+    """What was timed before stays."""
+    pytest.importorskip("ase")
+
+    def too_large(model, data):
+        if len(data["positions"]) > 4:
+            raise MemoryError("no memory for this")
+        return springs_predict(model, data)
+
+    monkeypatch.setitem(models.MODELS, "springs", models.MODELS["springs"]._replace(predict=too_large))
+    code, out, _, lines = run("--model", "springs", "--atoms", "4,8", "--against", "e3nn")
+    assert code == 0 and {line["problem"] for line in lines} == {"springs-4-atoms"}
+    assert "springs: left out: the plain model of 8 atoms: MemoryError: no memory for this" in out
+
+
 def test_models_that_are_not_installed_are_left_out(run, monkeypatch):
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     code, out, err, lines = run("--model", "7net-0,mace-medium,nequip-l")
