@@ -2,7 +2,7 @@
 # Needed beforehand: Python 3.10 or newer and a C++20 compiler. Set-up runs again when pyproject.toml, setup.py, cmake_arguments.py,
 # CMakeLists.txt or csrc/ change.
 #
-#   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate
+#   make demo    trained SevenNet-0 on real crystals, before and after eqtp.accelerate, and compiled; without: make demo ARGS=--no-compile
 #   make test    every kind of check on its smallest case, minutes      make test TESTS="tests/test_plan.py -k normalization"
 #   make test-all    and the tests marked long: the same checks on more shapes, workloads, types and architectures
 #   make lint    ruff and clang-format  make fmt applies them
@@ -99,7 +99,8 @@ bench: $(VENV)/bench
 	  --against e3nn,e3nn-script,e3nn-compile,cueq,cueq-irmul --json bench/results/tensor_product_conv-$(THREADS).json
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench spherical_harmonics --problem lmax3 lmax8 --threads $(THREADS) \
 	  --against e3nn,sphericart,cueq --json bench/results/spherical_harmonics-$(THREADS).json
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench.sevennet --threads $(THREADS) --json bench/results/sevennet-$(THREADS).json
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m bench models --model 7net-0 --atoms 64,1000 --threads $(THREADS) \
+	  --against e3nn --json bench/results/sevennet-$(THREADS).json
 	$(BIN)/python docs/plot_speedup.py
 CONVS ?= mace-medium sevennet-0 nequip-l nequip-lips sevennet-l3i5 mace-large
 

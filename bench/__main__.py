@@ -7,6 +7,7 @@
     python -m bench tensor_product_conv --problem mace-large --graph diamond:5 --device cuda --backend jit,native,triton
 
 `python -m bench products --help`: all products of two features against each other (bench/products.py).
+`python -m bench models --help`: whole models, energy, forces and stress (bench/models.py).
 
 Ops are the files bench_<op>.py; problems are those of eqtp/testing/problems.py ("all": every one); peers are
 listed in bench/peers.py. Each problem is first checked at a small size: output and gradients of each
@@ -69,7 +70,7 @@ except ImportError:  # a GPU machine has what it has
 
 OPS = sorted(benchmarks())
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-# how closely an e3nn peer must agree to be compared
+# how closely a peer with the same values must agree to be compared
 SAME_OPERATOR = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
@@ -169,7 +170,7 @@ def gate(module, problem: str, options: argparse.Namespace) -> tuple[list[str], 
     for peer in options.against:
         try:
             f = case.peer(peer)
-            if peer in peers.E3NN:
+            if peer in peers.SAME_VALUES:
                 harness.check(case, f, peer, ["fwd"], SAME_OPERATOR[dtype])
             elif (shape := f(*inputs).shape) != case.cotangent.shape:
                 raise Missing(f"its output is {list(shape)}, ours is {list(case.cotangent.shape)}")
@@ -219,15 +220,20 @@ def size_text(size: dict) -> str:
     return ", ".join(f"graph {value}" if key == "graph" else f"{value:,} {key}" for key, value in size.items())
 
 
+def column(who) -> int:
+    """How wide a column of these names is."""
+    return max(18, *(len(name) + 2 for name in who))
+
+
 def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
     """The rows of one problem and pass, and who is missing and why. `ours`: names of our backends."""
-    lines = [""]
+    lines, wide = [""], column([*(row["backend"] for row in rows), *missing])
     if rows:
         row = rows[0]
         title = (row["op"], row["problem"], TITLES[row["pass"]], row["dtype"], size_text(row["size"]))
         of = "of copy" if row["device"] == "cuda" else "of read"
         columns = f"{'ms':>10} {'p20 - p80':>19} {'GB/s':>7} {of:>8} {'GFLOP/s':>8} {'of peak':>8}"
-        lines += ["  ".join(title), f"  {'':18}{columns} {'peak MB':>8} {'ratio':>8}"]
+        lines += ["  ".join(title), f"  {'':{wide}}{columns} {'peak MB':>8} {'ratio':>8}"]
     base = next((row for row in rows if row["backend"] in ours), None)
     for row in rows:
         who = row["backend"]
@@ -236,10 +242,10 @@ def table(rows: list[dict], missing: dict[str, str], ours: list[str]) -> str:
         ratio = "" if base in (None, row) else f"{row['ms'] / base['ms']:.1f}x"
         moved = f"{row['gb_s']:7.2f} {row['bandwidth_fraction']:8.1%}"
         computed = f"{row['gflop_s']:8.2f} {row['flop_fraction']:8.1%}"
-        line = f"  {who:18}{row['ms']:10.4g} {spread:>19} {moved} {computed} {peak:>8} {ratio:>8}"
+        line = f"  {who:{wide}}{row['ms']:10.4g} {spread:>19} {moved} {computed} {peak:>8} {ratio:>8}"
         line += f"  {peers.note(who, row['problem'])}"
         lines.append(line.rstrip())
-    return "\n".join([*lines, *(f"  {who:18}missing: {why}" for who, why in missing.items())])
+    return "\n".join([*lines, *(f"  {who:{wide}}missing: {why}" for who, why in missing.items())])
 
 
 def call_once(case: harness.Case, options: argparse.Namespace) -> None:
@@ -269,7 +275,10 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
         ]
         return write(
             "\n".join(
-                [f"{options.op}  {problem}  {options.dtype}", *(f"  {who:18}{why}" for who, why in said.items())]
+                [
+                    f"{options.op}  {problem}  {options.dtype}",
+                    *(f"  {who:{column(said)}}{why}" for who, why in said.items()),
+                ]
             ),
             rows,
         )
@@ -296,8 +305,8 @@ def run_problem(module, problem: str, options, rates, bar: tqdm, write) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["products"]:  # many products at many sizes: another question, with options of its own
-        return importlib.import_module("bench.products").main(argv[1:])
+    if argv[:1] in (["products"], ["models"]):  # other questions, with options of their own
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
     options = parse(argv)
     torch.set_num_threads(options.threads)
     module = benchmarks()[options.op]

@@ -1,4 +1,5 @@
-"""The convolution: gather x[src], product with y and w of the edge, sum into dst. Peers: the same steps.
+"""The convolution: gather x[src], product with y and w of the edge, sum into dst. Peers: the same steps, or one call
+where they have one.
 
 The graph (CSR and its transpose) is built before the clock starts, as a model builds it once for all its
 layers.
@@ -13,7 +14,7 @@ import torch
 import eqtp
 from bench import peers
 from bench.bench_tensor_product import PASSES, PROBLEMS, pieces, plan_of, row_flops, weights
-from bench.gpu_jobs import DIAMOND, FLASHTP, ORDERS, PEERS, TIMES, Job
+from bench.gpu_jobs import DIAMOND, FLASHTP, FUSED_PEERS, ORDERS, PEERS, TIMES, Job
 from bench.harness import Case, multilinear_bytes, neighbours, random, require
 
 __all__ = ["CHECK_SIZE", "GPU_JOBS", "PASSES", "PROBLEMS", "SMALL", "case"]
@@ -22,8 +23,8 @@ CHECK_SIZE = {"nodes": 7, "edges": 33, "graph": "random"}
 CONVS = ("mace-medium", "mace-large", "nequip-l", "sevennet-0", "sevennet-l3i5", "nequip-lips")
 SMALL = ("small",)
 GPU_JOBS = [
-    Job(10, "conv", "tensor_product_conv", CONVS, (*DIAMOND, *ORDERS)),
-    Job(70, "conv-flashtp", "tensor_product_conv", CONVS, (*FLASHTP, *ORDERS), peers=PEERS),
+    Job(10, "conv", "tensor_product_conv", CONVS, (*DIAMOND, *ORDERS), peers=FUSED_PEERS),
+    Job(70, "conv-flashtp", "tensor_product_conv", CONVS, (*FLASHTP, *ORDERS), peers=(*PEERS, *FUSED_PEERS)),
     Job(100, "conv-float64", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ORDERS), dtype="float64"),
     Job(110, "conv-bfloat16", "tensor_product_conv", ("mace-medium",), (*DIAMOND, *ORDERS), dtype="bfloat16"),
     Job(
@@ -54,6 +55,8 @@ def case(problem_id: str, dtype: torch.dtype, *, nodes: int, edges: int, graph: 
         return lambda x, y, w: eqtp.tensor_product_conv(x, y, w, plan, csr, backend=backend)
 
     def peer(name: str) -> Callable:
+        if name in peers.CONVOLUTIONS:
+            return peers.convolution(name, problem_id, dtype, csr)
         product = peers.product(name, problem_id, dtype, device)
 
         def zeros(x):

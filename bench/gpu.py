@@ -9,7 +9,8 @@ missing is named, and the rest goes on without it.
     tests         every test that needs a GPU (pytest -m gpu), a process per file
     sanitizer     compute-sanitizer, memcheck and racecheck, over every kernel on small shapes (bench/sanitize.py)
     check         each kernel that is to be timed, against the reference in float64; compiles what the benchmarks need
-    benchmarks    convolutions, spherical harmonics and segment ops by family; the first call with cold and warm caches
+    benchmarks    convolutions, spherical harmonics and segment ops by family; the first call with cold and warm caches;
+                  SevenNet-0 as a whole, where sevenn is installed
 
 Each step has its share of the time and is stopped when that is over. With empty caches the time is too short: on an
 H200 with 16 cores, compiling took so long that three test files and the sanitizer were stopped, and the first call was

@@ -8,6 +8,11 @@ from typing import NamedTuple
 FAMILIES = ("jit", "native", "triton")
 SAMPLES = ("jit", "triton")  # families with kernels for the products of signals on a GPU
 PEERS = (("e3nn", "e3nn"), ("cueq", "cuequivariance_torch"), ("cueq-irmul", "cuequivariance_torch"))
+FUSED_PEERS = (
+    ("openequivariance", "openequivariance"),
+    ("openequivariance-deterministic", "openequivariance"),
+    ("cueq-fused", "cuequivariance_ops_torch"),
+)
 TIMES = ("--repeat", "5", "--min-time", "0.1", "--warmup", "3")
 ORDERS = ("--pass", "fwd,bwd,bwdbwd,grad,gradgrad", *TIMES)
 FIRST_ORDER = ("--pass", "fwd,grad", *TIMES)
@@ -29,6 +34,12 @@ class Job(NamedTuple):
 
 
 FIRST_CALL = Job(30, "first", "first_call", ("",), ())  # bench/first_call.py, which is no op
+# bench/models.py, no op either. Compiling takes minutes: last, and by itself
+MODEL_PEERS = ("--against", "e3nn,openequivariance,cueq")
+WHOLE_MODELS = (
+    Job(15, "models", "models", ("7net-0",), ("--atoms", "864,4000", "--without", "eqtp-compiled", *MODEL_PEERS)),
+    Job(140, "models-compiled", "models", ("7net-0",), ("--atoms", "864,4000", "--without", "eqtp", "--against", "")),
+)
 
 TINY = ("--repeat", "2", "--min-time", "0.001", "--warmup", "1", "--nodes", "10", "--edges", "30")
 TINY_FIRST_CALL = ("--graph", "random", "--nodes", "10", "--edges", "30")
@@ -44,6 +55,7 @@ REHEARSAL = [
         ("--pass", "fwd,grad", *TINY),
         families=("native", "reference"),
     ),
+    Job(4, "models", "models", ("7net-0",), ("--atoms", "8", "--without", "eqtp-compiled", "--repeat", "2")),
 ]
 
 
@@ -53,5 +65,5 @@ def jobs(rehearse: bool) -> list[Job]:
         return REHEARSAL
     from bench.registry import benchmarks  # whose files import this one
 
-    found = [FIRST_CALL, *(job for module in benchmarks().values() for job in module.GPU_JOBS)]
+    found = [FIRST_CALL, *WHOLE_MODELS, *(job for module in benchmarks().values() for job in module.GPU_JOBS)]
     return sorted(found, key=lambda job: job.rank)

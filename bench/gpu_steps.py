@@ -138,7 +138,7 @@ def check(run: Run) -> Outcome:
             for family in job.families
             if family != "reference"
         ]
-        wanted |= dict.fromkeys(tasks if job.op != "first_call" else [])
+        wanted |= dict.fromkeys(tasks if job.op not in NO_OPS else [])
 
     def one(task: tuple[str, str, str, str]) -> list[dict]:
         op, problem, dtype, family = task
@@ -261,6 +261,16 @@ def first_call(run: Run, job: Job) -> str | None:
     return "; ".join(failed) or None
 
 
+def whole_models(run: Run, job: Job) -> str | None:
+    """Models and the peers that their libraries can use."""
+    if importlib.util.find_spec("sevenn") is None:
+        print("  sevenn is not installed: no whole models", flush=True)
+        return None
+    where = ["--device", run.device, "--json", run.raw / f"{job.name}.json"]
+    done = run.python(job.name, "-m", "bench", "models", "--model", ",".join(job.problems), *where, *job.options)
+    return None if done.code == 0 else f"{job.name}: {ended(done)}"
+
+
 def benchmarks(run: Run) -> Outcome:
     """Every job, the most important first."""
     failed, late = [], []
@@ -269,13 +279,15 @@ def benchmarks(run: Run) -> Outcome:
             late.append(job.name)
             continue
         print(f"  {job.name} ...", flush=True)
-        if why := (first_call if job.op == "first_call" else time_job)(run, job):
+        if why := NO_OPS.get(job.op, time_job)(run, job):
             failed.append(why)
         save(run)
     rows = report.read(run.raw)
     notes = [f"{len(rows)} results", *failed, *([f"no time left for {', '.join(late)}"] if late else [])]
     return Outcome("failed" if failed or late or not rows else "ok", "; ".join(notes))
 
+
+NO_OPS = {"first_call": first_call, "models": whole_models}  # what is timed otherwise
 
 # step -> (what it does, seconds that are kept for it; what earlier ones leave is added)
 STEPS = {

@@ -10,7 +10,15 @@
     sphericart-solid  sphericart.torch.SolidHarmonics: r^l Y, no normalisation of the input
     torch, pyg      index_add_ and torch_geometric.utils.scatter, for sums over edges
 
-cuEquivariance orders its outputs and weights differently, which changes values but neither sizes nor time.
+Of the convolution, on a GPU: gather, product and sum in one call. These lines have not run on a GPU yet; the figures
+of docs/benchmarks.md are of a script that made the same calls.
+
+    openequivariance                openequivariance.TensorProductConv, sums by atomics
+    openequivariance-deterministic  the same without atomics, edges in row-major order
+    cueq-fused      cuequivariance_torch.SegmentedPolynomial with indices, method "uniform_1d", data in ir_mul layout
+
+cuEquivariance orders its outputs and weights differently, openequivariance-deterministic numbers the edges
+differently, which changes values but neither sizes nor time.
 """
 
 from __future__ import annotations
@@ -18,32 +26,51 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
 
+import eqtp
 from bench.harness import Missing
 from eqtp.testing import problems
 
-# same operator, order and weights as ours: values can be compared
 E3NN = (
     "e3nn",
     "e3nn-script",
     "e3nn-compile",
 )
 CUEQ = ("cueq", "cueq-irmul")
+CONVOLUTIONS = ("openequivariance", "openequivariance-deterministic", "cueq-fused")
+# same operator, order and weights as ours: values can be compared
+SAME_VALUES = (*E3NN, "openequivariance")
 CUEQ_LMAX = 5  # from 6 on, 0.13 works for minutes and then raises "Unsupported number of inputs: 6"
 SPHERICART = ("sphericart", "sphericart-solid")
 SUMS = ("torch", "pyg")
 NO_CPU = {
     "openequivariance": "OpenEquivariance does not run on a CPU",
+    "openequivariance-deterministic": "OpenEquivariance does not run on a CPU",
+    "cueq-fused": "the fused kernels of cuEquivariance do not run on a CPU",
     "flashtp": "FlashTP does not run on a CPU",
 }
-MODULES = {"openequivariance": "openequivariance", "flashtp": "flashTP_e3nn"}
+MODULES = {
+    "openequivariance": "openequivariance",
+    "openequivariance-deterministic": "openequivariance",
+    "cueq-fused": "cuequivariance_torch",
+    "flashtp": "flashTP_e3nn",
+}
 NAMES = (*E3NN, *CUEQ, *SPHERICART, *SUMS, *NO_CPU)
 DISTRIBUTIONS = ("torch", "e3nn", "cuequivariance-torch", "sphericart-torch", "torch-geometric")
-ON_GPU = ("triton", "cupy-cuda12x", "cupy-cuda13x", "cuequivariance-ops-torch-cu12", "cuequivariance-ops-torch-cu13")
+ON_GPU = (
+    "triton",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "cuequivariance-ops-torch-cu12",
+    "cuequivariance-ops-torch-cu13",
+    "openequivariance",
+)
 
 
 def versions(device: str = "cpu") -> dict[str, str]:
@@ -76,7 +103,7 @@ def _refuse(name: str, op: str, device: str = "cpu"):
         raise Missing(NO_CPU[name])
     if name in NO_CPU:
         _import(MODULES[name])
-        raise Missing(f"{name} is installed, but this benchmark does not call it yet")
+        raise Missing(f"{name} is installed, but this benchmark does not call its {op}")
     raise Missing(f"{name} has no {op}")
 
 
@@ -141,6 +168,61 @@ def product(name: str, problem_id: str, dtype: torch.dtype, device: str = "cpu")
     if name in CUEQ:
         return _cueq_product(name, problem, dtype, device)
     return _refuse(name, "tensor product", device)
+
+
+def convolution(name: str, problem_id: str, dtype: torch.dtype, graph: eqtp.Graph) -> Callable:
+    """f(x [n, dim1], y [e, dim2], w [e, numel]) -> [n, dim_out] of a name in CONVOLUTIONS; raises Missing."""
+    if graph.dst.device.type == "cpu":
+        raise Missing(NO_CPU[name])
+    if (problem := problems.tensor_product(problem_id)).weights == "shared" or problem.mode != "uvu":
+        raise Missing(f"not called for mode {problem.mode} with weights {problem.weights}")
+    if name == "cueq-fused":
+        return cueq_fused(problem_id, dtype, graph, "uniform_1d")
+    return _openequivariance(problem_id, dtype, graph, name.endswith("deterministic"))
+
+
+def _openequivariance(problem_id: str, dtype: torch.dtype, graph: eqtp.Graph, deterministic: bool) -> Callable:
+    oeq = _import("openequivariance")
+    plan, number = problems.plan(problem_id), oeq.torch_to_oeq_dtype(dtype)
+    instructions = [(p.i1, p.i2, p.io, p.mode, p.has_weight, p.path_weight) for p in plan.paths]
+    irreps = [str(i) for i in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
+    problem = oeq.TPProblem(
+        *irreps,
+        instructions,
+        irrep_dtype=number,
+        weight_dtype=number,
+        shared_weights=False,
+        internal_weights=False,
+    )
+    module = oeq.TensorProductConv(problem, deterministic=deterministic)
+    rows, columns = graph.dst.long(), graph.src.long()  # [e], [e]
+    if not deterministic:
+        return lambda x, y, w: module(x, y, w, rows, columns)
+    order = torch.argsort(rows * graph.num_src + columns)  # [e]
+    rows, columns = rows[order], columns[order]
+    transposed = torch.argsort(columns * graph.num_dst + rows)  # [e]
+    return lambda x, y, w: module(x, y, w, rows, columns, transposed)
+
+
+def cueq_fused(problem_id: str, dtype: torch.dtype, graph: eqtp.Graph, method: str) -> Callable:
+    """f(x [n, dim1], y [e, dim2], w [e, numel]) -> [n, dim_out], x and the result in ir_mul layout, the weights in the
+    order of the result's irreps. Uneven multiplicities are cut into pieces of their common divisor, as the kernel wants
+    them. Raises Missing."""
+    cue, cuet = _import("cuequivariance"), _import("cuequivariance_torch")
+    problem = problems.tensor_product(problem_id)
+    in1, in2 = cue.Irreps("O3", problem.irreps_in1), cue.Irreps("O3", problem.irreps_in2)
+    out = in1 if problem.out == "in1" else cue.Irreps("O3", problem.out)
+    common = math.gcd(*(mul for mul, _ in in1))
+    product = cue.descriptors.channelwise_tensor_product(in1, in2, out).polynomial
+    product = product.flatten_modes("ijk").squeeze_modes("v")
+    product = product.apply_fn(lambda operand, d: (operand, d.split_mode("u", common)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it takes another method, if it does
+        module = cuet.SegmentedPolynomial(product, math_dtype=dtype, method=method).to(graph.dst.device)
+    if module.method != method:
+        raise Missing(f"cuequivariance_torch has no method {method} here: are its closed kernels installed?")
+    src, dst = graph.src.long(), graph.dst.long()  # [e], [e]
+    return lambda x, y, w: module([w, x, y], {1: src}, {0: x}, {0: dst})[0]
 
 
 @cache

@@ -28,6 +28,7 @@ PASSES = {
     "bwd": "forward + backward",
     "bwdbwd": "double backward",
     "energy+forces": "energy + forces",
+    "energy+forces, compiled": "energy + forces, compiled",  # by eqtp.compile
 }
 # the first in the table
 OPS = (
@@ -56,6 +57,11 @@ BEGIN, END = "<!-- speed-up: begin -->", "<!-- speed-up: end -->"
 COLOURS = ("#1f6f8b", "#d1702a", "#5b8c5a", "#8e5a9b", "#b8a038", "#4a4a4a", "#c25b7c")
 
 
+def pass_of(row: dict) -> str:
+    """A key of PASSES: a compiled model has rows of its own."""
+    return row["pass"] + (", compiled" if row["backend"] == "eqtp-compiled" else "")
+
+
 def read(folder: Path, threads: int = 1, dtype: str = "float32") -> list[dict]:
     """Our rows that were timed against peers, in the order of the table.
 
@@ -71,10 +77,10 @@ def read(folder: Path, threads: int = 1, dtype: str = "float32") -> list[dict]:
                 OPS.index(row["op"]) if row["op"] in OPS else len(OPS),
                 row["op"],
                 row["problem"],
-                list(PASSES).index(row["pass"]),
+                list(PASSES).index(pass_of(row)),
             )
             if key in rows:
-                raise ValueError(f"{path.name}: {row['op']} {row['problem']} {row['pass']} is in the results twice")
+                raise ValueError(f"{path.name}: {row['op']} {row['problem']} {pass_of(row)} is in the results twice")
             rows[key] = row
     return [rows[key] for key in sorted(rows)]
 
@@ -116,7 +122,7 @@ def ratio_of(row: dict, peer: str) -> str:
 
 def titles(row: dict) -> list[str]:
     """The first cells of a line."""
-    return [f"{row['op']}, {row['problem']}", PASSES[row["pass"]], number(row["ms"])]
+    return [f"{row['op']}, {row['problem']}", PASSES[pass_of(row)], number(row["ms"])]
 
 
 def with_caption(lines: list[str], caption: str, rows: list[dict]) -> str:
@@ -140,7 +146,7 @@ def table(rows: list[dict]) -> str:
 
 def short_table(rows: list[dict]) -> str:
     """Markdown: the rows of SHORT, with e3nn and with the quickest peer, whoever it is."""
-    found = {(row["op"], row["problem"], row["pass"]): row for row in rows}
+    found = {(row["op"], row["problem"], pass_of(row)): row for row in rows}
     rows = [found[key] for key in SHORT if key in found]
     if not rows:
         return "No results yet: `make bench` writes them."
@@ -169,7 +175,7 @@ def label(figure, axis, rows: list[dict], heights: list[float]) -> None:
         "segment_sum": "segment sum ",
         "tensor_product": "product of rows ",
     }
-    axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[row['pass']]}" for row in rows])
+    axis.set_yticks(heights, [f"{names.get(row['op'], '')}{row['problem']}   {PASSES[pass_of(row)]}" for row in rows])
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -1,11 +1,12 @@
-"""A trained SevenNet on real crystals, before and after ``eqtp.accelerate(model)``: same answers, less time.
+"""A trained SevenNet on real crystals, before and after ``eqtp.accelerate(model)``, and compiled by ``eqtp.compile``:
+same answers, less time.
 
     python examples/sevennet_dropin.py [--frames 40] [--threads N] [--model 7net-0|7net-l3i5]
-                                       [--dtype float32|float64] [--repeat 3] [--out DIR]
+                                       [--dtype float32|float64] [--repeat 3] [--no-compile] [--out DIR]
 
-Energy, forces and stress of MPtrj frames (data/README.md) are computed both ways in one process, in turns,
-and compared with each other and with the DFT labels. The neighbour list is made once per frame and is in
-neither time; sorting the edges for eqtp is in eqtp's time (from five frames on: eqtp remembers the last four
+Energy, forces and stress of MPtrj frames (data/README.md) are computed all three ways in one process, in turns,
+and compared with each other and with the DFT labels. The neighbour list is made once per frame and is in no
+time; sorting the edges for eqtp is in eqtp's time (from five frames on: eqtp remembers the last four
 lists). Prints a table, writes sevennet_dropin.png and sevennet_dropin.json. Needs no network.
 """
 
@@ -15,8 +16,11 @@ import argparse
 import json
 import os
 import statistics
+import sys
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself otherwise
@@ -27,6 +31,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+COLOURS = {"before": "#d1702a", "after": "#1f6f8b", "compiled": "#5b8c5a"}
 
 # Parts of the run time, by the beginnings of the names of torch's ops; the first match counts
 MOVES = (
@@ -57,6 +62,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--repeat", type=int, default=3, help="timed runs per frame and way; the median counts")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled model")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the picture and the JSON file")
     args = parser.parse_args()
     if not 1 <= args.frames <= 40:
@@ -73,13 +79,47 @@ def timed(model, data) -> tuple[dict, float]:
     return out, time.perf_counter() - start
 
 
-def run_both(before, after, datas, repeat: int) -> list[dict]:
-    """Per frame: results and seconds of both models. All frames in turns; the first turn warms up."""
-    runs = [{"before": [], "after": [], "seconds": {"before": [], "after": []}} for _ in datas]
-    with tqdm(total=(repeat + 1) * len(datas), desc="before and after, in turns") as bar:
+@contextmanager
+def waiting(text: str):
+    """Says every second for how long this has been going on."""
+    start, over = time.perf_counter(), threading.Event()
+
+    def tell():
+        while not over.wait(1):
+            print(f"\r{text} ... {time.perf_counter() - start:.0f} s", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        print(f"\r{text}: {time.perf_counter() - start:.0f} s    ", file=sys.stderr, flush=True)
+
+
+def compiled(model, example):
+    """The model compiled; None, with the reason on the screen, where that cannot be done."""
+    import eqtp
+
+    print("eqtp.compile: a minute or so the first time; kept on disk, later seconds (--no-compile leaves it out)")
+    try:
+        with waiting("compiling, or loading from disk"):
+            found = eqtp.compile(model, example)
+    except RuntimeError as error:  # without a C++ compiler, for one
+        print(f"left out: {error}\n")
+        return None
+    print(found.report, end="\n\n")
+    return found
+
+
+def run_all(models: dict, datas, repeat: int) -> list[dict]:
+    """Per frame: results and seconds of all models. All frames in turns; the first turn warms up."""
+    runs = [{"seconds": {way: [] for way in models}} for _ in datas]
+    with tqdm(total=(repeat + 1) * len(datas), desc=f"{', '.join(models)}, in turns") as bar:
         for turn in range(repeat + 1):
             for data, run in zip(datas, runs, strict=True):
-                for way, model in (("before", before), ("after", after)):
+                for way, model in models.items():
                     run[way], elapsed = timed(model, data)
                     if turn:
                         run["seconds"][way].append(elapsed)
@@ -88,23 +128,24 @@ def run_both(before, after, datas, repeat: int) -> list[dict]:
 
 
 def compare_frame(atoms, data, run: dict) -> dict:
-    """Differences between the two ways, errors against DFT, median times of one frame."""
+    """Differences from the model as it was, errors against DFT, median times of one frame."""
     n, old, new = len(atoms), run["before"], run["after"]
+    ways = list(run["seconds"])
+    off = {key: {w: (run[w][key] - old[key]).abs().max().item() for w in ways[1:]} for key in old}
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()  # eV, [n, 3] eV/A
     return {
         "formula": atoms.get_chemical_formula(),
         "atoms": n,
         "edges": data["edge_index"].shape[1],
-        "de": abs(new["energy"] - old["energy"]).item() / n,
-        "df": (new["forces"] - old["forces"]).abs().max().item(),
-        "ds": (new["stress"] - old["stress"]).abs().max().item(),
-        "energy": (energy / n, old["energy"].item() / n, new["energy"].item() / n),  # DFT, before, after
-        "forces": (forces, old["forces"].numpy(), new["forces"].numpy()),  # DFT, before, after
+        "de": {way: value / n for way, value in off["energy"].items()},
+        "df": off["forces"],
+        "ds": max(off["stress"].values()),
+        "energy": {"DFT": energy / n, **{way: run[way]["energy"].item() / n for way in ways}},
+        "forces": {"DFT": forces, **{way: run[way]["forces"].numpy() for way in ways}},
         "e_error": abs(new["energy"].item() - energy) / n,
         "f_errors": np.abs(new["forces"].numpy() - forces).ravel(),  # [3 n]
         "s_error": np.abs(new["stress"].numpy() - full_stress(atoms)).mean(),
-        "before": statistics.median(run["seconds"]["before"]),
-        "after": statistics.median(run["seconds"]["after"]),
+        **{way: statistics.median(seconds) for way, seconds in run["seconds"].items()},
     }
 
 
@@ -129,51 +170,42 @@ def where_time_goes(model, datas) -> dict[str, float]:
 
 
 def print_table(rows: list[dict], summary: dict) -> None:
-    """One line per frame and one for all: changes by eqtp, errors against DFT, times."""
-    line = "{:>3} {:<20}{:>6}{:>7} |{:>9}{:>9} |{:>9}{:>8} |{:>9}{:>8}{:>7}"
-    names = [
-        "crystal",
-        "atoms",
-        "edges",
-        "dE/atom",
-        "max dF",
-        "E error",
-        "F error",
-        "before",
-        "after",
-        "ratio",
-    ]
-    print(line.format("", *names))
-    print(line.format("", "", "", "", "ueV", "ueV/A", "meV/atom", "meV/A", "ms", "ms", ""))
-    atoms, edges = sum(r["atoms"] for r in rows), sum(r["edges"] for r in rows)
+    """One line per frame and one for all: changes by eqtp, errors against DFT, times, and how many times faster."""
+    ways = summary["ways"]
+    changed, times = len(ways) - 1, [word for way in ways[1:] for word in (way, "")]
+    line = "{:>2} {:<19}{:>6}{:>6}" + " |{:>7}{:>7}" * changed + " |{:>7}{:>7} |{:>8}"
+    line += "".join(f"{{:>{max(8, len(way) + 1)}}}{{:>6}}" for way in ways[1:])
+    print("dE, dF: largest change from the model before; E, F: mean error against DFT; x: how many times faster")
+    print(" " * 34 + "".join(f" |{way:>14}" for way in [*ways[1:], "DFT"]) + " |")
+    print(line.format("", "crystal", "atoms", "edges", *["dE", "dF"] * changed, "E", "F", "before", *times))
+    units = [*["ueV/at", "ueV/A"] * changed, "meV/at", "meV/A", "ms", *["ms", ""] * changed]
+    print(line.format("", "", "", "", *units))
     total = {
-        "formula": "", "atoms": atoms, "edges": edges,
+        "formula": "all", "atoms": sum(r["atoms"] for r in rows), "edges": sum(r["edges"] for r in rows),
         "de": summary["max_de_ev_per_atom"], "df": summary["max_df_ev_per_a"],
         "e_error": summary["energy_mae_mev_per_atom"] / 1e3, "f_errors": summary["force_mae_mev_per_a"] / 1e3,
-        "before": summary["seconds_before"], "after": summary["seconds_after"],
+        **{way: summary[f"seconds_{way}"] for way in ways},
     }  # fmt: skip
-    for n, r in [*enumerate(rows), ("all", total)]:
-        print(
-            line.format(
-                n, r["formula"], r["atoms"], r["edges"], f"{1e6 * r['de']:.2g}", f"{1e6 * r['df']:.2g}",
-                f"{1e3 * r['e_error']:.2f}", f"{1e3 * np.mean(r['f_errors']):.2f}",
-                f"{1e3 * r['before']:.1f}", f"{1e3 * r['after']:.1f}", f"{r['before'] / r['after']:.1f}",
-            )
-        )  # fmt: skip
+    for n, r in [*enumerate(rows), ("", total)]:
+        changes = [f"{1e6 * r[key][way]:.2g}" for way in ways[1:] for key in ("de", "df")]
+        errors = f"{1e3 * r['e_error']:.2f}", f"{1e3 * np.mean(r['f_errors']):.2f}"
+        times = [text for w in ways[1:] for text in (f"{1e3 * r[w]:.1f}", f"{r['before'] / r[w]:.1f}x")]
+        cells = r["formula"], r["atoms"], r["edges"], *changes, *errors, f"{1e3 * r['before']:.1f}", *times
+        print(line.format(n, *cells))
 
 
-def summarise(rows: list[dict], report) -> dict:
+def summarise(rows: list[dict], report, ways: list[str]) -> dict:
     """The numbers of sevennet_dropin.json; the errors are those of the accelerated model against DFT."""
-    before, after = sum(r["before"] for r in rows), sum(r["after"] for r in rows)
+    seconds = {way: sum(r[way] for r in rows) for way in ways}
     return {
         "frames": len(rows),
+        "ways": ways,
         "energy_mae_mev_per_atom": 1e3 * float(np.mean([r["e_error"] for r in rows])),
         "force_mae_mev_per_a": 1e3 * float(np.concatenate([r["f_errors"] for r in rows]).mean()),
-        "max_de_ev_per_atom": max(r["de"] for r in rows),
-        "max_df_ev_per_a": max(r["df"] for r in rows),
-        "seconds_before": before,
-        "seconds_after": after,
-        "speedup": before / after,
+        "max_de_ev_per_atom": {way: max(r["de"][way] for r in rows) for way in ways[1:]},
+        "max_df_ev_per_a": {way: max(r["df"][way] for r in rows) for way in ways[1:]},
+        **{f"seconds_{way}": total for way, total in seconds.items()},
+        "speedup": {way: seconds["before"] / seconds[way] for way in ways[1:]},
         "replaced": len(report.replaced),
         "kept": len(report.kept),
     }
@@ -186,44 +218,47 @@ def draw(rows: list[dict], shares: dict, summary: dict, title: str, path: Path) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    old, new, grey = "#d1702a", "#1f6f8b", "#9aa0a6"
+    grey, names = "#9aa0a6", {"before": "before", "after": "after eqtp.accelerate", "compiled": "eqtp.compile"}
     plt.rcParams.update(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold"}
     )
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 8.2), layout="constrained")
-    energy = np.array([r["energy"] for r in rows])  # [frames, 3]
-    force = [np.concatenate([r["forces"][k].ravel() for r in rows]) for k in range(3)]  # DFT, before, after
-    changes = [f"largest change {1e6 * summary[key]:.2g}" for key in ("max_de_ev_per_atom", "max_df_ev_per_a")]
+    known = ["DFT", *summary["ways"]]
+    energy = {way: np.array([r["energy"][way] for r in rows]) for way in known}  # [frames]
+    force = {way: np.concatenate([r["forces"][way].ravel() for r in rows]) for way in known}  # [3 atoms]
+    de, df = (max(summary[key].values()) for key in ("max_de_ev_per_atom", "max_df_ev_per_a"))
     notes = (
-        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\n{changes[0]} µeV/atom",
-        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\n{changes[1]} µeV/Å",
+        f"MAE {summary['energy_mae_mev_per_atom']:.2f} meV/atom\nlargest change {1e6 * de:.2g} µeV/atom",
+        f"MAE {summary['force_mae_mev_per_a']:.2f} meV/Å\nlargest change {1e6 * df:.2g} µeV/Å",
     )
-    for axis, (dft, before, after), what, note in (
-        (axes[0, 0], energy.T, "energy [eV/atom]", notes[0]),
+    for axis, values, what, note in (
+        (axes[0, 0], energy, "energy [eV/atom]", notes[0]),
         (axes[0, 1], force, "force components [eV/Å]", notes[1]),
     ):
-        ends = [min(dft.min(), after.min()), max(dft.max(), after.max())]
+        dft = values["DFT"]
+        ends = [min(dft.min(), values["after"].min()), max(dft.max(), values["after"].max())]
         axis.plot(ends, ends, color=grey, lw=0.8, zorder=0)
-        axis.scatter(dft, before, s=34, facecolors="none", edgecolors=old, lw=1, label="before")
-        axis.scatter(dft, after, s=7, color=new, lw=0, label="after eqtp.accelerate")
+        for way, marker, size in zip(summary["ways"], "o.+", (34, 22, 34), strict=False):
+            colours = {"facecolors": "none", "edgecolors": COLOURS[way]} if marker == "o" else {"color": COLOURS[way]}
+            axis.scatter(dft, values[way], s=size, marker=marker, lw=0.8, label=names[way], **colours)
         axis.set(xlabel=f"DFT {what}", ylabel=f"model {what}", title=what.split(" [")[0].capitalize())
         axis.text(0.97, 0.04, note, transform=axis.transAxes, ha="right", va="bottom", color="#333333")
         axis.legend(frameon=False, loc="upper left")
     for scale in (axes[0, 1].set_xscale, axes[0, 1].set_yscale):  # most forces are small, a few are large
         scale("symlog", linthresh=0.1, linscale=0.6)
-    draw_times(axes[1, 0], rows, summary, old, new)
+    draw_times(axes[1, 0], rows, summary)
     draw_shares(axes[1, 1], shares, summary)
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=160)
 
 
-def draw_times(axis, rows, summary, old, new) -> None:
-    """Both times of each frame over its number of edges."""
+def draw_times(axis, rows, summary) -> None:
+    """The times of each frame over its number of edges."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     edges = [r["edges"] for r in rows]
-    for way, colour in (("before", old), ("after", new)):
-        axis.scatter(edges, [1e3 * r[way] for r in rows], s=22, color=colour, lw=0, alpha=0.85, label=way)
+    for way in summary["ways"]:
+        axis.scatter(edges, [1e3 * r[way] for r in rows], s=22, color=COLOURS[way], lw=0, alpha=0.85, label=way)
     axis.set(
         xscale="log",
         yscale="log",
@@ -235,14 +270,14 @@ def draw_times(axis, rows, summary, old, new) -> None:
         ax.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         ax.set_minor_formatter(NullFormatter())
-    text = f"{summary['seconds_before']:.2f} s → {summary['seconds_after']:.2f} s"
-    text += f"\n{summary['speedup']:.1f} times faster"
+    text = " → ".join(f"{summary[f'seconds_{way}']:.2f} s" for way in summary["ways"])
+    text += f"\n{' and '.join(f'{times:.1f}' for times in summary['speedup'].values())} times faster"
     axis.text(0.97, 0.04, text, transform=axis.transAxes, ha="right", va="bottom", color="#333333")
     axis.legend(frameon=False, loc="upper left")
 
 
 def draw_shares(axis, shares, summary) -> None:
-    """Seconds per part: the measured time, split by the shares of the profile."""
+    """Seconds per part: the measured time, split by the shares of the profile; a compiled model is one part."""
     colours = ["#1f6f8b", "#4fa3b8", "#a5d3dc", "#d1702a", "#e6a672", "#f2d5bb", "#b9bdc2", "#dcdee1"]
     left = {"before": 0.0, "after": 0.0}
     for (group, share), colour in zip(shares["before"].items(), colours, strict=True):
@@ -252,8 +287,15 @@ def draw_shares(axis, shares, summary) -> None:
             axis.barh(way, part, left=left[way], color=colour, label=label, height=0.55)
             left[way] += part
             label = None
+    if "compiled" in summary["ways"]:
+        label = "one compiled program"
+        axis.barh("compiled", summary["seconds_compiled"], color=COLOURS["compiled"], label=label, height=0.55)
     axis.invert_yaxis()
-    axis.set(xlabel=f"seconds for {summary['frames']} frames", title="Where the time goes", ylim=(2.6, -0.5))
+    axis.set(
+        xlabel=f"seconds for {summary['frames']} frames",
+        title="Where the time goes",
+        ylim=(len(summary["ways"]) + 0.6, -0.5),
+    )
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0)
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center")
@@ -275,9 +317,13 @@ def main() -> None:
     report = eqtp.accelerate(after, example=datas[0])
     print(report, end="\n\n")
 
-    runs = run_both(before, after, datas, args.repeat)
+    models = {"before": before, "after": after}
+    if not args.no_compile and (program := compiled(after, datas[0])) is not None:
+        models["compiled"] = program
+
+    runs = run_all(models, datas, args.repeat)
     rows = [compare_frame(*each) for each in zip(frames, datas, runs, strict=True)]
-    summary = summarise(rows, report)
+    summary = summarise(rows, report, list(models))
     shares = {"before": where_time_goes(before, datas), "after": where_time_goes(after, datas)}
     print_table(rows, summary)
     ds, error = max(r["ds"] for r in rows), 1e3 * np.mean([r["s_error"] for r in rows])
@@ -292,7 +338,8 @@ def main() -> None:
     title = f"{args.model} on {len(rows)} MPtrj frames, {args.dtype}, {threads} of a CPU"
     draw(rows, shares, summary, title, args.out / "sevennet_dropin.png")
     (args.out / "sevennet_dropin.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{summary['speedup']:.1f} times faster. Picture and numbers: {args.out}/sevennet_dropin.png, .json")
+    faster = ", ".join(f"{way} {times:.1f} times as fast" for way, times in summary["speedup"].items())
+    print(f"\n{faster}. Picture and numbers: {args.out}/sevennet_dropin.png, .json")
 
 
 if __name__ == "__main__":

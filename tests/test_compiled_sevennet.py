@@ -40,9 +40,9 @@ def small_sevennet(layers=2):
 
 def crystal(atoms):
     """A rattled cell of at least so many atoms."""
-    from bench.sevennet import cell
+    from bench.models import crystal
 
-    return cell(atoms)
+    return crystal(atoms)
 
 
 def structure(atoms, model, dtype=torch.float32):

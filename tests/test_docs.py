@@ -193,7 +193,8 @@ def test_speedup_of_results(plot, tmp_path):
     write(
         tmp_path / "b.json", *rows(), *rows(problem="b", **{"pass": "bwdbwd"}, ratio_to={"best": 0.5}), *rows(threads=2)
     )
-    write(tmp_path / "a.jsonl", *rows(op="sevennet", **{"pass": "energy+forces"}))
+    whole = {"op": "sevennet", "pass": "energy+forces"}
+    write(tmp_path / "a.jsonl", *rows(**whole, backend="eqtp"), *rows(**whole, backend="eqtp-compiled", ms=1.0))
     write(tmp_path / "c.json", *rows(problem="mace-medium"))
     pages = {name: tmp_path / f"{name}.md" for name in ("readme", "page")}
     for page in pages.values():
@@ -212,6 +213,7 @@ def test_speedup_of_results(plot, tmp_path):
         "| tensor_product_conv, b | double backward | 2 | - | 0.5x |",
         "| tensor_product_conv, mace-medium | forward | 2 | 100x | 12.3x |",
         "| sevennet, a | energy + forces | 2 | 100x | 12.3x |",
+        "| sevennet, a | energy + forces, compiled | 1 | 100x | 12.3x |",
     ]
     assert "a processor; 1 thread; float32; torch 2" in " ".join(text.split()) and "less work" not in text
 

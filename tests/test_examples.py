@@ -1,6 +1,7 @@
-"""examples/tetris.py and examples/acac.py run, and show what they say."""
+"""The examples run, and show what they say."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -88,3 +89,20 @@ def test_acac_data(acac):
         assert -75 < frames.energy.mean() < -70  # eV, binding energy of the molecule
         assert frames.forces.sum(1).abs().max() < 0.1
     assert sum(path.stat().st_size for path in (EXAMPLES / "data" / "acac").iterdir()) < 400_000
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_demo(tmp_path, compiled):
+    """All ways give the same numbers, and the picture is there."""
+    pytest.importorskip("sevenn", reason="sevenn is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    small = "--frames", "2", "--repeat", "1", "--threads", "1", "--out", str(tmp_path)
+    out = run("sevennet_dropin.py", *small, *([] if compiled else ["--no-compile"]))
+    found = json.loads((tmp_path / "sevennet_dropin.json").read_text())
+    ways = ["before", "after", "compiled"] if compiled else ["before", "after"]
+    assert found["ways"] == ways and found["frames"] == 2 and set(found["speedup"]) == set(ways[1:])
+    assert all(0 <= change < 2e-6 for change in found["max_de_ev_per_atom"].values())
+    assert all(0 < change < 1e-5 for change in found["max_df_ev_per_a"].values())
+    assert all(found[f"seconds_{way}"] > 0 for way in ways)
+    assert re.search(r"^ 0 As4Na5 +9 +164 \|", out, re.MULTILINE) and ("eqtp.compile" in out) == compiled
+    assert (tmp_path / "sevennet_dropin.png").stat().st_size > 50_000

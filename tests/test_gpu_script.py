@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))  # bench is not part of the installed package
 
 import eqtp.__main__ as page  # noqa: E402
 from bench import __main__ as bench  # noqa: E402
-from bench import first_call, gpu, gpu_jobs, gpu_run, gpu_steps, report, sanitize  # noqa: E402
+from bench import first_call, gpu, gpu_jobs, gpu_run, gpu_steps, models, report, sanitize  # noqa: E402
 from bench import registry as bench_registry  # noqa: E402
 from eqtp.backends import registry  # noqa: E402
 from eqtp.backends.native import library  # noqa: E402
@@ -213,7 +213,10 @@ def test_jobs_are_what_the_harness_takes():
     for job in [*gpu_jobs.jobs(False), *gpu_jobs.REHEARSAL]:
         ops.add(job.op)
         assert set(job.families) <= {"jit", "native", "triton", "reference"}
-        if job.op != "first_call":
+        if job.op == "models":
+            device = ["--device", "cpu"]
+            assert models.parse(["--model", ",".join(job.problems), *device, *job.options]).model == [*job.problems]
+        elif job.op != "first_call":
             options = bench.parse(
                 [
                     job.op,
@@ -228,9 +231,20 @@ def test_jobs_are_what_the_harness_takes():
             )
             assert problems.graph(options.graph, 10, 30).num_nodes
         assert {name for name, _ in job.peers} <= set(bench.peers.NAMES)
-    assert ops == {*registry.ops(), "first_call"} - {"so2_convolution"}  # which is timed with gaunt_convolution
+    assert ops == {*registry.ops(), *gpu_steps.NO_OPS} - {"so2_convolution"}  # which is timed with gaunt_convolution
     assert len({job.name for job in gpu_jobs.jobs(False)}) == len(gpu_jobs.jobs(False))
     assert len(problems.graph("diamond:5").src) == 158_000 and len(problems.graph("flashtp").src) == 32_768
+
+
+def test_whole_models_are_timed_where_they_are_installed(monkeypatch, run, capsys):
+    called, job = [], gpu_jobs.WHOLE_MODELS[0]
+    monkeypatch.setattr(run, "python", lambda name, *words: called.append(words) or gpu_run.Done(1, "a\nwrong", 1.0))
+    monkeypatch.setattr(gpu_steps.importlib.util, "find_spec", lambda name: None)
+    assert gpu_steps.whole_models(run, job) is None and not called
+    assert "sevenn is not installed" in capsys.readouterr().out
+    monkeypatch.setattr(gpu_steps.importlib.util, "find_spec", lambda name: object())
+    assert gpu_steps.whole_models(run, job) == "models: exit code 1: wrong"
+    assert called[0][:3] == ("-m", "bench", "models") and models.parse([*map(str, called[0][3:])]).atoms == [864, 4000]
 
 
 def rows(**changes):
