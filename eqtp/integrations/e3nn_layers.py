@@ -105,7 +105,7 @@ def _probe_linear(linear, generator: torch.Generator) -> list[torch.Tensor]:
     inputs = _probe(linear, generator)
     if not linear.internal_weights:
         lead = () if linear.shared_weights else (ROWS,)
-        inputs += [_random(generator, *lead, linear.weight_numel), _random(generator, *lead, linear.bias_numel)]
+        inputs += [_random(generator, *lead, linear.weight_numel), _random(generator, linear.bias_numel)]
     return inputs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from eqtp.math.irreps import Irreps
+from eqtp.math.irreps import Irrep, Irreps
 from eqtp.nn.module import Module
 
 SAMPLES = 1_000_000  # e3nn's, of the second moment
@@ -141,6 +141,6 @@ class ExtractIr(Extract):
 
     def __init__(self, irreps_in, ir):
         irreps_in = Irreps(irreps_in)
-        slots = tuple(i for i, block in enumerate(irreps_in) if block.ir == ir)
+        slots = tuple(i for i, block in enumerate(irreps_in) if block.ir == Irrep(ir))
         self.irreps_out = Irreps([irreps_in[i] for i in slots])
         super().__init__(irreps_in, [self.irreps_out], [slots], squeeze_out=True)

@@ -47,7 +47,7 @@ class Gate(Module):
         self.irreps_scalars, self.irreps_gates = scalars.simplify(), gates.simplify()
         self.irreps_gated = gated.simplify()
         self.irreps_in = (scalars + gates + gated).regroup()
-        products = _gated_irreps(self.irreps_gated, self.act_gates.irreps_out)
+        products = _gated_irreps(self.irreps_gated, self.act_gates.irreps_out.simplify())
         self.irreps_out = self.act_scalars.irreps_out + products
         self.mul = KeptBuffers(products.dim)
         order = (scalars + gates + self.irreps_gated).sort()
@@ -92,7 +92,7 @@ def scale_channels(x: torch.Tensor, g: torch.Tensor, size: tuple[int, int]) -> t
 
 def _gated_irreps(gated: Irreps, gates: Irreps) -> Irreps:
     """Irreps of the products of gated irreps with as many scalars, cut where either changes."""
-    out, left = [], [[mul, ir] for mul, ir in gates if mul]
+    out, left = [], [[mul, ir] for mul, ir in gates]
     for mul, ir in gated:
         while mul:
             count = min(mul, left[0][0])

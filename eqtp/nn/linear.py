@@ -123,23 +123,23 @@ class Linear(Module):
     def forward(
         self, features: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """features [..., dim_in], weight [weight_numel] (shared) or [..., weight_numel], bias [bias_numel] or [...,
-        bias_numel] -> [..., dim_out]. Raises ValueError for another width, or for weights that are missing."""
+        """features [..., dim_in], weight [weight_numel] (shared) or [..., weight_numel], bias [bias_numel] -> [...,
+        dim_out]. Raises ValueError for another width, or for weights that are missing."""
         if features.shape[-1] != self.irreps_in.dim:
             raise ValueError(f"Linear: features must be [..., {self.irreps_in.dim}], got {list(features.shape)}")
         return self._apply_matrices(features, self._given("weight", weight), self._given("bias", bias))
 
     def _given(self, name: str, value: torch.Tensor | None) -> torch.Tensor:
-        """Weights or biases of this call: [numel] if they are shared, else [rows or 1, numel]."""
+        """Weights or biases of this call: [numel] of biases and shared weights, else [rows or 1, numel]."""
         numel = getattr(self, f"{name}_numel")
         if value is None:
             if numel and not self.internal_weights:
                 raise ValueError(f"Linear: {name} must be given, [..., {numel}]; the module has none of its own")
             return getattr(self, name)
-        if value.ndim < 1 or value.shape[-1] != numel or (name == "weight" and self.shared_weights and value.ndim > 1):
-            dots = "" if name == "weight" and self.shared_weights else "..., "
-            raise ValueError(f"Linear: {name} must be [{dots}{numel}], got {list(value.shape)}")
-        return value if value.ndim == 1 else as_rows(value)
+        once = name == "bias" or self.shared_weights
+        if value.ndim < 1 or value.shape[-1] != numel or (once and value.ndim > 1):
+            raise ValueError(f"Linear: {name} must be [{'' if once else '..., '}{numel}], got {list(value.shape)}")
+        return value if once else as_rows(value)
 
     @float32_under_autocast
     def _apply_matrices(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -163,11 +163,10 @@ class Linear(Module):
         return [w * ins.path_weight if ins.path_weight != 1 else w for w, ins in zip(views, self._paths, strict=True)]
 
     def _padded(self, bias: torch.Tensor) -> torch.Tensor:
-        """[..., bias_numel] -> [..., dim_out], zeros where a slot has no bias."""
-        parts = iter(bias.split_with_sizes(list(self._bias_slots.values()), -1))
-        lead = bias.shape[:-1]
+        """[bias_numel] -> [dim_out], zeros where a slot has no bias."""
+        parts = iter(bias.split_with_sizes(list(self._bias_slots.values())))
         slots = enumerate(self.irreps_out)
-        return torch.cat([next(parts) if i in self._bias_slots else bias.new_zeros(*lead, b.dim) for i, b in slots], -1)
+        return torch.cat([next(parts) if i in self._bias_slots else bias.new_zeros(block.dim) for i, block in slots])
 
     def weight_views(self, weight: torch.Tensor | None = None, yield_instruction: bool = False) -> Iterator:
         """A view [..., mul_in, mul_out] of the weight of each path; with yield_instruction (index of the path, its
