@@ -72,10 +72,11 @@ class Report:
 
 
 def accelerate(model: torch.nn.Module, example=None, verify: bool = True) -> Report:
-    """Replace, in place, what eqtp has kernels for.
+    """Replace, in place, what eqtp does faster.
 
-    That is SevenNet's convolutions, and e3nn's TensorProduct (with its subclasses) and SphericalHarmonics
-    anywhere in the module tree. Parameters, buffers and state_dict stay the same objects.
+    That is SevenNet's convolutions; e3nn's TensorProduct (with its subclasses) and SphericalHarmonics anywhere in the
+    module tree; and the layers around them (Linear, Gate, ...), where plain torch does better than e3nn. Parameters,
+    buffers and state_dict stay the same objects.
 
     example
         an input of the model; a tuple is passed as positional arguments, anything else as the only one. With
