@@ -166,10 +166,13 @@ def exchanged():
 KEPT = [
     (lambda: Own("2x0e", "2x0e"), "class Own has its own forward"),
     (lambda: o3.Linear("2x0e", "3x0e", f_in=2, f_out=3), "f_in and f_out"),
-    (lambda: o3.Linear("2x0e", "3x0e", f_in=2, f_out=3, internal_weights=False), "cannot be called with features"),
+    (lambda: o3.Linear("2x0e", "3x0e", f_in=2, f_out=3, internal_weights=False), "cannot be called with"),
+    (lambda: o3.Linear("2x0o+2x1o", "2x0e+3x1o", biases=True, _optimize_einsums=False), "with 6 rows"),
     (lambda: o3.Linear("2x0e", "3x1o"), "nothing to compute"),
     (lambda: torch.nn.utils.parametrizations.weight_norm(o3.Linear("2x0e", "3x0e")), "own: parametrizations"),
     (lambda: e3nn_nn.Activation("2x0e+2x1o", [silu, None]), "e3nn's is as fast"),
+    (lambda: e3nn_nn.Extract("2x0e+2x1o", [], []), "nothing to compute"),
+    (lambda: e3nn_nn.Extract("2x0e+2x1o", ["2x0e+2x1o"], [(0, 1)]), "the whole input"),
     (hooked, "its act_scalars has hooks"),
     (exchanged, "its act is a SiLU of torch"),
 ]

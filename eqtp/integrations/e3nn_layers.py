@@ -80,11 +80,13 @@ def _reason_linear(linear) -> str | None:
         return "it has no paths, there is nothing to compute"
     if linear.weight.ndim > 1:
         return "it has f_in and f_out, which eqtp.nn.Linear does not"
-    if not linear.internal_weights:
+    if linear.bias_numel or not linear.internal_weights:
+        like = linear.output_mask
+        inputs = [t.to(like) for t in _probe_linear(linear, torch.Generator().manual_seed(0))]
         try:
-            linear(*_probe_linear(linear, torch.Generator().manual_seed(0)))
-        except (RuntimeError, ValueError, IndexError) as error:  # f_in and f_out are not kept by e3nn
-            return f"it cannot be called with features [z, dim_in]: {error}".partition("\n")[0]
+            linear(*inputs)
+        except (RuntimeError, ValueError, IndexError):  # it has f_in, which e3nn does not keep, or a bias alone
+            return f"it cannot be called with {ROWS} rows of features"
     return None
 
 
@@ -151,6 +153,14 @@ def _convert_norm_activation(module, backend: str) -> torch.nn.Module:
     return convert_with(module, converted)
 
 
+def _reason_extract(module) -> str | None:
+    if not module.irreps_outs:
+        return "it has no outputs, there is nothing to compute"
+    if tuple(range(len(module.irreps_in))) in module.instructions:
+        return "e3nn's is as fast: an output is the whole input"
+    return own_methods(module)
+
+
 def _convert_extract(module, backend: str) -> torch.nn.Module:
     squeeze = isinstance(module(torch.zeros(1, module.irreps_in.dim)), torch.Tensor)
     made = eqtp.nn.Extract(module.irreps_in, module.irreps_outs, module.instructions, squeeze)
@@ -197,6 +207,6 @@ SEAMS = {
     "Activation": Seam(None, _reason_activation, _no_plan, _convert_activation, _probe, _call),
     "Gate": Seam(None, _reason_gate, _no_plan, _convert_gate, _probe, _call),
     "NormActivation": Seam(None, _reason_norm_activation, _no_plan, _convert_norm_activation, _probe, _call),
-    "Extract": Seam(None, own_methods, _no_plan, _convert_extract, _probe, _call),
+    "Extract": Seam(None, _reason_extract, _no_plan, _convert_extract, _probe, _call),
     "FullyConnectedNet": Seam(None, reason_radial, _no_plan, convert_radial, _probe_radial, _call),
 }
