@@ -19,6 +19,7 @@ import ase
 import ase.io
 import sevenn._keys as KEY
 
+import eqtp.nn
 import eqtp.ops.graph
 from eqtp.integrations import sevennet
 from eqtp.integrations.accelerate import accelerate
@@ -26,6 +27,7 @@ from eqtp.integrations.accelerate import accelerate
 DATA = Path(__file__).parents[1] / "examples" / "data" / "mptrj_40.xyz"
 # eV/atom, eV/A, eV/A^3. float32: about twice what a rotation of the crystal changes in e3nn's own results
 TOLERANCE = {torch.float32: (2e-6, 1e-5, 1e-6), torch.float64: (1e-10, 1e-10, 1e-10)}
+INTERACTIONS = "self_interaction_1", "self_interaction_2"
 DFT_ERROR = {"7net-0": (7.82, 31.74), "7net-l3i5": (5.30, 24.64)}  # meV/atom, meV/A
 
 
@@ -99,19 +101,26 @@ def test_what_is_replaced_and_what_is_kept():
     model = sevennet.load("7net-0")
     state = model.state_dict(keep_vars=True)
     report = accelerate(model, example=sevennet.graph_data(frames()[0], model.cutoff))
-    kinds = [(entry.name, entry.kind, entry.reason) for entry in report.replaced]
-    assert kinds == [
+    kinds = {(entry.name, entry.kind, entry.reason) for entry in report.replaced}
+    linears = {f"{n}_{part}.linear" for n in range(5) for part in ("self_connection_intro", *INTERACTIONS)}
+    linears |= {
+        f"{name}.linear" for name in ("onehot_to_feature_x", "reduce_input_to_hidden", "reduce_hidden_to_energy")
+    }
+    assert kinds == {
         ("edge_embedding.spherical.sph", "SphericalHarmonics", "native"),
         ("onehot_idx_to_onehot", "OnehotEmbedding", "plain torch"),
         *((f"{n}_convolution", "IrrepsConvolution", "native") for n in range(5)),
+        *((name, "Linear", "plain torch") for name in linears),
+        *((f"{n}_equivariant_gate.gate", "Gate", "plain torch") for n in range(5)),
         ("reduce_total_enegy", "AtomReduce", "plain torch"),
         ("force_output", "ForceStressOutputFromEdge", "native"),
-    ]
-    kept = {entry.name: (entry.kind, entry.reason) for entry in report.kept}
-    assert list(kept) == [f"{n}_equivariant_gate.gate.mul" for n in range(5)]
-    assert {kind for kind, _ in kept.values()} == {"ElementwiseTensorProduct"}
-    assert all("mode uuu" in reason for name, (_, reason) in kept.items() if name[0] != "4")
-    assert "no paths" in kept["4_equivariant_gate.gate.mul"][1]
+    }
+    assert len(report.replaced) == len(kinds) and not report.kept
+    radial = model.get_submodule("1_convolution").weight_nn
+    assert (
+        type(radial) is eqtp.nn.FullyConnectedNet
+        and radial.layer0.weight is state["1_convolution.weight_nn.layer0.weight"]
+    )
     assert report.max["float64"] < 1e-11 and report.max["float32"] < 1e-5
     assert {"output.inferred_force", "output.inferred_stress", "output.inferred_total_energy"} <= set(
         report.model_difference

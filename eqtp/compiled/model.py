@@ -16,7 +16,7 @@ from eqtp.compiled.buckets import GROWTH, Bucketed, without_counts
 from eqtp.compiled.case import Case, case_of, read
 from eqtp.compiled.compare import Mismatch, differences
 from eqtp.compiled.signature import Signature
-from eqtp.compiled.trace import trace, without_stack_traces
+from eqtp.compiled.trace import check_example, trace, without_stack_traces
 from eqtp.compiled.training import TrainingStep, training_case
 
 
@@ -161,6 +161,7 @@ def _compiled(case: Case, growth: float | None, cuda_graphs: bool) -> tuple[Path
         sizes = {dim: size for t, of in zip(tensors, dims, strict=True) for size, dim in zip(t.shape, of, strict=True)}
         counts = torch.tensor([sizes["atoms"], sizes["edges"]], device=tensors[0].device)  # [2]
         names, tensors, dims = ["counts", *names], [counts, *tensors], [(None,), *dims]
+    check_example(names, tensors, dims)
     record = {"growth": growth, "cuda_graphs": cuda_graphs, "outputs": list(case.outputs), "tree": case.tree}
     record["options"] = {}
     record["rows"] = [given and given.rows for given in case.outputs.values()]

@@ -28,14 +28,13 @@ def trace(
     names are equal sizes. strict: the names of which it is an error if the size turns out to be fixed.
 
     Sizes are symbols of their own, so that none is confused with another or with a constant of the model that is equal
-    in the example. Raises ValueError for sizes below 2, of which torch could make constants, and for a size that the
-    function does not leave free; RuntimeError for a function that reads values on the host.
+    in the example (`check_example`). Raises ValueError for a size that the function does not leave free; RuntimeError
+    for a function that reads values on the host.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    _check_example(names, tensors, dims)
     shapes = ShapeEnv(duck_shape=False, specialize_zero_one=False)
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     fakes = [_fake(mode, *given) for given in zip(names, tensors, dims, strict=True)]
@@ -64,7 +63,9 @@ def without_stack_traces():
             config.do_not_emit_stack_traces = before
 
 
-def _check_example(names, tensors, dims) -> None:
+def check_example(names, tensors, dims) -> None:
+    """Raises ValueError for sizes below 2, of which torch could make constants, and for equal names of sizes that are
+    not equal."""
     sizes: dict[str, tuple] = {}
     for name, t, named in zip(names, tensors, dims, strict=True):
         if len(named) != t.ndim:

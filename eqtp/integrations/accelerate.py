@@ -72,10 +72,11 @@ class Report:
 
 
 def accelerate(model: torch.nn.Module, example=None, verify: bool = True) -> Report:
-    """Replace, in place, what eqtp has kernels for.
+    """Replace, in place, what eqtp does faster.
 
-    That is SevenNet's convolutions, and e3nn's TensorProduct (with its subclasses) and SphericalHarmonics
-    anywhere in the module tree. Parameters, buffers and state_dict stay the same objects.
+    That is SevenNet's convolutions; e3nn's TensorProduct (with its subclasses) and SphericalHarmonics anywhere in the
+    module tree; and the layers around them (Linear, Gate, ...), where plain torch does better than e3nn. Parameters,
+    buffers and state_dict stay the same objects.
 
     example
         an input of the model; a tuple is passed as positional arguments, anything else as the only one. With
@@ -129,8 +130,8 @@ class _Changes:
 
     def _prepare(self, model: torch.nn.Module) -> None:
         """Has all kernels compiled at once, where kernels are compiled at run time."""
-        seams = ((m, seam) for m in model.modules() if (seam := seam_of(m)) is not None and seam.reason(m) is None)
-        plans = (plan for m, seam in seams if (plan := seam.plan(m)) is not None)
+        found = ((m, seam) for m in model.modules() if (seam := seam_of(m)) is not None and seam.op is not None)
+        plans = (plan for m, seam in found if seam.reason(m) is None and (plan := seam.plan(m)) is not None)
         registry.prepare(
             plans, self.default.device, {self.default.dtype, torch.float64} if self.verify else {self.default.dtype}
         )
@@ -198,9 +199,13 @@ def _family(op: str, plan, like: torch.Tensor) -> tuple[str | None, str | None]:
 def _scripted(path: str, module: torch.jit.ScriptModule) -> list[Entry]:
     """Entries for the modules inside a scripted one that could have been replaced before scripting."""
     reason = "it is scripted (torch.jit): accelerate the model before scripting it"
-    names = [(".".join(filter(None, (path, name))), m.original_name) for name, m in module.named_modules()]
-    known = {cls for _, cls in seams()} | set(SUBCLASSES)  # by name: the Python class is gone
-    return [Entry(name, kind, reason, {}) for name, kind in names if kind in known]
+    known = {*seams(), *(("e3nn", cls) for cls in SUBCLASSES)}  # by name: the Python class is gone
+    found = []
+    for name, m in module.named_modules():
+        library = m._c._type().qualified_name().removeprefix("__torch__.").partition(".")[0]
+        if (library, m.original_name) in known:
+            found.append(Entry(".".join(filter(None, (path, name))), m.original_name, reason, {}))
+    return found
 
 
 def _nothing_replaced(model: torch.nn.Module, kept: list[Entry]) -> str:

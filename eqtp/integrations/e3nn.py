@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import eqtp.nn
-from eqtp.integrations.seam import Seam, own_forward, seam_of
+from eqtp.integrations.seam import Seam, own_forward, seam_of, seams
 from eqtp.math.so3 import wigner_3j
 from eqtp.nn.tables import FORWARD, RIGHT, KeptTables
 from eqtp.plans.plan import TensorProductPlan
@@ -49,15 +49,16 @@ def plan_from_e3nn(tp) -> TensorProductPlan:
 
 
 def from_e3nn(module, backend: str = "auto") -> torch.nn.Module:
-    """The eqtp module that does what this e3nn TensorProduct (or subclass) or SphericalHarmonics does.
+    """The eqtp module that does what this module of e3nn does: a product, harmonics, or one of `e3nn_layers`.
 
     It holds the same Parameter and buffer objects under the same names, and the attributes that users read
     (``irreps_in1``, ``irreps_out``, ``instructions``, ``weight_numel``, ...). Raises TypeError for other
     modules, ValueError for what eqtp cannot do (a subclass with its own ``forward`` or other methods).
     """
     seam = seam_of(module)
-    if seam not in SEAMS.values():
-        raise TypeError(f"from_e3nn: expected an e3nn TensorProduct or SphericalHarmonics, got {type(module).__name__}")
+    known = {name: found for (library, name), found in seams().items() if library == LIBRARY}
+    if seam not in known.values():
+        raise TypeError(f"from_e3nn: expected one of e3nn's {', '.join(known)}, got {type(module).__name__}")
     reason = seam.reason(module)
     if reason:
         raise ValueError(f"from_e3nn: {type(module).__name__} cannot be converted: {reason}")
@@ -121,8 +122,13 @@ def convert_tensor_product(tp, backend: str = "auto", cls: type | None = None) -
     )  # fmt: skip
     for name, child in tp.named_children():
         module.add_module(name, KeptTables(dict(child.named_buffers())))
-    share_state(tp, module)
-    keep_attributes(tp, module)
+    return convert_with(tp, module)
+
+
+def convert_with(original: torch.nn.Module, module: torch.nn.Module) -> torch.nn.Module:
+    """The replacement ``module`` with state, attributes, hooks and mode of the original."""
+    share_state(original, module)
+    keep_attributes(original, module)
     return module
 
 
@@ -134,7 +140,7 @@ def keep_attributes(original: torch.nn.Module, module: torch.nn.Module) -> None:
             module.__dict__[name] = value
 
 
-def _own_methods(module) -> str | None:
+def own_methods(module) -> str | None:
     """Why a module does or offers what e3nn's does not, as a phrase, or None."""
     if reason := own_forward(module):
         return reason
@@ -149,7 +155,7 @@ def _own_methods(module) -> str | None:
 
 
 def _reason_tensor_product(tp) -> str | None:
-    if reason := _own_methods(tp):
+    if reason := own_methods(tp):
         return reason
     known = {"weight", "output_mask", FORWARD, RIGHT}
     extra = [name for name in (*tp._parameters, *tp._buffers, *tp._modules) if name not in known]
@@ -180,7 +186,7 @@ def _convert_spherical_harmonics(sh, backend: str = "auto") -> torch.nn.Module:
 
 
 def _reason_spherical_harmonics(sh) -> str | None:
-    return _own_methods(sh)
+    return own_methods(sh)
 
 
 def _probe_spherical_harmonics(sh, generator: torch.Generator) -> list[torch.Tensor]:

@@ -31,6 +31,11 @@ def own_forward(module) -> str | None:
     return "this instance has a forward of its own" if "forward" in vars(module) else None
 
 
+def has_hooks(module) -> bool:
+    """Whether something is called when this module runs, forward or backward."""
+    return any(value for name, value in vars(module).items() if "ward_" in name and name.endswith("_hooks"))
+
+
 @lru_cache
 def library_files() -> list:
     """The modules of this folder that stand for a model library. Imports eqtp's own files only."""

@@ -12,6 +12,7 @@ import torch
 
 import eqtp.nn
 from eqtp.integrations.e3nn import convert_tensor_product, exact_tables, keep_attributes, plan_from_e3nn
+from eqtp.integrations.e3nn_layers import radial
 from eqtp.integrations.seam import Seam, own_forward, seam_of
 from eqtp.nn.module import Module
 from eqtp.ops.graph import shared
@@ -36,7 +37,7 @@ class Convolution(Module):
         self.key_ghost, self.key_num_local = KEY.NODE_FEATURE_GHOST, KEY.NLOCAL
         self.denominator = original.denominator  # [1]
         self.convolution = convert_tensor_product(original.convolution, backend, eqtp.nn.TensorProductConv)
-        self.weight_nn = original.weight_nn
+        self.weight_nn = radial(original.weight_nn, backend)
 
     def forward(self, data):
         weight = self.weight_nn(data[self.key_weight_input])  # [e, weight_numel]
@@ -44,8 +45,8 @@ class Convolution(Module):
         if self.is_parallel:
             x = torch.cat([x, data[self.key_ghost]])  # [n + ghosts, dim_in1]
         graph = edge_graph(data[self.key_edge_idx], x.shape[0])
-        x = self.convolution(x, data[self.key_filter], weight, graph=graph)  # [n, dim_out]
-        x = x.div(self.denominator)
+        y = data[self.key_filter] / self.denominator  # [e, dim_in2], smaller than the output
+        x = self.convolution(x, y, weight, graph=graph)  # [n, dim_out]
         if self.is_parallel:
             x = torch.tensor_split(x, data[self.key_num_local])[0]
         data[self.key_x] = x
