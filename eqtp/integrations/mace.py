@@ -9,8 +9,7 @@ import types
 import torch
 
 from eqtp.integrations.adapter import Adapter, Tolerance, padding
-from eqtp.integrations.e3nn_linear import replace_linears
-from eqtp.integrations.seam import seam_of
+from eqtp.integrations.seam import replace_parts
 
 LIBRARY = "mace"
 CLASSES = ("MACE", "ScaleShiftMACE")
@@ -46,25 +45,13 @@ def _prepare(model, training: bool) -> torch.nn.Module:
     model = copy.deepcopy(model).train(training)
     if not training:
         model.requires_grad_(False)
-    _replace_products(model)  # these and linear layers are TorchScript
-    replace_linears(model)
+    replace_parts(model, "e3nn")  # TorchScript, which makes a constant of the number of atoms
     # the model's own forward, but for a function in it that makes a constant of the number of structures
     forward = type(model).forward
     names = forward.__globals__ | {"prepare_graph": _prepare_graph}
     rebound = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     model.forward = types.MethodType(rebound, model)
     return model
-
-
-def _replace_products(model: torch.nn.Module) -> None:
-    """e3nn's products by eqtp's; parameters stay the same objects."""
-    for parent in list(model.modules()):
-        for name, module in parent.named_children():
-            seam = seam_of(module) if type(module).__module__.split(".")[0] == "e3nn" else None
-            if seam is not None:
-                if reason := seam.reason(module):
-                    raise ValueError(f"{name} ({type(module).__name__}) cannot be replaced: {reason}")
-                setattr(parent, name, seam.convert(module, "auto"))
 
 
 def _prepare_graph(data, compute_virials, compute_stress, compute_displacement, lammps_mliap):

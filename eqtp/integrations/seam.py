@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+
 import eqtp.integrations
 
 
@@ -54,3 +56,13 @@ def seam_of(module) -> Seam | None:
     """The seam of this module, or None if it is of no class that eqtp knows; subclasses are included."""
     known = ((cls.__module__.split(".")[0], cls.__name__) for cls in type(module).__mro__)
     return next((seams()[name] for name in known if name in seams()), None)
+
+
+def replace_parts(model: torch.nn.Module, library: str) -> None:
+    """Replaces, in place, every module of this library inside a model that eqtp can replace; the parameters stay the
+    same objects."""
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            seam = seam_of(module) if type(module).__module__.split(".")[0] == library else None
+            if seam is not None and seam.reason(module) is None:
+                setattr(parent, name, seam.convert(module, "auto"))

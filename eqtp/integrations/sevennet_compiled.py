@@ -8,8 +8,7 @@ import copy
 import torch
 
 from eqtp.integrations.adapter import Adapter, Tolerance, padding
-from eqtp.integrations.e3nn_linear import replace_linears
-from eqtp.integrations.seam import seam_of
+from eqtp.integrations.seam import replace_parts, seam_of
 
 LIBRARY = "sevenn"
 ENERGY, FORCE, STRESS = 1e-6, 1e-5, 1e-6  # eV/atom, eV/A, eV/A^3: float32
@@ -58,7 +57,7 @@ def _prepare(model, training: bool) -> torch.nn.Module:
             if reason := seam.reason(module):
                 raise ValueError(f"{name} ({type(module).__name__}) cannot be replaced: {reason}")
             model._modules[name] = seam.convert(module, "auto")
-    replace_linears(model)
+    replace_parts(model, "e3nn")
     return model
 
 
