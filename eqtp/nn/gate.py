@@ -124,10 +124,7 @@ class Norm(Module):
             for x, (mul, d) in zip(blocks, self._blocks, strict=True)
         ]
         out = torch.cat(squares, -1) if squares else features[..., :0]
-        if self.squared:
-            return out
-        positive = out > 0
-        return torch.where(positive, torch.where(positive, out, 1).sqrt(), 0)
+        return out if self.squared else out.relu().sqrt()  # of relu the gradient at zero is zero
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.irreps_in})"
