@@ -111,6 +111,8 @@ def test_bad_constants():
     for wrong, said in ((PLAN.key, "does not describe"), (text[: len(PLAN.key) + 20], "cut short"), ("", "describe")):
         with pytest.raises(RuntimeError, match=said):
             torch.ops.eqtp.tensor_product(x, y, w, wrong, "native")
+    with pytest.raises(RuntimeError, match=r"a tensor \[rows, columns\] was expected, got one of 1 dimensions"):
+        torch.ops.eqtp.tensor_product(x, y, w[0], text, "native")
     with pytest.raises(RuntimeError, match="the operands do not have the sizes of the plan"):
         torch.ops.eqtp.tensor_product(x[:, 1:], y, w, text, "native")
 

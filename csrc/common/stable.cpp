@@ -101,7 +101,11 @@ Tensor Tensor::contiguous(int32_t dtype) const {
   check(aoti_torch_copy_(copy.handle_, handle_, 0), "copy a tensor");
   return copy;
 }
-Tensor Tensor::contiguous_rows() && { return size(1) < 2 || stride(1) == 1 ? std::move(*this) : contiguous(dtype()); }
+Tensor Tensor::contiguous_rows() && {
+  if (dim_ != 2)
+    fail("eqtp", "a tensor [rows, columns] was expected, got one of " + std::to_string(dim_) + " dimensions");
+  return size(1) < 2 || stride(1) == 1 ? std::move(*this) : contiguous(dtype());
+}
 
 // ---- arguments
 template <class T>
