@@ -47,7 +47,7 @@ def test_from_e3nn_tensor_square():
 
 
 def test_from_e3nn_refuses():
-    with pytest.raises(TypeError, match="expected one of e3nn's TensorProduct, SphericalHarmonics, .*got Linear"):
+    with pytest.raises(TypeError, match=r"expected one of e3nn's TensorProduct, SphericalHarmonics, .*got Linear"):
         from_e3nn(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="plan_from_e3nn: expected an e3nn TensorProduct, got Linear"):
         plan_from_e3nn(torch.nn.Linear(1, 1))

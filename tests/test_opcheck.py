@@ -85,7 +85,8 @@ def test_every_registered_op_is_checked():
         re.findall(r"opcheck\(\s*(?:torch\.ops\.eqtp|ops)\.(\w+)\.default", files)
     )
     found = {n for n in dir(torch.ops.eqtp) if isinstance(getattr(torch.ops.eqtp, n), torch._ops.OpOverloadPacket)}
-    assert {n for n in found if not n.startswith("python_")} == checked
+    # without those that test_registry adds
+    assert {n for n in found if not n.startswith(("python_", "toy"))} == checked
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

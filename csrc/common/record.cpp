@@ -1,5 +1,6 @@
 #include "common/record.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 

@@ -1,5 +1,6 @@
 // What is computed, as text from Python (eqtp/plans/record.py): a key, a hash, then lines of numbers.
 #pragma once
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
