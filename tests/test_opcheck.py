@@ -99,8 +99,8 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch, create_gra
         return call(op, args)
 
     monkeypatch.setattr(autograd, "_below_autograd", recorded)
-    x, y, w = (t.requires_grad_() for t in operands("conv"))
-    embedding = x * torch.ones((), requires_grad=True)  # of weights alone
+    one = torch.ones((), requires_grad=True)
+    embedding, y, w = (t.requires_grad_() * one for t in operands("conv"))  # no leaves, as in a model
     for inputs, wanted in (
         ((y,), [False, True, False]),
         ((y, w), [False, True, True]),

@@ -79,14 +79,12 @@ class _Context:
 
     def asked(self, ctx) -> list[bool]:
         """The arguments whose gradient the running backward is asked for: of those that have one, some may only lead to
-        weights, whose gradients `torch.autograd.grad(energy, positions)` does not take."""
+        weights, whose gradients `torch.autograd.grad(energy, positions)` does not take. Leaves count as asked for: of
+        one that is, torch would raise an error, which takes longer than a small product."""
         needs = list(ctx.needs_input_grad)
         for n, (node, _) in zip(self.places, ctx.next_functions, strict=True):
-            if needs[n]:
-                try:
-                    needs[n] = torch._C._will_engine_execute_node(node)
-                except RuntimeError:  # a leaf whose gradient is asked for
-                    pass
+            if needs[n] and type(node) is not torch._C._functions.AccumulateGrad:
+                needs[n] = torch._C._will_engine_execute_node(node)
         return needs
 
 
