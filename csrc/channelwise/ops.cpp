@@ -70,7 +70,7 @@ static ConvArgs<T> arguments(Pass pass, const PlanColumns<T>& columns, const Ope
 // Gradients of y and w of edges that do not count, which the kernels do not write: zeros
 static void clear_padding(const Operands& o, const Tensor& rows) {
   if (!rows) return;
-  const int64_t bytes = rows.size(1) * (rows.is_float64() ? 8 : 4), e = o.order.size(0);
+  const int64_t bytes = rows.size(1) * rows.itemsize(), e = o.order.size(0);
   for (int64_t i = o.ptr.data<int64_t>()[o.num_dst()]; i < e; ++i)
     std::memset(rows.mutable_data<char>() + o.order.data<int64_t>()[i] * bytes, 0, size_t(bytes));
 }

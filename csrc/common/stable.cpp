@@ -87,6 +87,7 @@ Tensor Tensor::empty(const std::vector<int64_t>& shape, int32_t dtype) {
   return tensor;
 }
 
+int64_t Tensor::itemsize() const { return int64_t(aoti_torch_dtype_element_size(dtype())); }
 int32_t Tensor::dtype() const {
   int32_t dtype = 0;
   check(aoti_torch_get_dtype(handle_, &dtype), "read a tensor");
@@ -141,10 +142,11 @@ static Tensor optional_tensor(StableValue value) {
   return found;
 }
 
-// A letter for each argument: t Tensor, o Tensor?, b bool, B bool[], I int[], s str
+// A letter for each argument: t Tensor, o Tensor?, b bool, B bool[], I int[], s str, f str family
 std::string detail::types_of(const char* schema) {
   static const std::pair<const char*, char> known[] = {{"Tensor? ", 'o'}, {"Tensor ", 't'}, {"bool[] ", 'B'},
-                                                       {"int[] ", 'I'},   {"bool ", 'b'},   {"str ", 's'}};
+                                                       {"int[] ", 'I'},   {"bool ", 'b'},   {"str family)", 'f'},
+                                                       {"str ", 's'}};
   std::string types;
   for (const char* at = schema + 1; at; at = std::strstr(at, ", "), at = at ? at + 2 : at)
     for (auto [name, letter] : known)
@@ -163,6 +165,7 @@ Arguments::Arguments(const StableValue* stack, const std::string& types) {
       case 'o': tensors_.push_back(optional_tensor(value)); break;
       case 'b': flags_.push_back(value & 1); break;
       case 's':
+      case 'f':
         texts_.push_back(text_of(value));
         torch_delete_string(handle<StringHandle>(value));
         break;
@@ -175,8 +178,7 @@ Arguments::Arguments(const StableValue* stack, const std::string& types) {
 
 // ---- ops
 void detail::call(const Op& op, const std::string& types, StableValue* stack) {
-  const bool has_family = std::strstr(op.schema, "str family)");
-  if (has_family && text_of(stack[types.size() - 1]) != "native") {
+  if (types.back() == 'f' && text_of(stack[types.size() - 1]) != "native") {
     const std::string python = std::string("eqtp::python_") + op.name;
     return check(torch_call_dispatcher(python.c_str(), "", stack, VERSION), ("call " + python).c_str());
   }
@@ -188,22 +190,15 @@ void detail::call(const Op& op, const std::string& types, StableValue* stack) {
   for (Tensor& result : results) *stack++ = reinterpret_cast<StableValue>(result.release());
 }
 
-// Both are there until the process ends
-static LibraryHandle* library(bool schemas) {
-  const auto made = [](bool schemas) {
-    LibraryHandle* library = nullptr;
-    if (schemas) check(aoti_torch_library_init_fragment("eqtp", __FILE__, __LINE__, &library), "register ops");
-    else check(aoti_torch_library_init_impl("eqtp", "CPU", __FILE__, __LINE__, &library), "register kernels");
-    return library;
-  };
-  static LibraryHandle* const of_schemas = made(true);
-  static LibraryHandle* const of_kernels = made(false);
-  return schemas ? of_schemas : of_kernels;
-}
-
+// What is registered lasts as long as its library: each is there until the process ends
 void detail::define(const Op& op, Boxed boxed) {
-  check(aoti_torch_library_def(library(true), (std::string(op.name) + op.schema).c_str()), op.name);
-  check(torch_library_impl(library(false), op.name, boxed, VERSION), op.name);
+  static LibraryHandle *schemas = nullptr, *kernels = nullptr;
+  if (!schemas) {
+    check(aoti_torch_library_init_fragment("eqtp", __FILE__, __LINE__, &schemas), "register ops");
+    check(aoti_torch_library_init_impl("eqtp", "CPU", __FILE__, __LINE__, &kernels), "register kernels");
+  }
+  check(aoti_torch_library_def(schemas, (std::string(op.name) + op.schema).c_str()), op.name);
+  check(torch_library_impl(kernels, op.name, boxed, VERSION), op.name);
 }
 
 int num_threads() {

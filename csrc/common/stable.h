@@ -39,6 +39,7 @@ class Tensor {
   int64_t size(int64_t d) const { return sizes_[d]; }
   int64_t stride(int64_t d) const { return strides_[d]; }
   std::vector<int64_t> shape() const { return {sizes_, sizes_ + dim_}; }
+  int64_t itemsize() const;  // bytes of an element
   int32_t dtype() const;
   bool is_float64() const;
   bool is_int64() const;

@@ -53,15 +53,20 @@ static constexpr Op graph_csr_op{
 static const Registered<graph_csr_op> register_graph_csr;
 
 // ---- segments
-// Arguments of a kernel over the segments ptr [num + 1], order [e] of rows x [e, c]
+struct Segments { Tensor ptr, order; };  // [num + 1], [e]
+
+// After dst, which no kernel needs
+static Segments segments_behind_dst(Arguments& in) { return in.tensor(), Segments{in.tensor(), in.tensor()}; }
+
+// Arguments of a kernel over the segments of rows x [e, c]
 template <class T>
-static SegmentArgs<T> arguments(const Tensor& x, const Tensor& ptr, const Tensor& order, const Tensor& out) {
+static SegmentArgs<T> arguments(const Tensor& x, const Segments& s, const Tensor& out) {
   return {.x = x.data<T>(),
           .x_stride = x.stride(0),
-          .ptr = ptr.data<int64_t>(),
-          .order = order.data<int64_t>(),
+          .ptr = s.ptr.data<int64_t>(),
+          .order = s.order.data<int64_t>(),
           .e = x.size(0),
-          .num = ptr.size(0) - 1,
+          .num = s.ptr.size(0) - 1,
           .c = x.size(1),
           .out = out.mutable_data<T>(),
           .arg = nullptr,
@@ -72,11 +77,9 @@ static SegmentArgs<T> arguments(const Tensor& x, const Tensor& ptr, const Tensor
 
 static void sum(Arguments& in, Results& out) {
   const Tensor x = in.tensor().contiguous_rows();  // [e, c]
-  in.tensor();  // dst
-  const Tensor ptr = in.tensor(), order = in.tensor();
-  out.push_back(Tensor::empty({ptr.size(0) - 1, x.size(1)}, x.dtype()));
-  with_real(x.is_float64(),
-            [&](auto real) { EQTP_RUN(segment_sum, arguments<decltype(real)>(x, ptr, order, out[0])); });
+  const Segments s = segments_behind_dst(in);
+  out.push_back(Tensor::empty({s.ptr.size(0) - 1, x.size(1)}, x.dtype()));
+  with_real(x.is_float64(), [&](auto real) { EQTP_RUN(segment_sum, arguments<decltype(real)>(x, s, out[0])); });
 }
 static constexpr Op sum_op{
     .name = "segment_sum",
@@ -87,14 +90,15 @@ static const Registered<sum_op> register_sum;
 // Rows of the destinations, zero where an edge does not count (its destination is one past the last)
 static void gather(Arguments& in, Results& out) {
   const Tensor g = in.tensor().contiguous_rows(), dst = in.tensor();  // [num, c], [e]
-  const int64_t e = dst.size(0), num = g.size(0), bytes = g.size(1) * (g.is_float64() ? 8 : 4);
+  const int64_t e = dst.size(0), num = g.size(0);
+  const int64_t bytes = g.size(1) * g.itemsize(), stride = g.stride(0) * g.itemsize();
   out.push_back(Tensor::empty({e, g.size(1)}, g.dtype()));
   auto body = [&](int thread, int threads) {
     const Range r = share(e, thread, threads);
     for (int64_t i = r.begin; i < r.end; ++i) {
       const int64_t n = dst.data<int64_t>()[i];
       char* const row = out[0].mutable_data<char>() + i * bytes;
-      if (n < num) std::memcpy(row, g.data<char>() + n * g.stride(0) * (g.is_float64() ? 8 : 4), size_t(bytes));
+      if (n < num) std::memcpy(row, g.data<char>() + n * stride, size_t(bytes));
       else std::memset(row, 0, size_t(bytes));
     }
   };
@@ -107,11 +111,12 @@ static constexpr Op gather_op{
 static const Registered<gather_op> register_gather;
 
 static void max(Arguments& in, Results& out) {
-  const Tensor x = in.tensor().contiguous_rows(), ptr = in.tensor(), order = in.tensor();
-  out.push_back(Tensor::empty({ptr.size(0) - 1, x.size(1)}, x.dtype()));
-  out.push_back(Tensor::empty(out[0].shape(), ptr.dtype()));
+  const Tensor x = in.tensor().contiguous_rows();  // [e, c]
+  const Segments s{in.tensor(), in.tensor()};
+  out.push_back(Tensor::empty({s.ptr.size(0) - 1, x.size(1)}, x.dtype()));
+  out.push_back(Tensor::empty(out[0].shape(), s.ptr.dtype()));
   with_real(x.is_float64(), [&](auto real) {
-    auto args = arguments<decltype(real)>(x, ptr, order, out[0]);
+    auto args = arguments<decltype(real)>(x, s, out[0]);
     args.arg = out[1].mutable_data<int64_t>();
     EQTP_RUN(segment_max, args);
   });
@@ -126,29 +131,26 @@ static const Registered<max_op> register_max;
 // Kernels do not write where an edge does not count
 static Tensor rows_like(const Tensor& x, bool padded) {
   Tensor rows = x.empty_like();
-  if (padded) std::memset(rows.mutable_data<char>(), 0, size_t(x.size(0) * x.size(1) * (x.is_float64() ? 8 : 4)));
+  if (padded) std::memset(rows.mutable_data<char>(), 0, size_t(x.size(0) * x.size(1) * x.itemsize()));
   return rows;
 }
 
 static void softmax(Arguments& in, Results& out) {
   const Tensor x = in.tensor().contiguous_rows();  // [e, c]
-  in.tensor();  // dst
-  const Tensor ptr = in.tensor(), order = in.tensor();
+  const Segments s = segments_behind_dst(in);
   out.push_back(rows_like(x, in.flag()));
-  with_real(x.is_float64(),
-            [&](auto real) { EQTP_RUN(segment_softmax, arguments<decltype(real)>(x, ptr, order, out[0])); });
+  with_real(x.is_float64(), [&](auto real) { EQTP_RUN(segment_softmax, arguments<decltype(real)>(x, s, out[0])); });
 }
 static constexpr Op softmax_op{.name = "segment_softmax", .schema = "(Tensor x, " ROW_SEGMENTS, .run = softmax};
 static const Registered<softmax_op> register_softmax;
 
 static void softmax_bwd(Arguments& in, Results& out) {
   const Tensor g = in.tensor().contiguous_rows(), y = in.tensor().contiguous_rows();  // [e, c]
-  in.tensor();  // dst
-  const Tensor ptr = in.tensor(), order = in.tensor();
+  const Segments s = segments_behind_dst(in);
   out.push_back(rows_like(y, in.flag()));
   with_real(y.is_float64(), [&](auto real) {
     using T = decltype(real);
-    auto args = arguments<T>(g, ptr, order, out[0]);
+    auto args = arguments<T>(g, s, out[0]);
     args.y = y.data<T>(), args.y_stride = y.stride(0);
     EQTP_RUN(segment_softmax_bwd, args);
   });

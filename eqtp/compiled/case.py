@@ -60,21 +60,40 @@ def read(data, names: Sequence[str], who: str, reshape: Mapping) -> list[torch.T
     return [t.reshape(reshape[name]) if name in reshape else t for name, t in zip(names, found, strict=True)]
 
 
+class Parts(NamedTuple):
+    """A model of a library, ready to be traced, and its input."""
+
+    prepared: torch.nn.Module
+    names: list[str]  # of the tensors that it reads
+    tensors: list[torch.Tensor]
+    labels: list[tuple]  # names of their dimensions
+    dims: list[tuple]  # of those that are free
+    outputs: dict[str, Tolerance]
+    small: list[list[torch.Tensor]]  # further inputs, of sizes 0 and 1
+
+
+def parts_of(model, data, adapter: Adapter, dynamic, training: bool, who: str) -> Parts:
+    """Raises TypeError for an input of a wrong kind, ValueError for what is missing or not supported."""
+    try:
+        prepared = adapter.prepare(model, training)
+    except ValueError as error:
+        raise ValueError(f"compile: {type(model).__name__}: {error}") from None
+    fields = adapter.inputs(model)
+    found = read(data, list(fields), who, adapter.reshape)
+    tensors = {name: copied(name, t) for name, t in zip(fields, found, strict=True)}
+    labels = list(fields.values())
+    dims = labels if dynamic else [(None,) * len(label) for label in labels]
+    small = [[given[name] for name in fields] for given in adapter.small(tensors)] if dynamic else []
+    return Parts(prepared, list(fields), list(tensors.values()), labels, dims, adapter.outputs(model), small)
+
+
 def _known(model, example, dynamic, adapter: Adapter, buckets: bool) -> Case:
     if not isinstance(dynamic, bool):
         raise TypeError(f"compile: dynamic must be True or False for a {type(model).__name__}, got {dynamic!r}")
     if buckets and not dynamic:
         raise ValueError("compile: buckets need dynamic=True")
-    try:
-        prepared = adapter.prepare(model, False)
-    except ValueError as error:
-        raise ValueError(f"compile: {type(model).__name__}: {error}") from None
-    fields, outputs = adapter.inputs(model), adapter.outputs(model)
-    names = list(fields)
-    found = read(example, names, "compile: example", adapter.reshape)
-    tensors = [copied(name, t) for name, t in zip(names, found, strict=True)]
-    labels = list(fields.values())
-    dims = labels if dynamic else [(None,) * len(label) for label in labels]
+    parts = parts_of(model, example, adapter, dynamic, False, "compile: example")
+    prepared, names, tensors, labels, dims, outputs, small = parts
 
     def function(*given) -> tuple:
         out = adapter.call(prepared, dict(zip(names, given, strict=True)))
@@ -88,8 +107,6 @@ def _known(model, example, dynamic, adapter: Adapter, buckets: bool) -> Case:
     with torch.enable_grad():
         out = model(copied_mapping(example), **adapter.options(False))
         expected = [out[name].detach() for name in outputs]
-    small = adapter.small(dict(zip(names, tensors, strict=True))) if dynamic else []
-    small = [[data[name] for name in names] for data in small]
     padded = padded if buckets else None
     strict = names_in(dims)
     return Case(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils import _pytree
 
+from eqtp.backends.native import operators
 from eqtp.compiled import known, package
 from eqtp.compiled.buckets import GROWTH, Bucketed, without_counts
 from eqtp.compiled.case import Case, case_of, read
@@ -83,9 +84,8 @@ class CompiledModel:
         try:
             with torch.no_grad():
                 return self._run(*tensors)
-        except RuntimeError as error:  # of an op of eqtp, through the program: "ValueError: Graph: src must be ..."
-            kind, _, said = str(error).partition("\n")[0].partition(": ")
-            if kind != "ValueError":
+        except RuntimeError as error:
+            if (said := operators.value_error(error)) is None:
                 raise
             raise ValueError(f"compiled model: {said}") from None
 

@@ -124,21 +124,14 @@ def remember(key: str | None, program: Program) -> None:
 
 def remembered(key: str | None, alone: bool = False) -> Program | None:
     """The package of a model, loaded; None if it has none, or that is gone or damaged."""
-    path = _folder() / f"{key}.json"
-    try:
-        found = json.loads(path.read_text()) if key is not None else None
-    except (OSError, ValueError):
-        found = None
-    if found is None or not (path.parent / found["package"]).exists():
+    if key is None:
         return None
+    folder = _folder()
     try:
-        return Program(
-            path.parent / found["package"],
-            run_package(path.parent / found["package"], alone),
-            signature_of(found),
-            found["ops"],
-        )
-    except RuntimeError:
+        found = json.loads((folder / f"{key}.json").read_text())
+        path = folder / found["package"]
+        return Program(path, run_package(path, alone), signature_of(found), found["ops"])
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: of a package, or that there is none
         return None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.utils import _pytree
 
-from eqtp.compiled.case import Case, argument_names, copied, copied_mapping, free_dims, names_in, read
+from eqtp.compiled.case import Case, argument_names, copied, copied_mapping, free_dims, names_in, parts_of, read
 from eqtp.compiled.signature import Signature
 from eqtp.integrations.adapter import adapter_of
 
@@ -89,15 +89,8 @@ def _known(model, data, dynamic) -> _Model | None:
     adapter = adapter_of(model)
     if adapter is None:
         return None
-    try:
-        prepared = adapter.prepare(model, True)
-    except ValueError as error:
-        raise ValueError(f"compile: {type(model).__name__}: {error}") from None
-    fields, wanted = adapter.inputs(model), adapter.outputs(model)
-    names = list(fields)
-    found = read(data, names, "compile: the input", adapter.reshape)
-    tensors = [copied(name, t) for name, t in zip(names, found, strict=True)]
-    dims = list(fields.values()) if dynamic else [(None,) * t.ndim for t in tensors]
+    parts = parts_of(model, data, adapter, dynamic, True, "compile: the input")
+    prepared, names, tensors, _, dims, wanted, small = parts
 
     def call(prepared, *tensors) -> dict:
         out = adapter.call(prepared, dict(zip(names, tensors, strict=True)))
@@ -107,8 +100,6 @@ def _known(model, data, dynamic) -> _Model | None:
         out = model(copied_mapping(data), **adapter.options(True))
         return {name: out[name] for name in wanted}
 
-    small = adapter.small(dict(zip(names, tensors, strict=True))) if dynamic else []
-    small = [[given[name] for name in names] for given in small]
     return _Model(_Given(names, tensors, dims), prepared, call, outputs, names_in(dims), small)
 
 

@@ -71,7 +71,6 @@ def columns(degrees) -> list[int]:
     return [] if found == list(range((max(degrees, default=0) + 1) ** 2)) else found
 
 
-@lru_cache(maxsize=256)
 def table_columns(degrees: tuple[int, ...], normalization: str) -> tuple[list[list[int]], np.ndarray]:
     """What csrc/harmonics/harmonics.h is made of: [lmax, number of columns], `columns`, and `constants`, flat."""
     lmax = max(degrees, default=0)

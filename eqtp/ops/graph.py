@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eqtp.backends.native import library
+from eqtp.backends.native import library, operators
 from eqtp.ops.autograd import define
 from eqtp.ops.coefficients import as_integer
 from eqtp.ops.remembered import may_keep, remembered
@@ -225,9 +225,8 @@ class Graph:
         nodes = [src.new_empty(n, 0) for n in (self.num_src, self.num_dst)]
         try:
             self.src, self.dst = _call(_edges_op, src, dst, self.valid, *nodes, check)
-        except RuntimeError as error:  # an op in C++ has no other kind
-            kind, _, said = str(error).partition("\n")[0].partition(": ")
-            if kind != "ValueError":
+        except RuntimeError as error:
+            if (said := operators.value_error(error)) is None:
                 raise
             raise ValueError(said) from None
 

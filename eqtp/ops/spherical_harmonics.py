@@ -14,8 +14,6 @@ gradient and the second order in one pass each.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 
 from eqtp.backends import registry
@@ -26,7 +24,7 @@ from eqtp.ops.coefficients import as_integer, as_rows, upcast_for_kernels, upcas
 from eqtp.ops.constants import constants as tables
 from eqtp.ops.precision import float32_under_autocast
 from eqtp.plans.calls import Harmonics, Pass
-from eqtp.plans.record import key_of, record
+from eqtp.plans.record import constant, key_of, record
 
 # Beyond this degree harmonics are computed in float64. Near the poles Y_l changes by l^2 / 2 times the rounding of a
 # vector: in float32 by 7.5e-6 of its largest value at l = 10, by 5.7e-4 at l = 100; from l = 180 on P_lm overflows
@@ -45,11 +43,9 @@ def _direction(xyz: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scaled * unit, unit / torch.where(null, 1.0, size)
 
 
+@constant
 def _recursion(lmax: int, normalization: str) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, constants(lmax, normalization).tolist()))
-
-
-_recursion._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
 
 
 def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -> torch.Tensor:
@@ -76,17 +72,10 @@ def reference(degrees, xyz: torch.Tensor, normalize: bool, normalization: str) -
     return torch.stack(out, -1) if out else xyz.new_zeros(len(xyz), 0)
 
 
-@lru_cache(maxsize=256)
-def _record(degrees: tuple[int, ...], normalization: str) -> str:
-    return record(normalization, *table_columns(degrees, normalization))
-
-
+@constant
 def _table(degrees: tuple[int, ...], normalization: str) -> str:
     """The normalization, and the constants of the kernels in C++."""
-    return _record(degrees, normalization)
-
-
-_table._dynamo_marked_constant = True
+    return record(normalization, *table_columns(degrees, normalization))
 
 
 def _run(pass_: Pass, xyz, g, c, outputs, degrees, normalize, table, family):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from eqtp.plans.plan import TensorProductPlan, dims
+from eqtp.plans.record import constant
 from eqtp.plans.record import record as write
 
 MAX_DIM = 33  # largest 2 l + 1 of a path (csrc/channelwise/plan.h)
@@ -40,14 +39,7 @@ def columns(key: str) -> tuple[list[list[int]], np.ndarray]:
     return [*blocks, paths, list(dims(key))], coefficients
 
 
-@lru_cache(maxsize=1024)
-def _record(key: str) -> str:
-    return write(key, *columns(key))
-
-
+@constant
 def record(key: str) -> str:
     """The plan with this key as text that a kernel in C++ reads (`eqtp.plans.record`)."""
-    return _record(key)
-
-
-record._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import the compiler
+    return write(key, *columns(key))

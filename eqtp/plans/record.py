@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def record(key: str, integers: Iterable[Sequence[int]], numbers: Sequence[float]) -> str:
@@ -19,3 +20,16 @@ def record(key: str, integers: Iterable[Sequence[int]], numbers: Sequence[float]
 def key_of(text: str) -> str:
     """The key of a record, or the text itself if it is only a key."""
     return text.partition("\n")[0]
+
+
+def constant(make: Callable) -> Callable:
+    """make, of constants, with its results kept; to Dynamo a constant (torch.compiler.assume_constant_result says the
+    same, and would import the compiler)."""
+    kept = functools.lru_cache(maxsize=1024)(make)
+
+    @functools.wraps(make)
+    def call(*constants):
+        return kept(*constants)
+
+    call._dynamo_marked_constant = True
+    return call

@@ -38,6 +38,13 @@ def poison(on: bool) -> None:
         ctypes.CDLL(str(PATH)).eqtp_poison(ctypes.c_bool(on))
 
 
+def value_error(error: RuntimeError) -> str | None:
+    """What a ValueError said that came through C++, which has no other kind: "ValueError: Graph: src must be ..."; None
+    for another error."""
+    kind, _, said = str(error).partition("\n")[0].partition(": ")
+    return said if kind == "ValueError" else None
+
+
 def loaded() -> bool:
     """Whether the ops in C++ are registered."""
     return why_not() is None
