@@ -43,6 +43,7 @@ import torch
 
 import eqtp
 from bench import harness, machine, peers
+from bench.command import command, listed
 from bench.harness import STAGES, TITLES, WHOLE, Missing, WrongKernel
 from bench.registry import benchmarks
 
@@ -81,27 +82,17 @@ SAME_OPERATOR = {
 WRONG, AGREES = "wrong", "agrees with the reference"  # results of --check; the first is followed by a reason
 
 
-def names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    head, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("python -m bench", __doc__)
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--problem", nargs="+", required=True, metavar="ID", help='problems of the op, or "all"')
     parser.add_argument(
-        "--backend", type=names, help="our backends, the first is compared (default: native; on a GPU: jit)"
+        "--backend", type=listed, help="our backends, the first is compared (default: native; on a GPU: jit)"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--against", type=names, default=[], metavar="PEERS", help=", ".join(peers.NAMES))
+    parser.add_argument("--against", type=listed, default=[], metavar="PEERS", help=", ".join(peers.NAMES))
     parser.add_argument(
-        "--pass", type=names, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all); grad,gradgrad"
+        "--pass", type=listed, dest="passes", metavar="PASSES", help="fwd,bwd,bwdbwd (default: all); grad,gradgrad"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=1)

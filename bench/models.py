@@ -40,6 +40,7 @@ import torch
 
 import eqtp
 from bench import harness, machine, peers
+from bench.command import command, listed
 from bench.harness import Missing, WrongKernel
 from bench.model_libraries import MODELS, Library
 
@@ -57,18 +58,8 @@ class Contestant(NamedTuple):
     from_disk: bool | None = None
 
 
-def listed(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    head, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench models",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("python -m bench models", __doc__)
     parser.add_argument("--model", type=listed, default=["7net-0"], help=", ".join(MODELS))
     parser.add_argument("--atoms", type=listed, default=["64", "1000"], help="numbers of atoms (default: 64,1000)")
     parser.add_argument("--against", type=listed, default=["e3nn"], metavar="PEERS", help=", ".join(PEERS))

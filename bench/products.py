@@ -35,16 +35,13 @@ import torch
 import eqtp
 from bench import harness, machine, peers, price_of_freedom, product_targets
 from bench import product_methods as methods
+from bench.command import command, listed
 from bench.harness import TITLES, TOLERANCE, Missing, WrongKernel
 from eqtp.math.sphere import folded_flops
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PASSES = ("fwd", "bwd", "bwdbwd")
 SAME = {torch.float32: 1e-5, torch.float64: 1e-10}  # how far a peer may be off, else it calculates something else
-
-
-def listed(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def integers(text: str) -> list[int]:
@@ -57,13 +54,7 @@ def integers(text: str) -> list[int]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    head, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m bench products",
-        description=head,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command("python -m bench products", __doc__)
     parser.add_argument("--layout", type=listed, default=list(methods.LAYOUTS), help="siso,simo,mimo (default: all)")
     parser.add_argument("--lmax", type=integers, default=list(range(1, 11)), help="such as 1..10 or 1,2,4")
     parser.add_argument("--channels", type=integers, default=[1, 32, 128])

@@ -49,6 +49,16 @@ def structure(atoms, model, dtype=torch.float32):
     return sevennet.graph_data(atoms, float(model.cutoff), dtype)
 
 
+def batch(model, *sizes, dtype=torch.float32):
+    """Crystals of at least so many atoms each, as SevenNet takes them together."""
+    from torch_geometric.data import Batch
+
+    structures = [structure(crystal(n), model, dtype) for n in sizes]
+    for data in structures:
+        data["cell_volume"] = data["cell_volume"].reshape(1)
+    return Batch.from_data_list(structures)
+
+
 def calculated(atoms, model, run):
     """A crystal with SevenNet's calculator of a model, which runs that model or the same compiled."""
     from sevenn.calculator import SevenNetCalculator
@@ -272,16 +282,7 @@ def test_dynamics_stay_together():
 @pytest.mark.long
 def test_batches_of_structures():
     """Three structures at a time, compiled for two."""
-    from torch_geometric.data import Batch
-
     model = small_sevennet()
     model.set_is_batch_data(True)
     eqtp.accelerate(model)
-
-    def batch(*sizes):
-        structures = [structure(crystal(n), model) for n in sizes]
-        for data in structures:
-            data["cell_volume"] = data["cell_volume"].reshape(1)
-        return Batch.from_data_list(structures)
-
-    assert_same(eqtp.compile(model, batch(8, 8)), model, batch(8, 64, 27))
+    assert_same(eqtp.compile(model, batch(model, 8, 8)), model, batch(model, 8, 64, 27))

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from test_compiled_sevennet import crystal, small_sevennet, structure
+from test_compiled_sevennet import batch, crystal, small_sevennet, structure
 
 import eqtp
 from eqtp import testing
@@ -145,15 +145,11 @@ def of_energies_and_forces(out, targets):
 
 def labelled(model, atoms, dtype):
     """A structure, or a batch of several, with random targets about the model's own energy."""
-    from torch_geometric.data import Batch
-
-    structures = [structure(crystal(n), model, dtype) for n in atoms]
     if model.is_batch_data:
-        for data in structures:
-            data["cell_volume"] = data["cell_volume"].reshape(1)
-        data = Batch.from_data_list(structures)
+        data = batch(model, *atoms, dtype=dtype)
     else:
-        (data,) = structures
+        (only,) = atoms
+        data = structure(crystal(only), model, dtype)
     energy = model(data.clone())["inferred_total_energy"].detach() + 1
     return data, {"energy": energy, "forces": testing.random(len(data["atomic_numbers"]), 3, seed=1).to(dtype)}
 
